@@ -1,0 +1,366 @@
+"""What libFuzzer sees of a run: branch counters of the model, and counters of our own.
+
+libFuzzer keeps an input when a byte of a registered counter array takes a value class (1, 2, 3,
+4-7, 8-15, 16-31, 32-127, 128-255) that no earlier input gave it; it clears all arrays before each
+execution. Whoever has such an array therefore has coverage feedback. There are two kinds here:
+
+- `ExtraCounters`: an array that the target writes itself, for states and situations.
+- branch counters: one per basic block of the instrumented packages, written by a probe that
+  atheris's bytecode instrumentation inserts. Most of the cost of a campaign in plain Python is this
+  probe, so there are several ways to have it (`Mode`).
+
+| mode       | probe                                   | comparisons | instrumented bytecode |
+|------------|-----------------------------------------|-------------|-----------------------|
+| `fast`     | `_branch.c`, called without conversions | not traced  | cached                |
+| `branches` | atheris's own                           | not traced  | cached                |
+| `stock`    | atheris's own                           | traced      | made at each start    |
+| `none`     | none; only `ExtraCounters` give feedback | not traced  | none                  |
+
+The environment variable `NVMX_FEEDBACK` chooses one. Its default, `auto`, is `fast` where the
+native helper was built, `branches` where it was not, and `stock` inside a frozen program, whose
+modules have no source files.
+
+Order matters and `setup` keeps it: libFuzzer binds a custom mutator at the moment it is loaded, and
+counters can be registered only after that. So a target reads::
+
+    with instrument(["nvmx_core"]) as probes:
+        from nvmx_core import machines
+    setup(sys.argv, test_one_input, probes=probes, counters=[states], custom_mutator=mutate)
+    atheris.Fuzz()
+"""
+
+import ctypes
+import importlib
+import importlib.machinery
+import importlib.util
+import marshal
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Final, Literal, cast, get_args
+
+import atheris
+import atheris.instrument_bytecode
+import atheris.native
+
+Mode = Literal["fast", "branches", "stock", "none"]
+TestOneInput = Callable[[bytes], None]
+CustomMutator = Callable[[bytes, int, int], bytes]
+CustomCrossover = Callable[[bytes, bytes, int, int], bytes]
+
+_CacheKey = tuple[int | str | bytes, ...]
+
+MODE_VARIABLE: Final = "NVMX_FEEDBACK"
+
+# Stands in cached code for the module whose `_trace_branch` a probe calls: modules do not marshal.
+_PROBE_MARK: Final = "\0nvmx-probe\0"
+_CACHE_VERSION: Final = 1
+
+# libFuzzer keeps raw pointers for the life of the process; what they point to must stay.
+_registered: Final[list[object]] = []
+
+
+class ExtraCounters:
+    """Counters that the target itself writes and that libFuzzer takes for coverage.
+
+    Attributes:
+        buffer: one byte per counter, 0 at the start of each execution. It must never be resized
+            (an attempt raises BufferError). Write values up to 255; a plain `buffer[i] = 1` marks
+            a situation as reached, a saturating count tells how often.
+    """
+
+    __slots__ = ("_is_registered", "buffer")
+
+    def __init__(self, size: int) -> None:
+        """Make `size` counters (at least 1; ValueError otherwise), not yet known to libFuzzer."""
+        if size < 1:
+            raise ValueError(f"size is {size}, but there must be at least one counter")
+        self.buffer: Final = bytearray(size)
+        self._is_registered = False
+
+    def register(self) -> None:
+        """Hand the buffer to libFuzzer, once; later calls do nothing. See `load_libfuzzer`."""
+        if self._is_registered:
+            return
+        size = len(self.buffer)
+        library = _libfuzzer_symbols()
+        counters = (ctypes.c_ubyte * size).from_buffer(self.buffer)
+        # libFuzzer demands a table of (pc, flags) beside the counters. It identifies a counter by
+        # its place in this table, so zeros will do; flags of 0 keep it from looking for symbols.
+        pc_table = (ctypes.c_size_t * (2 * size))()
+        for array, register in (
+            (counters, library["__sanitizer_cov_8bit_counters_init"]),
+            (pc_table, library["__sanitizer_cov_pcs_init"]),
+        ):
+            start = ctypes.addressof(array)
+            register(ctypes.c_void_p(start), ctypes.c_void_p(start + ctypes.sizeof(array)))
+            _registered.append(array)
+        self._is_registered = True
+
+
+@dataclass
+class Probes:
+    """The branch probes of one `instrument` block.
+
+    Attributes:
+        mode: how branches are counted.
+        count: number of probes inserted (0 in the modes `stock`, where atheris keeps the count,
+            and `none`).
+    """
+
+    mode: Mode
+    count: int = 0
+
+    def reserve(self) -> int:
+        """Return the number of the next probe; stands in for `atheris._reserve_counter`."""
+        self.count += 1
+        return self.count - 1
+
+
+def has_native_probe() -> bool:
+    """Say whether the native helper was built for this interpreter."""
+    return _native_probe() is not None
+
+
+def choose_mode(wanted: str | None = None) -> Mode:
+    """Decide how to count branches.
+
+    Args:
+        wanted: a `Mode`, "auto", or None for the value of `NVMX_FEEDBACK` (default "auto").
+
+    Returns:
+        The mode; `fast` becomes `branches` where the native helper is missing.
+
+    Raises:
+        ValueError: the name is not a mode; the message lists them.
+    """
+    name = wanted if wanted is not None else os.environ.get(MODE_VARIABLE) or "auto"
+    if name != "auto" and name not in get_args(Mode):
+        choices = ", ".join(("auto", *get_args(Mode)))
+        raise ValueError(f"{MODE_VARIABLE} is {name!r}, but must be one of {choices}")
+    if name == "auto":
+        name = "stock" if getattr(sys, "frozen", False) else "fast"
+    if name == "fast" and not has_native_probe():
+        name = "branches"
+    return cast("Mode", name)
+
+
+@contextmanager
+def instrument(packages: Sequence[str], mode: str | None = None) -> Iterator[Probes]:
+    """Insert probes into every module of `packages` that is imported inside the block.
+
+    Args:
+        packages: top-level package names.
+        mode: see `choose_mode`.
+
+    Yields:
+        The probes, to be given to `setup` after the block.
+
+    Raises:
+        RuntimeError: a module of `packages` is imported already and would stay without probes.
+        ValueError: see `choose_mode`.
+    """
+    probes = Probes(choose_mode(mode))
+    if probes.mode == "none":
+        yield probes
+        return
+    early = sorted(name for name in sys.modules if name.partition(".")[0] in packages)
+    if early:
+        raise RuntimeError(f"imported before instrument(), so without probes: {', '.join(early)}")
+    if probes.mode == "stock":
+        with atheris.instrument_imports(include=list(packages)):
+            yield probes
+        return
+    finder = _InstrumentingFinder(frozenset(packages), probes)
+    reserve = atheris._reserve_counter  # noqa: SLF001 - patch_code() numbers probes through it
+    atheris._reserve_counter = probes.reserve  # noqa: SLF001
+    sys.meta_path.insert(0, finder)
+    try:
+        yield probes
+    finally:
+        sys.meta_path.remove(finder)
+        atheris._reserve_counter = reserve  # noqa: SLF001
+    if probes.mode == "branches":
+        for _ in range(probes.count):
+            reserve()
+
+
+def load_libfuzzer(*, custom_mutator: bool = False, custom_crossover: bool = False) -> None:
+    """Load atheris's libFuzzer, so that counters can be registered before the first execution.
+
+    Args:
+        custom_mutator: a custom mutator will be given to `atheris.Setup`. libFuzzer looks for one
+            while it is being loaded, so it is too late to change this afterwards.
+        custom_crossover: the same for a custom crossover.
+    """
+    if atheris.native.libfuzzer_is_loaded():
+        return  # preloaded together with a sanitizer; its symbols are global already
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | os.RTLD_GLOBAL)
+    try:
+        if custom_mutator:
+            importlib.import_module("atheris.custom_mutator")
+        if custom_crossover:
+            importlib.import_module("atheris.custom_crossover")
+    finally:
+        sys.setdlopenflags(flags)
+    importlib.import_module("atheris.core_with_libfuzzer")
+
+
+def setup(
+    argv: Sequence[str],
+    test_one_input: TestOneInput,
+    *,
+    probes: Probes | None = None,
+    counters: Iterable[ExtraCounters] = (),
+    custom_mutator: CustomMutator | None = None,
+    custom_crossover: CustomCrossover | None = None,
+) -> list[str]:
+    """Do what `atheris.Setup` does, with all counters registered; `atheris.Fuzz()` comes next.
+
+    Args:
+        argv: the program's arguments, `argv[0]` being the path of the target.
+        test_one_input: called with each input.
+        probes: from `instrument`.
+        counters: further counters of the target.
+        custom_mutator: (input, size limit in bytes, seed) -> new input.
+        custom_crossover: (input, other input, size limit in bytes, seed) -> new input.
+
+    Returns:
+        The arguments that are not libFuzzer's.
+    """
+    load_libfuzzer(
+        custom_mutator=custom_mutator is not None, custom_crossover=custom_crossover is not None
+    )
+    if probes is not None and probes.mode == "fast" and probes.count:
+        branches = ExtraCounters(probes.count)
+        branches.register()
+        native = _native_probe()
+        assert native is not None, "mode fast was chosen without the native helper"
+        native.bind(branches.buffer)
+    for extra in counters:
+        extra.register()
+    rest: list[str] = atheris.Setup(
+        list(argv),
+        test_one_input,
+        custom_mutator=custom_mutator,
+        custom_crossover=custom_crossover,
+    )
+    return rest
+
+
+class _InstrumentingFinder:
+    """Finds modules of some packages and has them loaded with probes."""
+
+    def __init__(self, packages: frozenset[str], probes: Probes) -> None:
+        self._packages = packages
+        self._probes = probes
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] not in self._packages:
+            return None
+        for finder in sys.meta_path:
+            find_spec = getattr(finder, "find_spec", None)
+            spec = find_spec(name, path, target) if find_spec and finder is not self else None
+            if spec is not None:
+                # Compiled modules carry counters of their own, or none; they load as they are.
+                if type(spec.loader) is importlib.machinery.SourceFileLoader:
+                    spec.loader = _InstrumentingLoader(name, spec.loader.path, self._probes)
+                return cast("importlib.machinery.ModuleSpec", spec)
+        return None
+
+
+class _InstrumentingLoader(importlib.machinery.SourceFileLoader):
+    """Loads a source file with probes, from a cache beside its ordinary bytecode if possible.
+
+    Instrumenting takes about 0.2 ms a line, which is seconds for the whole model; the cache makes
+    it some milliseconds. Cached code holds its probes' numbers: the first is part of the key.
+    """
+
+    def __init__(self, name: str, path: str, probes: Probes) -> None:
+        super().__init__(name, path)
+        self._probes = probes
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        # Looked up per module rather than once: `fast` calls the helper, `branches` whatever
+        # atheris has put in its own place when fuzzing began.
+        probe = _native_probe() if self._probes.mode == "fast" else atheris
+        key = self._cache_key()
+        cache = Path(importlib.util.cache_from_source(self.path, optimization="nvmxprobes"))
+        found = _read_cache(cache, key)
+        if found is not None:
+            count, code = found
+            self._probes.count += count
+            return _replace_constant(code, _PROBE_MARK, probe)
+        first = self._probes.count
+        plain = super().get_code(fullname)
+        if plain is None:
+            return None
+        patched = _replace_constant(atheris.patch_code(plain, False), atheris, _PROBE_MARK)
+        _write_cache(cache, key, self._probes.count - first, patched)
+        return _replace_constant(patched, _PROBE_MARK, probe)
+
+    def _cache_key(self) -> _CacheKey:
+        instrumentor = Path(atheris.instrument_bytecode.__file__).stat()
+        return (
+            _CACHE_VERSION,
+            importlib.util.MAGIC_NUMBER,
+            instrumentor.st_mtime_ns,
+            instrumentor.st_size,
+            self.path,
+            importlib.util.source_hash(self.get_data(self.path)),
+            self._probes.count,
+        )
+
+
+def _read_cache(cache: Path, key: _CacheKey) -> tuple[int, CodeType] | None:
+    """Return (number of probes, code) if `cache` holds them for `key`."""
+    try:
+        stored_key, count, code = marshal.loads(cache.read_bytes())
+    except (OSError, EOFError, TypeError, ValueError):
+        return None  # absent, or cut short: made anew
+    return (count, code) if stored_key == key else None
+
+
+def _write_cache(cache: Path, key: _CacheKey, count: int, code: CodeType) -> None:
+    """Store (number of probes, code) for `key`; a place that cannot be written costs only time."""
+    draft = cache.with_name(f"{cache.name}.{os.getpid()}")
+    with suppress(OSError):
+        cache.parent.mkdir(exist_ok=True)
+        draft.write_bytes(marshal.dumps((key, count, code)))
+        draft.replace(cache)
+
+
+def _replace_constant(code: CodeType, old: object, new: object) -> CodeType:
+    """Return `code` with one constant replaced, in nested functions and classes too."""
+
+    def replaced(constant: object) -> object:
+        if isinstance(constant, CodeType):
+            return _replace_constant(constant, old, new)
+        return new if type(constant) is type(old) and constant == old else constant
+
+    return code.replace(co_consts=tuple(replaced(constant) for constant in code.co_consts))
+
+
+def _native_probe() -> ModuleType | None:
+    """Return the native helper's module, or None where it was not built."""
+    try:
+        return importlib.import_module("nvmx_fuzz._branch")
+    except ImportError:
+        return None
+
+
+def _libfuzzer_symbols() -> ctypes.CDLL:
+    """Return the library that holds libFuzzer; RuntimeError if none is loaded yet."""
+    if atheris.native.libfuzzer_is_loaded():
+        return ctypes.CDLL(None)
+    core = sys.modules.get("atheris.core_with_libfuzzer")
+    if core is None or core.__file__ is None:
+        raise RuntimeError("libFuzzer is not loaded: call load_libfuzzer() or setup() first")
+    return ctypes.CDLL(core.__file__)
