@@ -1,5 +1,2 @@
-from collections.abc import Callable
-
 def bind(buffer: bytearray, /) -> None: ...
-
-_trace_branch: Callable[[int], None]
+def _trace_branch(index: int, /) -> None: ...

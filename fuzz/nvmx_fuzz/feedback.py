@@ -35,6 +35,7 @@ import importlib.machinery
 import importlib.util
 import marshal
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -223,7 +224,8 @@ def setup(
     """Do what `atheris.Setup` does, with all counters registered; `atheris.Fuzz()` comes next.
 
     Args:
-        argv: the program's arguments, `argv[0]` being the path of the target.
+        argv: the program's arguments, `argv[0]` being the path of the target; libFuzzer starts it
+            again for -fork, -jobs, -merge and -minimize_crash.
         test_one_input: called with each input.
         probes: from `instrument`.
         counters: further counters of the target.
@@ -245,12 +247,23 @@ def setup(
     for extra in counters:
         extra.register()
     rest: list[str] = atheris.Setup(
-        list(argv),
+        [_restart_command(argv[0]), *argv[1:]],
         test_one_input,
         custom_mutator=custom_mutator,
         custom_crossover=custom_crossover,
     )
     return rest
+
+
+def _restart_command(program: str) -> str:
+    """Return shell text that starts `program` again with this interpreter.
+
+    libFuzzer joins its arguments with spaces and gives them to a shell. As it is, `argv[0]` would
+    fail there for `python target.py`, and for a path with a space in it.
+    """
+    if Path(program).is_file() and not getattr(sys, "frozen", False):
+        return shlex.join([sys.executable, str(Path(program).resolve())])
+    return shlex.quote(program)
 
 
 class _InstrumentingFinder:
