@@ -1,0 +1,1 @@
+"""What the manual says, as tables: VMCS fields, controls, events, exit reasons, instructions, rules."""

@@ -1,0 +1,152 @@
+"""L2's instructions, as one table: length, what makes each exit, and whether an L0 always emulates it.
+
+Source: SDM, "Instructions That Cause VM Exits Unconditionally", "Instructions That Cause VM Exits
+Conditionally", "Changes to Instruction Behavior in VMX Non-Root Operation".
+"""
+
+from typing import Final, NamedTuple
+
+from nvmx_core.arch.controls import (
+    CPU_CR3_LOAD_EXITING,
+    CPU_CR8_LOAD_EXITING,
+    CPU_HLT_EXITING,
+    CPU_INVLPG_EXITING,
+    CPU_MONITOR_EXITING,
+    CPU_MOV_DR_EXITING,
+    CPU_MWAIT_EXITING,
+    CPU_PAUSE_EXITING,
+    CPU_RDPMC_EXITING,
+    CPU_RDTSC_EXITING,
+    CPU_UNCOND_IO_EXITING,
+    SECONDARY_WBINVD_EXITING,
+)
+from nvmx_core.arch.fields import CPU_BASED, SECONDARY
+
+# What an instruction does when it does not exit.
+NOTHING: Final = 0
+HALT: Final = 1
+SOFT_INTERRUPT: Final = 2
+BREAKPOINT: Final = 3
+OVERFLOW: Final = 4
+ICEBP: Final = 5
+FAULT: Final = 6
+SET_IF: Final = 7
+CLEAR_IF: Final = 8
+POP_FLAGS: Final = 9
+INTERRUPT_RETURN: Final = 10
+LOAD_SS: Final = 11
+MEMORY_READ: Final = 12
+MEMORY_WRITE: Final = 13
+WRITE_TPR: Final = 14
+APIC_EOI: Final = 15
+
+ALWAYS: Final = -1
+NEVER: Final = -2
+
+
+class Instruction(NamedTuple):
+    """One L2 instruction.
+
+    ``exit_field``/``exit_bit`` name the control that makes it exit; ALWAYS and NEVER as field mean what
+    they say. ``privileged``: #GP(0) outside CPL 0, before any exit (P15). ``emulated``: the L0 of the
+    nested machine always intercepts it and emulates it when L1 does not want it. ``fault`` is the vector
+    that a FAULT instruction raises.
+    """
+
+    name: str
+    length: int
+    exit_reason: int
+    exit_field: int
+    exit_bit: int
+    privileged: bool
+    emulated: bool
+    action: int
+    fault: int
+
+
+def _plain(name: str, length: int, action: int, privileged: bool = False) -> Instruction:
+    return Instruction(name, length, 0, NEVER, 0, privileged, False, action, 0)
+
+
+def _exiting(name: str, length: int, reason: int, privileged: bool = False) -> Instruction:
+    return Instruction(name, length, reason, ALWAYS, 0, privileged, False, NOTHING, 0)
+
+
+def _controlled(
+    name: str, length: int, reason: int, bit: int, privileged: bool, emulated: bool = False
+) -> Instruction:
+    return Instruction(name, length, reason, CPU_BASED, bit, privileged, emulated, NOTHING, 0)
+
+
+def _faulting(name: str, length: int, vector: int) -> Instruction:
+    return Instruction(name, length, 0, NEVER, 0, False, False, FAULT, vector)
+
+
+# The order is part of the byte form of a scenario: append only.
+INSTRUCTIONS: Final[tuple[Instruction, ...]] = (
+    _plain("nop", 1, NOTHING),
+    _exiting("cpuid", 2, 10),
+    Instruction("hlt", 1, 12, CPU_BASED, CPU_HLT_EXITING, True, True, HALT, 0),
+    _plain("int", 2, SOFT_INTERRUPT),
+    _plain("int3", 1, BREAKPOINT),
+    _plain("into", 1, OVERFLOW),
+    _plain("int1", 1, ICEBP),
+    _faulting("ud2", 2, 6),
+    _faulting("div0", 2, 0),
+    _faulting("gp", 2, 13),
+    _faulting("ss", 2, 12),
+    _faulting("np", 2, 11),
+    _faulting("ts", 2, 10),
+    _faulting("nm", 2, 7),
+    _faulting("ac", 2, 17),
+    _plain("sti", 1, SET_IF, privileged=True),
+    _plain("cli", 1, CLEAR_IF, privileged=True),
+    _plain("popf", 1, POP_FLAGS),
+    _plain("iret", 2, INTERRUPT_RETURN),
+    _plain("mov-ss", 2, LOAD_SS),
+    _plain("load", 3, MEMORY_READ),
+    _plain("store", 3, MEMORY_WRITE),
+    _exiting("vmcall", 3, 18),
+    _controlled("pause", 2, 40, CPU_PAUSE_EXITING, privileged=False),
+    _controlled("rdtsc", 2, 16, CPU_RDTSC_EXITING, privileged=False),
+    _controlled("rdtscp", 3, 51, CPU_RDTSC_EXITING, privileged=False),
+    _controlled("rdpmc", 2, 15, CPU_RDPMC_EXITING, privileged=True, emulated=True),
+    _controlled("out", 2, 30, CPU_UNCOND_IO_EXITING, privileged=True, emulated=True),
+    Instruction(
+        "wbinvd", 2, 54, SECONDARY, SECONDARY_WBINVD_EXITING, True, True, NOTHING, 0
+    ),
+    _controlled("invlpg", 3, 14, CPU_INVLPG_EXITING, privileged=True),
+    _controlled("mwait", 3, 36, CPU_MWAIT_EXITING, privileged=True),
+    _controlled("monitor", 3, 39, CPU_MONITOR_EXITING, privileged=True),
+    _controlled("mov-dr", 3, 29, CPU_MOV_DR_EXITING, privileged=True),
+    Instruction("mov-cr8", 4, 28, CPU_BASED, CPU_CR8_LOAD_EXITING, True, False, WRITE_TPR, 0),
+    _plain("apic-eoi", 2, APIC_EOI, privileged=True),
+    _exiting("xsetbv", 3, 55, privileged=True),
+    _exiting("invd", 2, 13, privileged=True),
+    _exiting("vmlaunch", 3, 20),
+    _faulting("rsm", 2, 6),
+    _faulting("vmfunc", 3, 6),
+    _faulting("bound", 3, 5),
+    _plain("pop-ss", 1, LOAD_SS),
+    _controlled("in", 2, 30, CPU_UNCOND_IO_EXITING, privileged=True, emulated=True),
+    _controlled("mov-cr3", 3, 28, CPU_CR3_LOAD_EXITING, privileged=True),
+    _exiting("rdmsr", 2, 31, privileged=True),
+    _exiting("wrmsr", 2, 32, privileged=True),
+)  # fmt: skip
+
+INSTRUCTION_INDEX: Final[dict[str, int]] = {
+    instruction.name: index for index, instruction in enumerate(INSTRUCTIONS)
+}
+
+NOP: Final = INSTRUCTION_INDEX["nop"]
+HLT_INSTRUCTION: Final = INSTRUCTION_INDEX["hlt"]
+
+# Exit reasons that the nested L0 asks for in vmcs02 whatever L1 wants, with the action it emulates.
+EMULATED_BY_REASON: Final[dict[int, Instruction]] = {
+    instruction.exit_reason: instruction for instruction in INSTRUCTIONS if instruction.emulated
+}
+
+FAULT_ERROR_CODE: Final = 0
+"""Error code of the faults that FAULT instructions raise, for the vectors that have one."""
+
+assert len(INSTRUCTION_INDEX) == len(INSTRUCTIONS)

@@ -1,0 +1,1 @@
+"""The logical processor: VM-entry checks, event delivery, instruction boundaries, VM exits."""

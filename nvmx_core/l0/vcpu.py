@@ -1,0 +1,180 @@
+"""The state of one vCPU in L0, named as in KVM, and the predicates on it.
+
+``needs_reinjection`` and the blocking predicates are asked everywhere; queues hold whole interruption
+words, so that an event comes back with exactly the type it had (X4).
+
+Source: Linux, struct kvm_vcpu_arch, struct nested_vmx; the table "State per vCPU" behind rules S1-S9.
+"""
+
+from typing import Final
+
+from nvmx_core.arch.controls import (
+    PIN_EXT_INTR_EXITING,
+    PIN_NMI_EXITING,
+    PIN_VIRTUAL_NMIS,
+)
+from nvmx_core.arch.fields import (
+    EXCEPTION_BITMAP,
+    FIELD_COUNT,
+    GUEST_INTERRUPTIBILITY,
+    GUEST_RFLAGS,
+    PF_ERROR_MASK,
+    PF_ERROR_MATCH,
+    PIN_BASED,
+    POISON,
+    Vmcs,
+)
+from nvmx_core.arch.events import PF
+from nvmx_core.arch.state import (
+    ACTIVE,
+    BLOCKING_BY_MOV_SS,
+    BLOCKING_BY_NMI,
+    BLOCKING_BY_STI,
+    INTERRUPT_SHADOW,
+    RFLAGS_IF,
+)
+from nvmx_core.cpu.apic import NO_VECTOR, LocalApic
+from nvmx_core.cpu.processor import Processor
+from nvmx_core.guests.l1 import L1
+from nvmx_core.guests.memory import L2Memory
+from nvmx_core.journal import Record
+from nvmx_core.l0.log import SELF_CHECK, USERSPACE, L0Record
+from nvmx_core.l0.reach import REACH_COUNT
+from nvmx_core.scenario.config import Config
+
+TIMER_OFF: Final = -1
+
+
+class Host:
+    """What L0 may ask of the machine around it."""
+
+    def in_emulation(self) -> None:
+        """L0 emulates an L2 instruction: arrivals tied to this moment happen now."""
+
+    def at_entry(self) -> None:
+        """L1's entry was accepted: arrivals tied to this moment happen now."""
+
+
+class Vcpu:
+    """Queues, requests and modes of one vCPU; the lowest layer of L0."""
+
+    def __init__(
+        self, config: Config, cpu: Processor, memory: L2Memory, l1: L1, journal: list[Record]
+    ) -> None:
+        self.config: Final = config
+        self.cpu: Final = cpu
+        self.memory: Final = memory
+        self.l1: Final = l1
+        self.journal: Final = journal
+        self.host: Host = Host()
+        self.log: list[L0Record] = []
+        self.reach: list[int] = [0] * REACH_COUNT
+        self.apic: LocalApic = LocalApic()
+        self.vmcs12: Vmcs = l1.vmcs
+        self.vmcs02: Vmcs = [0] * FIELD_COUNT
+        self.guest_mode: bool = False
+        self.nested_run_pending: bool = False
+        self.mp_state: int = ACTIVE
+        self.in_smm: bool = False
+        self.smm_guest_mode: bool = False
+        self.l1_nmi_blocked: bool = False
+        self.physical_nmi_blocked: bool = False
+        self.clear_queues()
+        self.nmi_pending: bool = False
+        self.smi_pending: bool = False
+        self.init_pending: bool = False
+        self.sipi_vector: int = NO_VECTOR
+        self.mtf_pending: bool = False
+        self.timer: int = TIMER_OFF
+        self.timer_expired: bool = False
+        self.request_event: bool = False
+        self.request_triple_fault: bool = False
+        self.cancel_armed: bool = False
+        self.userspace_exit: bool = False
+        self.immediate_exit: bool = False
+        self.round_trips: int = 0
+        self.dead: bool = False
+
+    def clear_queues(self) -> None:
+        """Forget every queued exception and every event in flight (nested exit, Y5)."""
+        self.exception_pending: bool = False
+        self.exception_injected: bool = False
+        self.exception_info: int = 0
+        self.exception_error_code: int = POISON
+        self.exception_payload: int = 0
+        self.exception_length: int = 0
+        self.exception_trap: bool = False
+        self.vmexit_pending: bool = False
+        self.vmexit_info: int = 0
+        self.vmexit_error_code: int = POISON
+        self.vmexit_payload: int = 0
+        self.vmexit_length: int = POISON
+        self.vmexit_trap: bool = False
+        self.nmi_injected: bool = False
+        self.interrupt_injected: bool = False
+        self.interrupt_info: int = 0
+        self.interrupt_length: int = 0
+        self.mtf_injected: bool = False
+
+    # -- predicates -----------------------------------------------------------------------------------
+
+    def needs_reinjection(self) -> bool:
+        """Whether an event that was in the entry field has not been delivered yet."""
+        return self.exception_injected or self.interrupt_injected or self.nmi_injected
+
+    def l1_wants_interrupts(self) -> bool:
+        """Whether an external interrupt is an exit for L1."""
+        return self.vmcs12[PIN_BASED] & PIN_EXT_INTR_EXITING != 0
+
+    def l1_wants_nmis(self) -> bool:
+        """Whether an NMI is an exit for L1."""
+        return self.vmcs12[PIN_BASED] & PIN_NMI_EXITING != 0
+
+    def l1_uses_virtual_nmis(self) -> bool:
+        """Whether bit 3 of L2's interruptibility state is virtual-NMI blocking."""
+        return self.vmcs12[PIN_BASED] & PIN_VIRTUAL_NMIS != 0
+
+    def l1_intercepts(self, vector: int, error_code: int) -> bool:
+        """Whether L1 wants an exception: its bitmap bit, for #PF compared with mask and match."""
+        vmcs12 = self.vmcs12
+        wanted = vmcs12[EXCEPTION_BITMAP] >> vector & 1 != 0
+        if vector != PF:
+            return wanted
+        return wanted == (error_code & vmcs12[PF_ERROR_MASK] == vmcs12[PF_ERROR_MATCH])
+
+    def nmi_blocked(self) -> bool:
+        """Whether an NMI must wait: the table of NMI modes (B4, N1, N2)."""
+        if self.l1_wants_nmis():
+            return not self.l1_uses_virtual_nmis() and self.physical_nmi_blocked
+        blocking = self.vmcs02[GUEST_INTERRUPTIBILITY]
+        if blocking & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS):
+            return True
+        return self.config.caps.sti_blocks_nmi and blocking & BLOCKING_BY_STI != 0
+
+    def interrupts_open(self) -> bool:
+        """IF = 1 and no interrupt shadow in L2, as of the last hardware exit."""
+        vmcs02 = self.vmcs02
+        return (
+            vmcs02[GUEST_RFLAGS] & RFLAGS_IF != 0
+            and not vmcs02[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW
+        )
+
+    def interrupt_blocked(self) -> bool:
+        """Whether an interrupt must wait; one that L1 wants as an exit never does (B3)."""
+        return not self.l1_wants_interrupts() and not self.interrupts_open()
+
+    def has_interrupt(self) -> bool:
+        """Whether the interrupt controller, in the kernel or in userspace, has its line up."""
+        return self.apic.deliverable() >= 0
+
+    def take_interrupt(self) -> int:
+        """Acknowledge the interrupt of :meth:`has_interrupt`; with a userspace APIC it must be asked."""
+        vector = self.apic.deliverable()
+        if not self.config.in_kernel_apic:
+            self.log.append((USERSPACE, len(self.journal), vector))
+        self.apic.acknowledge(vector)
+        return vector
+
+    def self_check(self, code: int) -> None:
+        """L0 found a state that must not be, its WARN_ON."""
+        self.log.append((SELF_CHECK, len(self.journal), code))

@@ -1,0 +1,166 @@
+"""The machine ``bare``: L1 runs on the model processor itself. What it shows is what should be seen."""
+
+from typing import Final
+
+from nvmx_core.arch.state import ACTIVE
+from nvmx_core.cpu.apic import LocalApic
+from nvmx_core.arch.instructions import INSTRUCTIONS
+from nvmx_core.cpu.processor_state import (
+    PENDING_INIT,
+    PENDING_NMI,
+    PENDING_SMI,
+)
+from nvmx_core.errors import ModelError
+from nvmx_core.journal import END, L1_NMI, SMM_ENTRY, SMM_RETURN
+from nvmx_core.machines.machine import Machine
+from nvmx_core.scenario.config import Config
+from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER
+
+MODE_L1: Final = 0
+MODE_L2: Final = 1
+MODE_SMM: Final = 2
+MODE_DEAD: Final = 3
+
+
+class Bare(Machine):
+    """L1 on bare metal: its VMCS is the processor's, its events are the processor's."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.l1_changed_tables()
+
+    # -- who runs -------------------------------------------------------------------------------------
+
+    def l1_is_current(self) -> bool:
+        cpu = self.cpu
+        return not cpu.non_root and not cpu.in_smm
+
+    def l2_may_execute(self) -> bool:
+        cpu = self.cpu
+        return cpu.non_root and not cpu.in_smm and cpu.activity == ACTIVE
+
+    # -- L1's platform --------------------------------------------------------------------------------
+
+    def l1_apic(self) -> LocalApic:
+        return self.cpu.apic
+
+    def l1_apic_changed(self) -> None:
+        self.cpu.update_interrupt_line()
+
+    def l1_iret(self) -> None:
+        self.cpu.root_nmi_blocked = False
+
+    def l1_write_cr2(self, value: int) -> None:
+        self.cpu.cr2 = value
+
+    def l1_changed_tables(self) -> None:
+        memory = self.memory
+        if self.config.l1_ept:
+            self.cpu.load_tables(
+                memory.l2_absent, memory.ept12_absent, memory.ept12_misconfigured, 0
+            )
+        else:
+            self.cpu.load_tables(memory.l2_absent, 0, 0, 0)
+
+    # -- running --------------------------------------------------------------------------------------
+
+    def vm_entry(self) -> int:
+        vmcs = self.l1.vmcs
+        error, _rule = self.cpu.checker.judge_controls(vmcs, self.memory.vtpr)
+        if error:
+            return error
+        if self.armed_at_entry:
+            self.fire(self.armed_at_entry)
+        self.cpu.complete_entry(vmcs)
+        if not self.cpu.non_root:
+            self._after_exit()
+        return 0
+
+    def execute(self, instruction: int, operand: int) -> None:
+        cpu = self.cpu
+        if self.armed_in_emulation and INSTRUCTIONS[instruction].emulated:
+            self._execute_emulated(instruction, operand)
+        else:
+            cpu.execute(instruction, operand)
+        if not cpu.non_root:
+            self._after_exit()
+
+    def _execute_emulated(self, instruction: int, operand: int) -> None:
+        """Arrivals "in emulation" come while the instruction executes, if it executes at all."""
+        if self.cpu.would_execute(instruction):
+            self.fire(self.armed_in_emulation)
+        self.cpu.execute(instruction, operand)
+
+    def _after_exit(self) -> None:
+        self.l1.observe_exit(self.cpu.cr2, self.cpu.dr6)
+        self._root_boundary()
+
+    # -- events ---------------------------------------------------------------------------------------
+
+    def arrive(self, op: int, b: int) -> None:
+        cpu = self.cpu
+        if op == INTERRUPT:
+            cpu.apic.request(b)
+            cpu.update_interrupt_line()
+        elif op == NMI:
+            cpu.nmi()
+        elif op == SMI:
+            cpu.pending |= PENDING_SMI
+        elif op == INIT:
+            cpu.pending |= PENDING_INIT
+        elif op == SIPI:
+            cpu.sipi(b)
+        elif op == TIMER:
+            cpu.elapse(b)
+        else:
+            raise ModelError(f"no outside step {op}")
+
+    def settle(self) -> None:
+        cpu = self.cpu
+        if cpu.non_root:
+            cpu.boundary()
+            if not cpu.non_root:
+                self._after_exit()
+        else:
+            self._root_boundary()
+
+    def _root_boundary(self) -> None:
+        """L1 between two of its instructions: SMI first, then an NMI through L1's own IDT."""
+        cpu = self.cpu
+        if cpu.in_smm:
+            return
+        if cpu.pending & PENDING_SMI:
+            cpu.pending &= ~PENDING_SMI
+            cpu.in_smm = True
+            self.journal.append((SMM_ENTRY, 0, 0))
+        elif cpu.pending & PENDING_NMI and not cpu.root_nmi_blocked:
+            cpu.pending &= ~PENDING_NMI
+            self.journal.append((L1_NMI,))
+
+    def rsm(self) -> None:
+        if not self.cpu.in_smm:
+            self.skipped += 1
+            return
+        self.cpu.in_smm = False
+        self.journal.append((SMM_RETURN,))
+        self.settle()
+
+    def finish(self) -> None:
+        cpu = self.cpu
+        mode = MODE_SMM if cpu.in_smm else MODE_L2 if cpu.non_root else MODE_L1
+        l2 = (0, 0, 0, 0)
+        if cpu.non_root:
+            l2 = (cpu.rip, cpu.rflags, cpu.activity, cpu.blocking)
+        self.journal.append(
+            (
+                END,
+                mode,
+                cpu.apic.irr,
+                cpu.apic.isr,
+                1 if cpu.pending & PENDING_NMI else 0,
+                1 if cpu.root_nmi_blocked and not cpu.non_root else 0,
+                1 if cpu.pending & PENDING_INIT else 0,
+                1 if cpu.pending & PENDING_SMI else 0,
+                *l2,
+            )
+        )

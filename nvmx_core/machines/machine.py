@@ -1,0 +1,391 @@
+"""What all machines share: the walk over the steps, the moments of arrival, L1's instructions.
+
+``Machine.run`` takes a scenario and returns nothing; the journal is the result. A step that cannot apply
+(L1's while L2 runs, L2's while L1 runs or L2 sleeps, any but outside steps in SMM) does nothing and is
+counted in ``skipped``.
+
+A machine says what differs: how a VM entry happens, how an L2 instruction runs, and where events go.
+"""
+
+from typing import Final
+
+from nvmx_core.arch.controls import CONTROLS
+from nvmx_core.arch.events import (
+    HARDWARE_EXCEPTION,
+    TYPE_SHIFT,
+    VALID,
+    VECTORS_WITH_ERROR_CODE,
+    interruption_info,
+)
+from nvmx_core.arch.fields import (
+    ENTRY_ERROR_CODE,
+    ENTRY_INSTRUCTION_LEN,
+    ENTRY_INTR_INFO,
+    EXCEPTION_BITMAP,
+    GUEST_CR0,
+    GUEST_INTR_STATUS,
+    LAUNCH_STATE,
+    POSTED_INTR_NV,
+    SECONDARY,
+)
+from nvmx_core.arch.state import ACTIVE, CR0_PE
+from nvmx_core.arch.controls import SECONDARY_UNRESTRICTED_GUEST
+from nvmx_core.cpu.processor import Processor
+from nvmx_core.cpu.processor_state import Platform
+from nvmx_core.errors import ModelError
+from nvmx_core.guests.l1 import L1, L1Platform, keep_manners
+from nvmx_core.guests.memory import NO_PAGE, PAGE_COUNT, L2Memory
+from nvmx_core.journal import L1_ENTRY, VMFAIL, Record
+from nvmx_core.scenario.config import NOTIFICATION_VECTOR, Config
+from nvmx_core.scenario.steps import (
+    APIC_PAGE,
+    AT_ENTRY,
+    CANCEL_ENTRY,
+    CONTROL,
+    DROP_PAGE,
+    ENTER,
+    EPT_PAGE,
+    FORCE_LAUNCH,
+    FORCE_RESUME,
+    HOST_INTERRUPT,
+    HOST_NMI,
+    IN_DELIVERY,
+    IN_EMULATION,
+    INIT,
+    INJECT,
+    INTERCEPT,
+    INTERRUPT,
+    L1_EOI,
+    L1_IRET,
+    L1_MOV_SS,
+    L2_GATE,
+    L2_PAGE,
+    LOWEST_VECTOR,
+    NMI,
+    NOW,
+    OPEN_INTERRUPTS,
+    PAGE_ABSENT,
+    PAGE_MISCONFIGURED,
+    PML_LOG,
+    POST_INTERRUPT,
+    RSM,
+    RUN,
+    SAVE_RESTORE,
+    SIPI,
+    SMI,
+    TIMER,
+    VIRTUAL_INTERRUPT,
+    VMCLEAR,
+    VMPTRLD,
+    VMWRITE,
+    VTPR,
+    Scenario,
+    Step,
+    inject_error_code,
+    inject_length,
+    vmwrite_value,
+)
+
+VMFAIL_INVALID: Final = 0
+VMFAIL_LAUNCH_NOT_CLEAR: Final = 4
+VMFAIL_RESUME_NOT_LAUNCHED: Final = 5
+VMFAIL_MOV_SS: Final = 26
+
+_FIRST_L2_OPERATION: Final = RUN
+_FIRST_OUTSIDE_OPERATION: Final = INTERRUPT
+_FIRST_L0_OPERATION: Final = DROP_PAGE
+
+
+class Machine(Platform, L1Platform):
+    """One run of one scenario. Make a new machine for every run."""
+
+    def __init__(self, config: Config) -> None:
+        self.config: Final = config
+        self.journal: list[Record] = []
+        self.memory: L2Memory = L2Memory()
+        self.cpu: Processor = Processor(config.caps, self.memory, self.journal)
+        self.cpu.platform = self
+        self.l1: L1 = L1(config.initial_vmcs, self.memory, self.journal, self)
+        self.armed_at_entry: list[Step] = []
+        self.armed_in_delivery: list[Step] = []
+        self.armed_in_emulation: list[Step] = []
+        self.skipped: int = 0
+        self.step_starts: list[int] = []
+
+    # -- the walk -------------------------------------------------------------------------------------
+
+    def run(self, scenario: Scenario) -> None:
+        """Run all steps, then write the END record. ``step_starts[i]`` is the journal length before i."""
+        starts = self.step_starts
+        journal = self.journal
+        for step in scenario.steps:
+            starts.append(len(journal))
+            self.do_step(step)
+        starts.append(len(journal))
+        self.finish()
+
+    def do_step(self, step: Step) -> None:
+        """Do one step, or skip it when it cannot apply."""
+        op, a, b, c = step
+        if op >= _FIRST_OUTSIDE_OPERATION:
+            if op >= _FIRST_L0_OPERATION:
+                self._l0_step(op, a, b, c)
+            else:
+                self._outside_step(step)
+        elif op >= _FIRST_L2_OPERATION:
+            if op == RUN:
+                self._run_l2(a, b)
+            else:
+                self._l2_table_step(op, a, b)
+        elif self.l1_is_current():
+            if op == ENTER:
+                self._enter(a)
+            else:
+                self._l1_step(op, a, b, c)
+        else:
+            self.skipped += 1
+
+    # -- what differs between machines ----------------------------------------------------------------
+
+    def l1_is_current(self) -> bool:
+        """Whether L1 executes: not L2, not the system-management handler."""
+        raise ModelError("a machine knows who runs")
+
+    def l2_may_execute(self) -> bool:
+        """Whether L2 is current and awake."""
+        raise ModelError("a machine knows who runs")
+
+    def vm_entry(self) -> int:
+        """L1's VMLAUNCH or VMRESUME after the permission checks; a VM-instruction error or 0."""
+        raise ModelError("a machine enters L2")
+
+    def execute(self, instruction: int, operand: int) -> None:
+        """Run one L2 instruction and what follows from it until L1 or L2 may act again."""
+        raise ModelError("a machine runs L2")
+
+    def arrive(self, op: int, b: int) -> None:
+        """An outside event reaches L1's virtual processor; nothing is looked at yet."""
+        raise ModelError("a machine takes events")
+
+    def settle(self) -> None:
+        """Let what has arrived take effect, until L1 or L2 may act again."""
+        raise ModelError("a machine takes events")
+
+    def rsm(self) -> None:
+        """The system-management handler executes RSM; outside SMM nothing happens."""
+        raise ModelError("a machine has an SMM")
+
+    def hidden_step(self, op: int, a: int) -> None:
+        """A step of L0 that L1 and L2 must never notice; nothing where there is no L0."""
+
+    def finish(self) -> None:
+        """Write the END record."""
+        raise ModelError("a machine ends a run")
+
+    def end_of_life(self) -> bool:
+        """Whether the virtual machine has stopped for good."""
+        return False
+
+    # -- L1 -------------------------------------------------------------------------------------------
+
+    def _enter(self, manners: int) -> None:
+        """VMLAUNCH or VMRESUME with L1's manners; the permission checks of E0, classes 1 to 3."""
+        l1 = self.l1
+        keep_manners(l1, manners)
+        vmcs = l1.vmcs
+        self.journal.append(
+            (
+                L1_ENTRY,
+                vmcs[ENTRY_INTR_INFO],
+                vmcs[ENTRY_ERROR_CODE],
+                vmcs[ENTRY_INSTRUCTION_LEN],
+            )
+        )
+        in_mov_ss_shadow = l1.in_mov_ss_shadow
+        l1.in_mov_ss_shadow = False
+        launched = vmcs[LAUNCH_STATE] != 0
+        if not l1.has_current:
+            error = VMFAIL_INVALID
+        elif in_mov_ss_shadow:
+            error = VMFAIL_MOV_SS
+        elif launched and manners & FORCE_LAUNCH:
+            error = VMFAIL_LAUNCH_NOT_CLEAR
+        elif not launched and manners & FORCE_RESUME:
+            error = VMFAIL_RESUME_NOT_LAUNCHED
+        else:
+            error = self.vm_entry()
+            if not error:
+                return
+        self.journal.append((VMFAIL, error))
+        l1.observe_vmfail()
+
+    def _l1_step(self, op: int, a: int, b: int, c: int) -> None:
+        l1 = self.l1
+        vmcs = l1.vmcs
+        if op == INJECT:
+            self._inject(a, b, c)
+        elif op == VMWRITE:
+            vmcs[a] = vmwrite_value(b, c)
+        elif op == CONTROL:
+            control = CONTROLS[a]
+            if b:
+                vmcs[control.field] |= control.bit
+            else:
+                vmcs[control.field] &= ~control.bit
+        elif op == INTERCEPT:
+            if b:
+                vmcs[EXCEPTION_BITMAP] |= 1 << a
+            else:
+                vmcs[EXCEPTION_BITMAP] &= ~(1 << a)
+        elif op == OPEN_INTERRUPTS:
+            l1.open_interrupts()
+        elif op == L1_EOI:
+            self.l1_apic().end_of_interrupt()
+            self.l1_apic_changed()
+        elif op == L1_IRET:
+            self.l1_iret()
+            self.settle()
+        elif op == L1_MOV_SS:
+            l1.in_mov_ss_shadow = True
+        elif op == VMPTRLD:
+            l1.vmptrld(a)
+        elif op == VMCLEAR:
+            l1.vmclear(a)
+        else:
+            self._l1_memory_step(op, a, b)
+
+    def _l1_memory_step(self, op: int, a: int, b: int) -> None:
+        memory = self.memory
+        if op == EPT_PAGE:
+            bit = 1 << a
+            memory.ept12_absent &= ~bit
+            memory.ept12_misconfigured &= ~bit
+            if b == PAGE_ABSENT:
+                memory.ept12_absent |= bit
+            elif b == PAGE_MISCONFIGURED:
+                memory.ept12_misconfigured |= bit
+        elif op == PML_LOG:
+            memory.pml_full = a != 0
+        elif op == APIC_PAGE:
+            memory.apic_page = a if a < PAGE_COUNT else NO_PAGE
+        elif op == VIRTUAL_INTERRUPT:
+            memory.virr |= 1 << b
+            vmcs = self.l1.vmcs
+            status = vmcs[GUEST_INTR_STATUS]
+            vmcs[GUEST_INTR_STATUS] = status & 0xFF00 | max(status & 0xFF, b)
+        elif op == VTPR:
+            memory.vtpr = a << 4
+        else:
+            raise ModelError(f"no L1 step {op}")
+        self.l1_changed_tables()
+
+    def _inject(self, event_type: int, vector: int, c: int) -> None:
+        """A well-formed entry field: bit 11 exactly where E5 wants it."""
+        vmcs = self.l1.vmcs
+        protected = (
+            not vmcs[SECONDARY] & SECONDARY_UNRESTRICTED_GUEST or vmcs[GUEST_CR0] & CR0_PE != 0
+        )
+        has_error_code = (
+            event_type == HARDWARE_EXCEPTION
+            and protected
+            and VECTORS_WITH_ERROR_CODE >> vector & 1 != 0
+        )
+        vmcs[ENTRY_INTR_INFO] = interruption_info(event_type, vector, has_error_code)
+        vmcs[ENTRY_ERROR_CODE] = inject_error_code(c)
+        vmcs[ENTRY_INSTRUCTION_LEN] = inject_length(c)
+
+    # -- L2 -------------------------------------------------------------------------------------------
+
+    def _run_l2(self, instruction: int, operand: int) -> None:
+        if self.l2_may_execute():
+            self.execute(instruction, operand)
+        else:
+            self.skipped += 1
+
+    def _l2_table_step(self, op: int, a: int, b: int) -> None:
+        memory = self.memory
+        if op == L2_PAGE:
+            if b == PAGE_ABSENT:
+                memory.l2_absent |= 1 << a
+            else:
+                memory.l2_absent &= ~(1 << a)
+            self.l1_changed_tables()
+        elif op == L2_GATE:
+            if a:
+                memory.gates[b] = a
+            else:
+                memory.gates.pop(b, None)
+        else:
+            raise ModelError(f"no L2 step {op}")
+
+    # -- outside and L0 -------------------------------------------------------------------------------
+
+    def _outside_step(self, step: Step) -> None:
+        op, when, b, _c = step
+        if op == RSM:
+            self.rsm()
+        elif when == NOW:
+            self._arrive(op, b)
+            self.settle()
+        else:
+            self._arm(step, when)
+
+    def _l0_step(self, op: int, a: int, b: int, c: int) -> None:
+        if op == SAVE_RESTORE and a != NOW:
+            self._arm((op, a, b, c), a)
+        else:
+            self.hidden_step(op, a)
+
+    def _arm(self, step: Step, when: int) -> None:
+        if when == AT_ENTRY:
+            self.armed_at_entry.append(step)
+        elif when == IN_DELIVERY:
+            self.armed_in_delivery.append(step)
+            self.cpu.delivery_armed = True
+        elif when == IN_EMULATION:
+            self.armed_in_emulation.append(step)
+
+    def fire(self, armed: list[Step]) -> None:
+        """Let the steps tied to a moment happen; they are not looked at before the next boundary."""
+        steps = armed[:]
+        armed.clear()
+        for op, _when, b, _c in steps:
+            if op == SAVE_RESTORE:
+                self.hidden_step(op, IN_DELIVERY)
+            else:
+                self._arrive(op, b)
+
+    def _arrive(self, op: int, b: int) -> None:
+        if op == INTERRUPT:
+            self.arrive(op, b if b >= LOWEST_VECTOR else b + LOWEST_VECTOR)
+        elif op == POST_INTERRUPT:
+            self.memory.post_interrupt(b if b >= LOWEST_VECTOR else b + LOWEST_VECTOR)
+            vector = self.l1.vmcs[POSTED_INTR_NV] & 0xFF
+            self.arrive(INTERRUPT, vector if vector >= LOWEST_VECTOR else NOTIFICATION_VECTOR)
+        else:
+            self.arrive(op, b)
+
+    def in_delivery(self) -> None:
+        """The processor has begun an event delivery while something was tied to one."""
+        self.fire(self.armed_in_delivery)
+
+
+def is_asleep(activity: int) -> bool:
+    """Whether an activity state keeps L2 from executing."""
+    return activity != ACTIVE
+
+
+__all__ = [
+    "CANCEL_ENTRY",
+    "HOST_INTERRUPT",
+    "HOST_NMI",
+    "INIT",
+    "NMI",
+    "SIPI",
+    "SMI",
+    "TIMER",
+    "TYPE_SHIFT",
+    "VALID",
+    "Machine",
+    "is_asleep",
+]
