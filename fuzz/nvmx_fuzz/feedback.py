@@ -31,35 +31,27 @@ counters can be registered only after that. So a target reads::
 
 import ctypes
 import importlib
-import importlib.machinery
-import importlib.util
-import marshal
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Final, Literal, cast, get_args
 
 import atheris
-import atheris.instrument_bytecode
 import atheris.native
+
+from nvmx_fuzz.instrumentation import InstrumentingFinder, Numbering
 
 Mode = Literal["fast", "branches", "stock", "none"]
 TestOneInput = Callable[[bytes], None]
 CustomMutator = Callable[[bytes, int, int], bytes]
 CustomCrossover = Callable[[bytes, bytes, int, int], bytes]
 
-_CacheKey = tuple[int | str | bytes, ...]
-
 MODE_VARIABLE: Final = "NVMX_FEEDBACK"
-
-# Stands in cached code for the module whose `_trace_branch` a probe calls: modules do not marshal.
-_PROBE_MARK: Final = "\0nvmx-probe\0"
-_CACHE_VERSION: Final = 1
 
 # libFuzzer keeps raw pointers for the life of the process; what they point to must stay.
 _registered: Final[list[object]] = []
@@ -109,17 +101,17 @@ class Probes:
 
     Attributes:
         mode: how branches are counted.
-        count: number of probes inserted (0 in the modes `stock`, where atheris keeps the count,
-            and `none`).
+        numbering: the numbers given to probes; it stays at 0 in the modes `stock`, where atheris
+            keeps count, and `none`.
     """
 
     mode: Mode
-    count: int = 0
+    numbering: Numbering = field(default_factory=Numbering)
 
-    def reserve(self) -> int:
-        """Return the number of the next probe; stands in for `atheris._reserve_counter`."""
-        self.count += 1
-        return self.count - 1
+    @property
+    def count(self) -> int:
+        """Return the number of probes inserted."""
+        return self.numbering.used
 
 
 def has_native_probe() -> bool:
@@ -176,18 +168,17 @@ def instrument(packages: Sequence[str], mode: str | None = None) -> Iterator[Pro
         with atheris.instrument_imports(include=list(packages)):
             yield probes
         return
-    finder = _InstrumentingFinder(frozenset(packages), probes)
-    reserve = atheris._reserve_counter  # noqa: SLF001 - patch_code() numbers probes through it
-    atheris._reserve_counter = probes.reserve  # noqa: SLF001
+    # `fast` calls the helper, `branches` whatever atheris puts in place when fuzzing begins.
+    probe_module = _native_probe() if probes.mode == "fast" else atheris
+    finder = InstrumentingFinder(frozenset(packages), probe_module, probes.numbering)
     sys.meta_path.insert(0, finder)
     try:
         yield probes
     finally:
         sys.meta_path.remove(finder)
-        atheris._reserve_counter = reserve  # noqa: SLF001
     if probes.mode == "branches":
         for _ in range(probes.count):
-            reserve()
+            atheris._reserve_counter()  # noqa: SLF001 - atheris has no other way to be told
 
 
 def load_libfuzzer(*, custom_mutator: bool = False, custom_crossover: bool = False) -> None:
@@ -264,101 +255,6 @@ def _restart_command(program: str) -> str:
     if Path(program).is_file() and not getattr(sys, "frozen", False):
         return shlex.join([sys.executable, str(Path(program).resolve())])
     return shlex.quote(program)
-
-
-class _InstrumentingFinder:
-    """Finds modules of some packages and has them loaded with probes."""
-
-    def __init__(self, packages: frozenset[str], probes: Probes) -> None:
-        self._packages = packages
-        self._probes = probes
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name.partition(".")[0] not in self._packages:
-            return None
-        for finder in sys.meta_path:
-            find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(name, path, target) if find_spec and finder is not self else None
-            if spec is not None:
-                # Compiled modules carry counters of their own, or none; they load as they are.
-                if type(spec.loader) is importlib.machinery.SourceFileLoader:
-                    spec.loader = _InstrumentingLoader(name, spec.loader.path, self._probes)
-                return cast("importlib.machinery.ModuleSpec", spec)
-        return None
-
-
-class _InstrumentingLoader(importlib.machinery.SourceFileLoader):
-    """Loads a source file with probes, from a cache beside its ordinary bytecode if possible.
-
-    Instrumenting takes about 0.2 ms a line, which is seconds for the whole model; the cache makes
-    it some milliseconds. Cached code holds its probes' numbers: the first is part of the key.
-    """
-
-    def __init__(self, name: str, path: str, probes: Probes) -> None:
-        super().__init__(name, path)
-        self._probes = probes
-
-    def get_code(self, fullname: str) -> CodeType | None:
-        # Looked up per module rather than once: `fast` calls the helper, `branches` whatever
-        # atheris has put in its own place when fuzzing began.
-        probe = _native_probe() if self._probes.mode == "fast" else atheris
-        key = self._cache_key()
-        cache = Path(importlib.util.cache_from_source(self.path, optimization="nvmxprobes"))
-        found = _read_cache(cache, key)
-        if found is not None:
-            count, code = found
-            self._probes.count += count
-            return _replace_constant(code, _PROBE_MARK, probe)
-        first = self._probes.count
-        plain = super().get_code(fullname)
-        if plain is None:
-            return None
-        patched = _replace_constant(atheris.patch_code(plain, False), atheris, _PROBE_MARK)
-        _write_cache(cache, key, self._probes.count - first, patched)
-        return _replace_constant(patched, _PROBE_MARK, probe)
-
-    def _cache_key(self) -> _CacheKey:
-        instrumentor = Path(atheris.instrument_bytecode.__file__).stat()
-        return (
-            _CACHE_VERSION,
-            importlib.util.MAGIC_NUMBER,
-            instrumentor.st_mtime_ns,
-            instrumentor.st_size,
-            self.path,
-            importlib.util.source_hash(self.get_data(self.path)),
-            self._probes.count,
-        )
-
-
-def _read_cache(cache: Path, key: _CacheKey) -> tuple[int, CodeType] | None:
-    """Return (number of probes, code) if `cache` holds them for `key`."""
-    try:
-        stored_key, count, code = marshal.loads(cache.read_bytes())
-    except (OSError, EOFError, TypeError, ValueError):
-        return None  # absent, or cut short: made anew
-    return (count, code) if stored_key == key else None
-
-
-def _write_cache(cache: Path, key: _CacheKey, count: int, code: CodeType) -> None:
-    """Store (number of probes, code) for `key`; a place that cannot be written costs only time."""
-    draft = cache.with_name(f"{cache.name}.{os.getpid()}")
-    with suppress(OSError):
-        cache.parent.mkdir(exist_ok=True)
-        draft.write_bytes(marshal.dumps((key, count, code)))
-        draft.replace(cache)
-
-
-def _replace_constant(code: CodeType, old: object, new: object) -> CodeType:
-    """Return `code` with one constant replaced, in nested functions and classes too."""
-
-    def replaced(constant: object) -> object:
-        if isinstance(constant, CodeType):
-            return _replace_constant(constant, old, new)
-        return new if type(constant) is type(old) and constant == old else constant
-
-    return code.replace(co_consts=tuple(replaced(constant) for constant in code.co_consts))
 
 
 def _native_probe() -> ModuleType | None:
