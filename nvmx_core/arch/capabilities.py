@@ -11,7 +11,8 @@ class Capabilities(NamedTuple):
 
     ``error_code_optional``: IA32_VMX_BASIC[56]; ``zero_length_injection``: IA32_VMX_MISC[30];
     ``hlt``/``shutdown``/``wait_for_sipi``: IA32_VMX_MISC[8:6]; ``monitor_trap_flag``: the 1-setting of
-    that control; ``sti_blocks_nmi``: a choice that the manual leaves open (G7, B6).
+    that control; ``ept``: EPT and unrestricted guest, which a host that has them must use here;
+    ``sti_blocks_nmi``: a choice that the manual leaves open (G7, B6).
     """
 
     error_code_optional: bool
@@ -20,4 +21,5 @@ class Capabilities(NamedTuple):
     shutdown: bool
     wait_for_sipi: bool
     monitor_trap_flag: bool
+    ept: bool
     sti_blocks_nmi: bool

@@ -95,4 +95,15 @@ CONTROL_INDEX: Final[dict[str, int]] = {
     control.name: index for index, control in enumerate(CONTROLS)
 }
 
+def _all_bits(field: int) -> int:
+    return sum(control.bit for control in CONTROLS if control.field == field)
+
+
+# Allowed-1 settings of the model's processors; EPT and unrestricted guest follow the capabilities.
+PIN_ALLOWED: Final = _all_bits(PIN_BASED)
+CPU_ALLOWED: Final = _all_bits(CPU_BASED) | CPU_SECONDARY_CONTROLS
+SECONDARY_ALLOWED: Final = _all_bits(SECONDARY)
+EXIT_ALLOWED: Final = _all_bits(EXIT_CONTROLS)
+ENTRY_ALLOWED: Final = _all_bits(ENTRY_CONTROLS)
+
 assert len(CONTROL_INDEX) == len(CONTROLS)

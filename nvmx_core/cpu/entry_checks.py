@@ -15,6 +15,13 @@ from typing import Final
 
 from nvmx_core.arch.capabilities import Capabilities
 from nvmx_core.arch.controls import (
+    CPU_ALLOWED,
+    CPU_MONITOR_TRAP_FLAG,
+    CPU_SECONDARY_CONTROLS,
+    ENTRY_ALLOWED,
+    EXIT_ALLOWED,
+    PIN_ALLOWED,
+    SECONDARY_ALLOWED,
     CPU_NMI_WINDOW_EXITING,
     CPU_TPR_SHADOW,
     ENTRY_TO_SMM,
@@ -234,9 +241,30 @@ def tpr_threshold_is_not_above_vtpr(vmcs: Vmcs, vtpr: int) -> bool:
     )
 
 
-def pml_needs_ept(vmcs: Vmcs, caps: Capabilities) -> bool:
-    """E0: page-modification logging needs EPT, like every control its prerequisite."""
-    return not vmcs[SECONDARY] & SECONDARY_PML or vmcs[SECONDARY] & SECONDARY_EPT != 0
+def controls_are_offered(vmcs: Vmcs, caps: Capabilities) -> bool:
+    """E0: every control has a setting that the capability MSRs allow.
+
+    Secondary controls are always active. EPT is on exactly where the processor has it, unrestricted guest
+    and page-modification logging need EPT.
+    """
+    cpu_allowed = CPU_ALLOWED
+    if not caps.monitor_trap_flag:
+        cpu_allowed &= ~CPU_MONITOR_TRAP_FLAG
+    secondary = vmcs[SECONDARY]
+    if caps.ept:
+        secondary_fits = secondary & SECONDARY_EPT != 0 and not secondary & ~(
+            SECONDARY_ALLOWED | SECONDARY_EPT | SECONDARY_UNRESTRICTED_GUEST
+        )
+    else:
+        secondary_fits = not secondary & ~(SECONDARY_ALLOWED & ~SECONDARY_PML)
+    return (
+        secondary_fits
+        and not vmcs[PIN_BASED] & ~PIN_ALLOWED
+        and vmcs[CPU_BASED] & CPU_SECONDARY_CONTROLS != 0
+        and not vmcs[CPU_BASED] & ~cpu_allowed
+        and not vmcs[EXIT_CONTROLS] & ~EXIT_ALLOWED
+        and not vmcs[ENTRY_CONTROLS] & ~ENTRY_ALLOWED
+    )
 
 
 def entry_to_smm_only_from_smm(vmcs: Vmcs, caps: Capabilities) -> bool:
@@ -253,6 +281,20 @@ def host_rip_is_canonical(vmcs: Vmcs, caps: Capabilities) -> bool:
 
 
 # -- guest state: VM exit 33 ----------------------------------------------------------------------------
+
+
+def cr0_is_allowed(vmcs: Vmcs, caps: Capabilities) -> bool:
+    """E0: real mode (CR0.PE = 0) needs unrestricted guest; other bits of CR0 are not modelled."""
+    cr0 = vmcs[GUEST_CR0]
+    if cr0 & ~CR0_PE:
+        return False
+    return cr0 != 0 or vmcs[SECONDARY] & SECONDARY_UNRESTRICTED_GUEST != 0
+
+
+def privilege_fits_the_mode(vmcs: Vmcs, caps: Capabilities) -> bool:
+    """E0: SS.DPL is 0 or 3 in this model, and 0 in real mode."""
+    dpl = vmcs[GUEST_SS_DPL]
+    return dpl == 0 or (dpl == 3 and vmcs[GUEST_CR0] & CR0_PE != 0)
 
 
 def activity_state_is_supported(vmcs: Vmcs, caps: Capabilities) -> bool:
@@ -365,12 +407,12 @@ def link_pointer_is_none(vmcs: Vmcs, caps: Capabilities) -> bool:
 
 
 CONTROL_CHECKS: Final[tuple[tuple[str, Check], ...]] = (
+    ("E0", controls_are_offered),
     ("C1", virtual_nmis_need_nmi_exiting),
     ("C2", nmi_window_needs_virtual_nmis),
     ("C3", virtual_interrupts_need_interrupt_exiting),
     ("C4", posted_interrupts_are_set_up),
     ("C6", tpr_threshold_is_a_class),
-    ("E0", pml_needs_ept),
     ("C5", saving_the_timer_needs_the_timer),
     ("G12", entry_to_smm_only_from_smm),
     ("E1", event_type_is_supported),
@@ -389,6 +431,8 @@ QUALIFICATION_NMI_UNDER_STI: Final = 3
 QUALIFICATION_LINK_POINTER: Final = 4
 
 GUEST_CHECKS: Final[tuple[tuple[str, Check, int], ...]] = (
+    ("E0", cr0_is_allowed, 0),
+    ("E0", privilege_fits_the_mode, 0),
     ("G11", rflags_are_well_formed, 0),
     ("G1", activity_state_is_supported, 0),
     ("G2", hlt_needs_cpl_0, 0),
@@ -449,7 +493,7 @@ class EntryChecker:
 
     def judge_guest_state(self, vmcs: Vmcs) -> Verdict:
         """(qualification, failed rule) of the checks on the guest state, the rule "" when all hold."""
-        key = (vmcs[PIN_BASED], *vmcs[GUEST_CHECK_FIELDS])
+        key = (vmcs[PIN_BASED], vmcs[SECONDARY], *vmcs[GUEST_CHECK_FIELDS])
         verdict = self._guest.get(key)
         if verdict is None:
             if len(self._guest) >= self.MEMORY_LIMIT:

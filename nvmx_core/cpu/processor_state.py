@@ -11,7 +11,6 @@ from typing import Final
 
 from nvmx_core.arch.capabilities import Capabilities
 from nvmx_core.arch.controls import (
-    CPU_SECONDARY_CONTROLS,
     EXIT_SAVE_PREEMPTION_TIMER,
     PIN_NMI_EXITING,
     PIN_VIRTUAL_NMIS,
@@ -41,7 +40,6 @@ from nvmx_core.arch.exits import (
     is_soft,
 )
 from nvmx_core.arch.fields import (
-    CPU_BASED,
     ENTRY_INTR_INFO,
     EXIT_CONTROLS,
     EXIT_INSTRUCTION_LEN,
@@ -168,11 +166,7 @@ class ProcessorState:
 
     def uses_virtual_interrupts(self) -> bool:
         """Whether virtual-interrupt delivery is on in the current VMCS."""
-        vmcs = self.vmcs
-        return (
-            vmcs[CPU_BASED] & CPU_SECONDARY_CONTROLS != 0
-            and vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY != 0
-        )
+        return self.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY != 0
 
     def nmi_mode_is_physical(self) -> bool:
         """Whether bit 3 of the interruptibility state means blocking of physical NMIs."""
@@ -232,6 +226,7 @@ class ProcessorState:
         vmcs[ENTRY_INTR_INFO] &= ~VALID
         self._save_guest_state(reason, event, rf)
         self.non_root = False
+        self.timer = TIMER_OFF
         self.pending &= ~(
             PENDING_MTF
             | PENDING_TIMER

@@ -92,7 +92,6 @@ from nvmx_core.arch.state import (
     RFLAGS_RF,
     RFLAGS_TF,
 )
-from nvmx_core.cpu.apic import LocalApic
 from nvmx_core.errors import ModelError
 from nvmx_core.guests.memory import CODE_BASE, NO_PAGE, L2Memory, page_of
 from nvmx_core.journal import (
@@ -113,12 +112,12 @@ OWED_VMFAIL: Final = -2
 class L1Platform:
     """The virtual processor under L1, as L1 can work it."""
 
-    def l1_apic(self) -> LocalApic:
-        """The interrupt controller of L1's virtual processor."""
-        raise ModelError("a machine gives L1 its interrupt controller")
+    def l1_take_interrupt(self) -> int:
+        """L1's interrupts are open for a moment: the vector that arrives, now in service, or -1."""
+        raise ModelError("a machine gives L1 its interrupts")
 
-    def l1_apic_changed(self) -> None:
-        """L1 acknowledged or ended an interrupt."""
+    def l1_end_interrupt(self) -> None:
+        """L1 wrote the EOI register."""
 
     def l1_iret(self) -> None:
         """L1 executed IRET: NMIs are open again."""
@@ -170,15 +169,13 @@ class L1:
 
     def open_interrupts(self, ends_them: bool = True) -> None:
         """L1 sets IF for a moment: every interrupt that its controller offers arrives in order."""
-        apic = self.platform.l1_apic()
-        vector = apic.deliverable()
+        platform = self.platform
+        vector = platform.l1_take_interrupt()
         while vector >= 0:
-            apic.acknowledge(vector)
             self.journal.append((L1_INTERRUPT, vector))
             if ends_them:
-                apic.end_of_interrupt()
-            vector = apic.deliverable()
-        self.platform.l1_apic_changed()
+                platform.l1_end_interrupt()
+            vector = platform.l1_take_interrupt()
 
     # -- what L1 sees ---------------------------------------------------------------------------------
 
@@ -236,7 +233,7 @@ def _rf_is_defined(reason: int, interruption: int, vectoring: int) -> bool:
     return reason in INSTRUCTION_EXITS or reason in (EPT_VIOLATION, EPT_MISCONFIG, PML_FULL)
 
 
-# Manners, one bit of the enter step each; set = left out. The same bits as in scenario.steps.
+# Manners, one bit each; set = left out.
 NO_REINJECT: Final = 1 << 0
 NO_REPAIR: Final = 1 << 1
 NO_ADVANCE: Final = 1 << 2
@@ -393,7 +390,6 @@ def _serve_interrupt(l1: L1, interruption: int, ends_it: bool) -> None:
     """K1: an acknowledged vector is in service already; without acknowledge L1 opens interrupts."""
     if interruption:
         if ends_it:
-            l1.platform.l1_apic().end_of_interrupt()
-            l1.platform.l1_apic_changed()
+            l1.platform.l1_end_interrupt()
     else:
         l1.open_interrupts(ends_it)

@@ -72,6 +72,7 @@ class Vcpu:
         self.apic: LocalApic = LocalApic()
         self.vmcs12: Vmcs = l1.vmcs
         self.vmcs02: Vmcs = [0] * FIELD_COUNT
+        self.processor_controls02: int = 0
         self.guest_mode: bool = False
         self.nested_run_pending: bool = False
         self.mp_state: int = ACTIVE
@@ -92,6 +93,10 @@ class Vcpu:
         self.cancel_armed: bool = False
         self.userspace_exit: bool = False
         self.immediate_exit: bool = False
+        self.kick_after_entry: bool = False
+        self.restarts_instruction: bool = False
+        self.entered_info: int = 0
+        self.entered_rf: int = 0
         self.round_trips: int = 0
         self.dead: bool = False
 

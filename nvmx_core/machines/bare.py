@@ -1,9 +1,6 @@
 """The machine ``bare``: L1 runs on the model processor itself. What it shows is what should be seen."""
 
-from typing import Final
-
 from nvmx_core.arch.state import ACTIVE
-from nvmx_core.cpu.apic import LocalApic
 from nvmx_core.arch.instructions import INSTRUCTIONS
 from nvmx_core.cpu.processor_state import (
     PENDING_INIT,
@@ -13,13 +10,9 @@ from nvmx_core.cpu.processor_state import (
 from nvmx_core.errors import ModelError
 from nvmx_core.journal import END, L1_NMI, SMM_ENTRY, SMM_RETURN
 from nvmx_core.machines.machine import Machine
+from nvmx_core.machines.modes import MODE_L1, MODE_L2, MODE_SMM
 from nvmx_core.scenario.config import Config
 from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER
-
-MODE_L1: Final = 0
-MODE_L2: Final = 1
-MODE_SMM: Final = 2
-MODE_DEAD: Final = 3
 
 
 class Bare(Machine):
@@ -41,10 +34,16 @@ class Bare(Machine):
 
     # -- L1's platform --------------------------------------------------------------------------------
 
-    def l1_apic(self) -> LocalApic:
-        return self.cpu.apic
+    def l1_take_interrupt(self) -> int:
+        cpu = self.cpu
+        vector = cpu.apic.deliverable()
+        if vector >= 0:
+            cpu.apic.acknowledge(vector)
+            cpu.update_interrupt_line()
+        return vector
 
-    def l1_apic_changed(self) -> None:
+    def l1_end_interrupt(self) -> None:
+        self.cpu.apic.end_of_interrupt()
         self.cpu.update_interrupt_line()
 
     def l1_iret(self) -> None:

@@ -9,11 +9,9 @@ A machine says what differs: how a VM entry happens, how an L2 instruction runs,
 
 from typing import Final
 
-from nvmx_core.arch.controls import CONTROLS
+from nvmx_core.arch.controls import CONTROLS, SECONDARY_UNRESTRICTED_GUEST
 from nvmx_core.arch.events import (
     HARDWARE_EXCEPTION,
-    TYPE_SHIFT,
-    VALID,
     VECTORS_WITH_ERROR_CODE,
     interruption_info,
 )
@@ -28,8 +26,7 @@ from nvmx_core.arch.fields import (
     POSTED_INTR_NV,
     SECONDARY,
 )
-from nvmx_core.arch.state import ACTIVE, CR0_PE
-from nvmx_core.arch.controls import SECONDARY_UNRESTRICTED_GUEST
+from nvmx_core.arch.state import CR0_PE
 from nvmx_core.cpu.processor import Processor
 from nvmx_core.cpu.processor_state import Platform
 from nvmx_core.errors import ModelError
@@ -40,18 +37,14 @@ from nvmx_core.scenario.config import NOTIFICATION_VECTOR, Config
 from nvmx_core.scenario.steps import (
     APIC_PAGE,
     AT_ENTRY,
-    CANCEL_ENTRY,
     CONTROL,
     DROP_PAGE,
     ENTER,
     EPT_PAGE,
     FORCE_LAUNCH,
     FORCE_RESUME,
-    HOST_INTERRUPT,
-    HOST_NMI,
     IN_DELIVERY,
     IN_EMULATION,
-    INIT,
     INJECT,
     INTERCEPT,
     INTERRUPT,
@@ -61,7 +54,6 @@ from nvmx_core.scenario.steps import (
     L2_GATE,
     L2_PAGE,
     LOWEST_VECTOR,
-    NMI,
     NOW,
     OPEN_INTERRUPTS,
     PAGE_ABSENT,
@@ -71,9 +63,6 @@ from nvmx_core.scenario.steps import (
     RSM,
     RUN,
     SAVE_RESTORE,
-    SIPI,
-    SMI,
-    TIMER,
     VIRTUAL_INTERRUPT,
     VMCLEAR,
     VMPTRLD,
@@ -240,8 +229,7 @@ class Machine(Platform, L1Platform):
         elif op == OPEN_INTERRUPTS:
             l1.open_interrupts()
         elif op == L1_EOI:
-            self.l1_apic().end_of_interrupt()
-            self.l1_apic_changed()
+            self.l1_end_interrupt()
         elif op == L1_IRET:
             self.l1_iret()
             self.settle()
@@ -368,24 +356,3 @@ class Machine(Platform, L1Platform):
     def in_delivery(self) -> None:
         """The processor has begun an event delivery while something was tied to one."""
         self.fire(self.armed_in_delivery)
-
-
-def is_asleep(activity: int) -> bool:
-    """Whether an activity state keeps L2 from executing."""
-    return activity != ACTIVE
-
-
-__all__ = [
-    "CANCEL_ENTRY",
-    "HOST_INTERRUPT",
-    "HOST_NMI",
-    "INIT",
-    "NMI",
-    "SIPI",
-    "SMI",
-    "TIMER",
-    "TYPE_SHIFT",
-    "VALID",
-    "Machine",
-    "is_asleep",
-]

@@ -141,7 +141,8 @@ class Config:
 
     ``flags`` are resolved: EPT in L1 needs EPT in L0, real mode needs EPT in L1, user mode is not real
     mode, and controls whose prerequisite is off are off. ``exceptions`` and ``l0_exceptions`` choose what
-    L1 and L0 intercept; ``pf_filter`` picks L1's page-fault filter.
+    L1 and L0 intercept; ``pf_filter`` picks L1's page-fault filter. ``caps`` is what L1's processor offers,
+    ``host_caps`` what the processor under L0 offers.
     """
 
     def __init__(
@@ -167,8 +168,10 @@ class Config:
             shutdown=flags & SHUTDOWN_ACTIVITY != 0,
             wait_for_sipi=flags & WFS_ACTIVITY != 0,
             monitor_trap_flag=flags & MTF_OFFERED != 0,
+            ept=self.l1_ept,
             sti_blocks_nmi=flags & STI_BLOCKS_NMI != 0,
         )
+        self.host_caps: Final = self.caps._replace(monitor_trap_flag=True, ept=self.l0_ept)
         self.l0_exception_bitmap: Final = exception_bitmap(l0_exceptions) | L0_ALWAYS_INTERCEPTS
         self.initial_vmcs: Final[Vmcs] = self._build_vmcs()
 

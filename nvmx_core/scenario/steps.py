@@ -22,13 +22,7 @@ IN_DELIVERY: Final = 2
 IN_EMULATION: Final = 3
 MOMENTS: Final = ("now", "at-entry", "in-delivery", "in-emulation")
 
-# -- L1's manners on entry, as bits to leave them out -----------------------------------------------------
-SKIP_REINJECT: Final = 1 << 0
-SKIP_REPAIR: Final = 1 << 1
-SKIP_ADVANCE: Final = 1 << 2
-SKIP_EOI: Final = 1 << 3
-SKIP_IRET: Final = 1 << 4
-SKIP_ADJUST: Final = 1 << 5
+# -- how L1 enters: the manners it leaves out (bits of guests.l1), and which instruction it uses -----------
 FORCE_LAUNCH: Final = 1 << 6
 FORCE_RESUME: Final = 1 << 7
 MANNERS: Final = (
