@@ -149,7 +149,7 @@ class _Parser:
 
 
 def parse_scenario(text: str) -> ScenarioFile:
-    """The scenario that a text describes; raises ScenarioError, and nothing else, for any other text."""
+    """The scenario that a text describes; any other text raises ScenarioError, and nothing else."""
     parser = _Parser()
     number = 0
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
@@ -191,8 +191,7 @@ def format_file(file: ScenarioFile) -> str:
 def check_expectations(
     file: ScenarioFile, journal: Sequence[Record], step_starts: Sequence[int]
 ) -> list[str]:
-    """What a run did not show of a file's expectations, one sentence each; empty when all is as
-    expected.
+    """What a run did not show of a file's expectations, one sentence each; empty if it did.
 
     *step_starts* is that of the machine that wrote *journal*: where the records of each step begin,
     and at last those of the end.

@@ -1,5 +1,4 @@
-"""Words of the text form that stand for numbers: vectors, information words, addresses, exit
-reasons.
+"""Words of the text form that stand for numbers: vectors, events, addresses, exit reasons.
 
 Each kind of value has two functions that undo each other: ``read_*`` turns a word into a number and
 raises :class:`WordError`, ``show_*`` gives the canonical word. A plain number is always accepted.
@@ -96,11 +95,11 @@ def quoted(word: str) -> str:
 
 
 def unknown(what: str, word: str, names: Iterable[str]) -> WordError:
-    """The error for a name that is not in *names*, with the nearest ones, or all when they are few."""
+    """The error for a name that is not in *names*, with the nearest ones, or all of few."""
     known = list(names)
     near = nearest(word, known)
     if near:
-        hint = f"did you mean {' or '.join(near)}?"
+        hint = f"did you mean {' or '.join((', '.join(near[:-1]), near[-1])).removeprefix(' or ')}?"
     elif len(known) <= 8:
         hint = f"expected {', '.join(known)}"
     else:
@@ -109,14 +108,14 @@ def unknown(what: str, word: str, names: Iterable[str]) -> WordError:
 
 
 def nearest(word: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The names that a misspelled word may have meant: few edits away, or sharing a part."""
+    """The names that a misspelled word may have meant: few edits away, or longer, or shuffled."""
     if len(word) > _QUOTED_LENGTH:
         return []
     lower = word.lower()
     scored: list[tuple[int, str]] = []
     for name in names:
         distance = _edit_distance(lower, name.lower())
-        if len(lower) > 2 and lower in name.lower():
+        if len(lower) > 2 and (lower in name.lower() or sorted(lower) == sorted(name.lower())):
             distance = min(distance, 1)
         if distance <= max(1, len(name) // 3):
             scored.append((distance, name))
@@ -279,7 +278,7 @@ def _usual_error_code(info: int) -> int:
 
 
 def read_address(word: str) -> int:
-    """An address of L2: ``page``, ``page+offset``, ``handler:vector``, ``handler:vector+offset``."""
+    """An address of L2: ``page``, ``handler:vector``, either with ``+offset``, or a number."""
     if word == UNDEFINED or is_number(word):
         return read_plain(word)
     place, plus, offset_word = word.partition("+")
