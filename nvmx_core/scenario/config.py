@@ -203,3 +203,21 @@ class Config:
 
 
 DEFAULT_CONFIG: Final = Config(DEFAULT_FLAGS)
+
+_CONFIGS_MAX: Final = 1024
+_configs: dict[tuple[int, int, int, int], Config] = {}
+
+
+def config_for(packed: tuple[int, int, int, int]) -> Config:
+    """The one Config of a packed configuration; building it costs more than running a step.
+
+    Configs are shared and never change, so a bounded number of them is kept.
+    """
+    config = _configs.get(packed)
+    if config is None:
+        if len(_configs) >= _CONFIGS_MAX:
+            _configs.clear()
+        flags, exceptions, l0_exceptions, pf_filter = packed
+        config = Config(flags, exceptions, l0_exceptions, pf_filter)
+        _configs[packed] = config
+    return config
