@@ -185,7 +185,9 @@ class Delivery(ProcessorState):
         self.event_error_code = error_code
         self.event_length = length
         self.event_rf = rf
-        if self.delivery_armed:
+        # An arrival in a delivery that keeps a debug trap would have to be seen before that trap, which no
+        # hypervisor under us could arrange; it waits for the next delivery.
+        if self.delivery_armed and not self.pending_dbg:
             self.delivery_armed = False
             self.platform.in_delivery()
 

@@ -48,7 +48,7 @@ from nvmx_core.arch.fields import (
     TPR_THRESHOLD,
     Vmcs,
 )
-from nvmx_core.arch.state import BLOCKING_BY_MOV_SS, HLT, RFLAGS_RF, SHUTDOWN
+from nvmx_core.arch.state import HLT, PENDING_DBG_VALID, RFLAGS_RF, SHUTDOWN
 from nvmx_core.cpu.entry_checks import PASSED, msr_load_failure
 from nvmx_core.cpu.execution import Execution
 from nvmx_core.cpu.processor_state import (
@@ -108,7 +108,9 @@ class Processor(Execution):
         self.cpl = vmcs[GUEST_SS_DPL]
         self.activity = vmcs[GUEST_ACTIVITY]
         self.blocking = vmcs[GUEST_INTERRUPTIBILITY]
-        self.pending_dbg = vmcs[GUEST_PENDING_DBG]
+        # Conditions that no enabled breakpoint and no single step goes with never become a #DB.
+        pending_dbg = vmcs[GUEST_PENDING_DBG]
+        self.pending_dbg = pending_dbg if pending_dbg & PENDING_DBG_VALID else 0
         self.enter_real_mode_state()
         self.root_nmi_blocked = False
         self.watches_boundaries = vmcs[CPU_BASED] & WINDOW_CONTROLS != 0

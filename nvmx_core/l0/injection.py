@@ -106,6 +106,7 @@ class Injection(NestedCheck):
         elif self.exception_pending:
             return
         elif self.nmi_injected:
+            self.unblock_nmi_for_reinjection()
             self._write_entry(NMI_INFO, POISON, 0)
             self.reach[reach.REINJECT_NMI] += 1
         elif self.interrupt_injected:
@@ -120,6 +121,10 @@ class Injection(NestedCheck):
             return
         self.log.append((REINJECT, len(self.journal), self.vmcs02[ENTRY_INTR_INFO]))
 
+    def unblock_nmi_for_reinjection(self) -> None:
+        """X11, G8: the interrupted delivery has set the blocking; the injection sets it again."""
+        self.vmcs02[GUEST_INTERRUPTIBILITY] &= ~BLOCKING_BY_NMI
+
     def _write_entry(self, info: int, error_code: int, length: int) -> None:
         vmcs02 = self.vmcs02
         vmcs02[ENTRY_INTR_INFO] = info & ~NMI_UNBLOCKING_BY_IRET
@@ -127,13 +132,15 @@ class Injection(NestedCheck):
             vmcs02[ENTRY_ERROR_CODE] = error_code
         if is_soft(info):
             vmcs02[ENTRY_INSTRUCTION_LEN] = length
+            if vmcs02[GUEST_PENDING_DBG]:
+                # O6: traps that MOV SS held outlive the injection of a soft event only under MOV SS.
+                vmcs02[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_MOV_SS
 
     def requeue(self, info: int, error_code: int, length: int) -> None:
         """Put an event that was in the entry field back into its queue, with its type as it was (X4)."""
         event_type = (info & TYPE_MASK) >> TYPE_SHIFT
         if event_type == NMI:
             self.nmi_injected = True
-            self.vmcs02[GUEST_INTERRUPTIBILITY] &= ~BLOCKING_BY_NMI
         elif event_type == EXTERNAL_INTERRUPT or event_type == SOFTWARE_INTERRUPT:
             self.interrupt_injected = True
             self.interrupt_info = info
@@ -196,7 +203,7 @@ class Injection(NestedCheck):
     def _inject_new_events(self) -> bool:
         """A new exception, SMI, NMI or interrupt; True when one of them has to wait."""
         can_inject = not (self.needs_reinjection() or self.mtf_injected)
-        if self.exception_pending:
+        if self.exception_pending and not self.exception_trap:
             self.inject_exception()
             can_inject = False
         if self.smi_pending and self.mp_state != WAIT_FOR_SIPI:
@@ -204,6 +211,9 @@ class Injection(NestedCheck):
                 return True
             self.enter_smm()
             return False
+        if self.exception_pending:
+            self.inject_exception()
+            can_inject = False
         busy = False
         if self.nmi_pending and not self.nmi_blocked():
             if not can_inject or self.l1_wants_nmis() or self.nested_run_pending:

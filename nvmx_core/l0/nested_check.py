@@ -216,6 +216,7 @@ class NestedCheck(NestedExit):
         if self.has_virtual_interrupt() and self.has_interrupt():
             self.reach[reach.VIRTUAL_INTERRUPT_BEFORE_EXIT] += 1
             self.kick_after_entry = True
+            self.request_event = True
             return STOP
         return NEXT
 

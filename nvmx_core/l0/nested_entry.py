@@ -142,6 +142,8 @@ class NestedEntry(Injection):
         vmcs02 = self.vmcs02
         vmcs02[GUEST_STATE_FIELDS] = vmcs12[GUEST_STATE_FIELDS]
         vmcs02[GUEST_ACTIVITY] = ACTIVE
+        if not vmcs02[GUEST_PENDING_DBG] & PENDING_DBG_VALID:
+            vmcs02[GUEST_PENDING_DBG] = 0
         l1_pin = vmcs12[PIN_BASED] & ~(PIN_PREEMPTION_TIMER | PIN_POSTED_INTR)
         vmcs02[PIN_BASED] = L0_PIN_CONTROLS | l1_pin
         self.processor_controls02 = L0_CPU_CONTROLS | vmcs12[CPU_BASED] & ~WINDOW_CONTROLS
@@ -227,7 +229,7 @@ class NestedEntry(Injection):
             vmcs02[GUEST_PENDING_DBG] = 0
         if self._tpr_is_below_threshold():
             self.nested_vmexit(TPR_BELOW_THRESHOLD)
-        elif vmcs02[GUEST_PENDING_DBG] & PENDING_DBG_VALID:
+        elif vmcs02[GUEST_PENDING_DBG]:
             self.take_debug_traps()
 
     def _tpr_is_below_threshold(self) -> bool:
@@ -255,7 +257,7 @@ class NestedEntry(Injection):
         self.guest_mode = True
         if self.mp_state == ACTIVE:
             self.set_run_pending_after_rsm()
-        elif self.vmcs02[GUEST_PENDING_DBG] & PENDING_DBG_VALID:
+        elif self.vmcs02[GUEST_PENDING_DBG]:
             self.take_debug_traps()
 
     def set_run_pending_after_rsm(self) -> None:

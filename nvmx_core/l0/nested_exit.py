@@ -183,15 +183,10 @@ class NestedExit(ExceptionQueue):
         if self.timer >= 0 and vmcs12[EXIT_CONTROLS] & EXIT_SAVE_PREEMPTION_TIMER:
             timer = self.timer
         vmcs12[GUEST_PREEMPTION_TIMER] = timer
-        blocking = vmcs02[GUEST_INTERRUPTIBILITY]
-        if self.l1_wants_nmis() and not self.l1_uses_virtual_nmis():
-            blocking &= ~BLOCKING_BY_NMI
-            if self.physical_nmi_blocked:
-                blocking |= BLOCKING_BY_NMI
-        vmcs12[GUEST_INTERRUPTIBILITY] = blocking
+        vmcs12[GUEST_INTERRUPTIBILITY] = self.l2_blocking(vmcs02[GUEST_INTERRUPTIBILITY])
 
     def _merge_trap_into_pending_debug(self) -> None:
-        """Y6: a debug trap that was queued but not taken is pending again; NMI in flight blocks (X10)."""
+        """Y6: a debug trap that was queued but not taken is pending again."""
         vmcs12 = self.vmcs12
         conditions = 0
         if self.exception_pending and self.exception_trap:
@@ -200,8 +195,6 @@ class NestedExit(ExceptionQueue):
             conditions = self.vmexit_payload
         if conditions:
             vmcs12[GUEST_PENDING_DBG] |= pending_dbg_of(conditions)
-        if vmcs12[IDT_VECTORING_INFO] == NMI_INFO:
-            vmcs12[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_NMI
 
     def _save_addresses(self, reason: int) -> None:
         vmcs12 = self.vmcs12

@@ -54,7 +54,6 @@ from nvmx_core.arch.fields import (
 from nvmx_core.arch.controls import CPU_MONITOR_TRAP_FLAG
 from nvmx_core.arch.instructions import EMULATED_BY_REASON, HALT, Instruction
 from nvmx_core.arch.state import (
-    BLOCKING_BY_MOV_SS,
     BLOCKING_BY_NMI,
     HLT,
     INTERRUPT_SHADOW,
@@ -139,9 +138,6 @@ class Routing(NestedEntry):
             self.request_event = True
             error_code = vmcs02[IDT_VECTORING_ERROR_CODE]
             self.requeue(info, error_code, vmcs02[EXIT_INSTRUCTION_LEN])
-            if is_soft(info) and vmcs02[GUEST_PENDING_DBG]:
-                # O6: traps held by MOV SS outlive a soft event only under MOV SS.
-                vmcs02[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_MOV_SS
 
     def reflect_failed_entry(self, reason: int) -> None:
         """The processor refused vmcs02's guest state: exit 33 or 34 for L1, after L0's own checks passed."""

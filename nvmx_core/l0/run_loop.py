@@ -95,15 +95,13 @@ class RunLoop(Routing):
     def hardware_entry(self, immediate: bool) -> None:
         """S6: enter vmcs02; with an immediate exit its timer is 0."""
         vmcs02 = self.vmcs02
+        vmcs02[GUEST_PREEMPTION_TIMER] = TIMER_IDLE
         if immediate:
             self.request_immediate_exit()
-            vmcs02[GUEST_PREEMPTION_TIMER] = 0
-        else:
-            vmcs02[GUEST_PREEMPTION_TIMER] = TIMER_IDLE
         if self.kick_after_entry:
             self.kick_after_entry = False
             self.kick()
-        self._log_entry(immediate)
+        self._log_entry(vmcs02[GUEST_PREEMPTION_TIMER] == 0)
         self.entered_info = vmcs02[ENTRY_INTR_INFO]
         self.entered_rf = vmcs02[GUEST_RFLAGS] & RFLAGS_RF
         error = self.cpu.vm_entry(vmcs02)
@@ -112,7 +110,8 @@ class RunLoop(Routing):
             self.late_vmfail(error)
 
     def request_immediate_exit(self) -> None:
-        """The evaluation after the immediate exit is requested together with it (V10)."""
+        """A timer of 0, and the evaluation after the exit requested together with it (V10)."""
+        self.vmcs02[GUEST_PREEMPTION_TIMER] = 0
         self.request_event = True
         counts = self.reach
         counts[reach.IMMEDIATE_EXIT] += 1

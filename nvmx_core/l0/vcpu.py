@@ -92,7 +92,6 @@ class Vcpu:
         self.request_triple_fault: bool = False
         self.cancel_armed: bool = False
         self.userspace_exit: bool = False
-        self.immediate_exit: bool = False
         self.kick_after_entry: bool = False
         self.restarts_instruction: bool = False
         self.entered_info: int = 0
@@ -155,6 +154,17 @@ class Vcpu:
         if blocking & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS):
             return True
         return self.config.caps.sti_blocks_nmi and blocking & BLOCKING_BY_STI != 0
+
+    def l2_blocking(self, blocking: int) -> int:
+        """L2's interruptibility state as L1 knows it, from what vmcs02 shows.
+
+        With NMI exiting but without virtual NMIs bit 3 is kept by L0, see ``prepare_nmi_blocking``.
+        """
+        if self.l1_wants_nmis() and not self.l1_uses_virtual_nmis():
+            blocking &= ~BLOCKING_BY_NMI
+            if self.physical_nmi_blocked:
+                blocking |= BLOCKING_BY_NMI
+        return blocking
 
     def interrupts_open(self) -> bool:
         """IF = 1 and no interrupt shadow in L2, as of the last hardware exit."""

@@ -206,12 +206,12 @@ class Nested(Machine):
 
     def _l2_state(self, vcpu: Kvm, cpu: Processor) -> tuple[int, int, int, int]:
         if cpu.non_root:
-            return cpu.rip, cpu.rflags, cpu.activity, cpu.blocking
+            return cpu.rip, cpu.rflags, cpu.activity, vcpu.l2_blocking(cpu.blocking)
         vmcs = vcpu.vmcs12 if vcpu.in_smm else vcpu.vmcs02
         return (
             vmcs[GUEST_RIP],
             vmcs[GUEST_RFLAGS] & ~RFLAGS_RF,
             vcpu.mp_state,
-            vmcs[GUEST_INTERRUPTIBILITY],
+            vcpu.l2_blocking(vmcs[GUEST_INTERRUPTIBILITY]),
         )
 

@@ -1,0 +1,17 @@
+"""bug1: an exit to L1 while an event is still to be re-injected."""
+
+from nvmx_core.l0.kvm import Kvm
+
+
+class Bug1(Kvm):
+    """KVM: nVMX: Fix warning-causing idt-vectoring-info behavior (51cfe38ea50aa631, fixed in 3.3).
+
+    Wrong: an exit for L1 was synthesized as soon as an interrupt arrived, even while vmcs02 still held a
+    vectoring event whose delivery had been interrupted by an exit that L0 handled itself. L1 sees an
+    EXTERNAL_INTERRUPT exit with valid IDT-vectoring information, a pair that no processor returns (X3), and
+    a Linux in L1 warns "unexpected, valid vectoring info". On bare metal the event is delivered first, and
+    the exit follows at the handler's first instruction (O11, X13).
+    """
+
+    def blocks_boundary_events(self) -> bool:
+        return False
