@@ -62,7 +62,7 @@ def parse_step(words: Sequence[str]) -> Step:
     position = 0
     for operand in operation.operands:
         if operand.name in keyed:
-            value = read_number(keyed[operand.name], operand.count, operand.name)
+            value = read_number(keyed[operand.name], operand.limit, operand.name)
         elif operand.name in _KEYED:
             value = 0
         elif operand.flags:
@@ -127,8 +127,8 @@ def _parse_operand(op: int, operand: Operand, word: str) -> int:
     if operand.names:
         return read_name(word, operand.names, operand.name)
     if operand.name in ("vector", "exception"):
-        return read_vector(word, operand.count, operand.name)
-    return read_number(word, operand.count, f"{operand.name} of {OPERATIONS[op].name}")
+        return read_vector(word, operand.limit, operand.name)
+    return read_number(word, operand.limit, f"{operand.name} of {OPERATIONS[op].name}")
 
 
 def _left_out(op: int, operand: Operand, values: Sequence[int]) -> int:
