@@ -18,12 +18,12 @@ CORE = ROOT / "nvmx_core"
 ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"arch"}),
-    frozenset({"journal", "guests.memory"}),
-    frozenset({"cpu"}),
+    frozenset({"journal"}),
     frozenset({"guests"}),
+    frozenset({"cpu"}),
+    frozenset({"scenario"}),
     frozenset({"l0"}),
     frozenset({"bugs"}),
-    frozenset({"scenario"}),
     frozenset({"machines"}),
     frozenset({"oracle"}),
 )

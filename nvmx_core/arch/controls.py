@@ -95,6 +95,7 @@ CONTROL_INDEX: Final[dict[str, int]] = {
     control.name: index for index, control in enumerate(CONTROLS)
 }
 
+
 def _all_bits(field: int) -> int:
     return sum(control.bit for control in CONTROLS if control.field == field)
 

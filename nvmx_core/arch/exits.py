@@ -5,6 +5,7 @@ Source: SDM, appendix "VMX Basic Exit Reasons"; "Information for VM Exits That O
 
 from typing import Final
 
+from nvmx_core.arch.controls import PIN_NMI_EXITING, PIN_VIRTUAL_NMIS
 from nvmx_core.arch.events import (
     DF,
     ERROR_CODE_VALID,
@@ -32,7 +33,6 @@ from nvmx_core.arch.fields import (
     POISON,
     Vmcs,
 )
-from nvmx_core.arch.controls import PIN_NMI_EXITING, PIN_VIRTUAL_NMIS
 
 EXCEPTION_NMI: Final = 0
 EXTERNAL_INTERRUPT_EXIT: Final = 1

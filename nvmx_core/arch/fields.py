@@ -69,9 +69,9 @@ EXIT_INFO_FIELDS: Final = slice(EXIT_REASON, GUEST_PHYSICAL_ADDRESS + 1)
 
 
 class Field(NamedTuple):
-    """One VMCS field: the position in the list, the manual's encoding, the width in bits, the group."""
+    """One VMCS field: the place in the list, the manual's encoding, the width in bits, the group."""
 
-    index: int
+    place: int
     name: str
     encoding: int
     width: int
@@ -123,5 +123,5 @@ FIELDS: Final[tuple[Field, ...]] = (
 
 FIELD_BY_NAME: Final[dict[str, Field]] = {field.name: field for field in FIELDS}
 
-assert [field.index for field in FIELDS] == list(range(LAUNCH_STATE))
+assert [field.place for field in FIELDS] == list(range(LAUNCH_STATE))
 assert len({field.encoding for field in FIELDS}) == len(FIELDS)

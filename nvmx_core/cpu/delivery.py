@@ -300,9 +300,7 @@ class Delivery(ProcessorState):
         self.rip = handler_rip(vector)
         self.rflags &= ~_HANDLER_CLEARS
         self.cpl = 0
-        self.journal.append(
-            (DELIVER, vector, error_code, return_rip, pushed, self.cr2, self.dr6)
-        )
+        self.journal.append((DELIVER, vector, error_code, return_rip, pushed, self.cr2, self.dr6))
 
     # -- memory ---------------------------------------------------------------------------------------
 
@@ -349,9 +347,7 @@ class Delivery(ProcessorState):
             if self.ept_misconfigured & bit:
                 self.vm_exit(EPT_MISCONFIG, rf=1)
             else:
-                self.vm_exit(
-                    EPT_VIOLATION, access | EPT_LINEAR_VALID | EPT_FINAL_TRANSLATION, rf=1
-                )
+                self.vm_exit(EPT_VIOLATION, access | EPT_LINEAR_VALID | EPT_FINAL_TRANSLATION, rf=1)
             return EXITED
         if access == EPT_WRITE and self.memory.pml_full and secondary & SECONDARY_PML:
             vmcs[GUEST_LINEAR_ADDRESS] = POISON

@@ -17,21 +17,21 @@ from nvmx_core.arch.capabilities import Capabilities
 from nvmx_core.arch.controls import (
     CPU_ALLOWED,
     CPU_MONITOR_TRAP_FLAG,
-    CPU_SECONDARY_CONTROLS,
-    ENTRY_ALLOWED,
-    EXIT_ALLOWED,
-    PIN_ALLOWED,
-    SECONDARY_ALLOWED,
     CPU_NMI_WINDOW_EXITING,
+    CPU_SECONDARY_CONTROLS,
     CPU_TPR_SHADOW,
+    ENTRY_ALLOWED,
     ENTRY_TO_SMM,
     EXIT_ACK_INTR_ON_EXIT,
+    EXIT_ALLOWED,
     EXIT_SAVE_PREEMPTION_TIMER,
+    PIN_ALLOWED,
     PIN_EXT_INTR_EXITING,
     PIN_NMI_EXITING,
     PIN_POSTED_INTR,
     PIN_PREEMPTION_TIMER,
     PIN_VIRTUAL_NMIS,
+    SECONDARY_ALLOWED,
     SECONDARY_EPT,
     SECONDARY_PML,
     SECONDARY_UNRESTRICTED_GUEST,
@@ -187,9 +187,7 @@ def virtual_nmis_need_nmi_exiting(vmcs: Vmcs, caps: Capabilities) -> bool:
 
 def nmi_window_needs_virtual_nmis(vmcs: Vmcs, caps: Capabilities) -> bool:
     """C2: NMI-window exiting needs virtual NMIs."""
-    return (
-        not vmcs[CPU_BASED] & CPU_NMI_WINDOW_EXITING or vmcs[PIN_BASED] & PIN_VIRTUAL_NMIS != 0
-    )
+    return not vmcs[CPU_BASED] & CPU_NMI_WINDOW_EXITING or vmcs[PIN_BASED] & PIN_VIRTUAL_NMIS != 0
 
 
 def virtual_interrupts_need_interrupt_exiting(vmcs: Vmcs, caps: Capabilities) -> bool:
@@ -316,9 +314,7 @@ def hlt_needs_cpl_0(vmcs: Vmcs, caps: Capabilities) -> bool:
 
 def interrupt_shadow_needs_active(vmcs: Vmcs, caps: Capabilities) -> bool:
     """G3: blocking by STI or by MOV SS needs the active state."""
-    return (
-        not vmcs[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW or vmcs[GUEST_ACTIVITY] == ACTIVE
-    )
+    return not vmcs[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW or vmcs[GUEST_ACTIVITY] == ACTIVE
 
 
 def event_is_allowed_in_the_activity_state(vmcs: Vmcs, caps: Capabilities) -> bool:
@@ -352,16 +348,13 @@ def interruptibility_is_consistent(vmcs: Vmcs, caps: Capabilities) -> bool:
 def interrupt_injection_is_open(vmcs: Vmcs, caps: Capabilities) -> bool:
     """G6: an external interrupt needs IF = 1 and no blocking by STI or MOV SS."""
     return _event_type(vmcs) != EXTERNAL_INTERRUPT or (
-        vmcs[GUEST_RFLAGS] & RFLAGS_IF != 0
-        and not vmcs[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW
+        vmcs[GUEST_RFLAGS] & RFLAGS_IF != 0 and not vmcs[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW
     )
 
 
 def nmi_injection_is_not_under_mov_ss(vmcs: Vmcs, caps: Capabilities) -> bool:
     """G7, first half: no NMI under blocking by MOV SS."""
-    return (
-        _event_type(vmcs) != NMI or not vmcs[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_MOV_SS
-    )
+    return _event_type(vmcs) != NMI or not vmcs[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_MOV_SS
 
 
 def nmi_injection_is_not_under_sti(vmcs: Vmcs, caps: Capabilities) -> bool:

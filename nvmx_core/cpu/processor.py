@@ -10,10 +10,8 @@ Source: SDM, "VM Entries", "Event Injection", "Special Features of VM Entry".
 from typing import Final
 
 from nvmx_core.arch.controls import (
-    CPU_MONITOR_TRAP_FLAG,
     CPU_TPR_SHADOW,
     PIN_PREEMPTION_TIMER,
-    PIN_VIRTUAL_NMIS,
     SECONDARY_VIRTUAL_INTR_DELIVERY,
     WINDOW_CONTROLS,
 )

@@ -27,16 +27,16 @@ from nvmx_core.arch.events import (
 )
 from nvmx_core.arch.exits import (
     APIC_ACCESS,
+    APIC_WRITE,
+    EOI_INDUCED,
     EPT_MISCONFIG,
     EPT_VIOLATION,
     EXCEPTION_NMI,
     INIT_SIGNAL,
+    MONITOR_TRAP_FLAG,
     PML_FULL,
     TASK_SWITCH,
     TPR_BELOW_THRESHOLD,
-    APIC_WRITE,
-    EOI_INDUCED,
-    MONITOR_TRAP_FLAG,
     is_soft,
 )
 from nvmx_core.arch.fields import (
@@ -174,9 +174,7 @@ class ProcessorState:
 
     def iret_unblocks_nmi(self) -> bool:
         """N1 and the table of NMI modes: not with NMI exiting but without virtual NMIs."""
-        return (
-            self.vmcs[PIN_BASED] & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS) != PIN_NMI_EXITING
-        )
+        return self.vmcs[PIN_BASED] & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS) != PIN_NMI_EXITING
 
     # -- VM exit --------------------------------------------------------------------------------------
 

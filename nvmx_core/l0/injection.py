@@ -96,9 +96,7 @@ class Injection(NestedCheck):
     def reinject(self) -> None:
         """Write the interrupted event into the entry field again; a new exception takes its place (D4)."""
         if self.exception_injected:
-            self._write_entry(
-                self.exception_info, self.exception_error_code, self.exception_length
-            )
+            self._write_entry(self.exception_info, self.exception_error_code, self.exception_length)
             if is_soft(self.exception_info):
                 self.reach[reach.REINJECT_SOFT] += 1
             else:
@@ -254,10 +252,7 @@ class Injection(NestedCheck):
     def keep_single_step_consistent(self) -> None:
         """G9: in an interrupt shadow with TF = 1 the BS bit must be set, although the injection drops it."""
         vmcs02 = self.vmcs02
-        if (
-            vmcs02[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW
-            and vmcs02[GUEST_RFLAGS] & RFLAGS_TF
-        ):
+        if vmcs02[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW and vmcs02[GUEST_RFLAGS] & RFLAGS_TF:
             vmcs02[GUEST_PENDING_DBG] |= PENDING_DBG_BS
 
     def inject_nmi(self) -> None:

@@ -9,9 +9,9 @@ HARDWARE_ENTRY: Final = 0
 """(kind, position, entry info, immediate exit requested, nested_run_pending, re-injection, waiting mask,
 request to re-evaluate raised)"""
 HIDDEN_EXIT: Final = 1
-"""(kind, position, reason, IDT-vectoring info, L0 handled it)"""
+"""(kind, position, reason, IDT-vectoring info)"""
 NESTED_EXIT: Final = 2
-"""(kind, position, reason, IDT-vectoring info, nested_run_pending)"""
+"""(kind, position, reason, IDT-vectoring info, nested_run_pending, an interrupt was there)"""
 NESTED_ENTRY: Final = 3
 """(kind, position, entry info, activity)"""
 REINJECT: Final = 4
@@ -45,7 +45,7 @@ WAKE: Final = 17
 KICK: Final = 18
 """(kind, position)"""
 POSTED: Final = 19
-"""(kind, position, highest vector)"""
+"""(kind, position, notification vector, highest posted vector)"""
 LEAVE_FOR_SMM: Final = 20
 """(kind, position)"""
 

@@ -261,11 +261,11 @@ class NestedCheck(NestedExit):
             return False
         if self.apic.deliverable() != self.vmcs12[POSTED_INTR_NV]:
             return False
-        self.take_interrupt()
+        notification = self.take_interrupt()
         self.apic.end_of_interrupt()
         highest = self.memory.take_posted_interrupts()
         status = self.vmcs02[GUEST_INTR_STATUS]
         self.vmcs02[GUEST_INTR_STATUS] = status & 0xFF00 | max(status & 0xFF, highest)
         self.reach[reach.POSTED_INTERRUPT_PROCESSED] += 1
-        self.log.append((POSTED, len(self.journal), highest))
+        self.log.append((POSTED, len(self.journal), notification, highest))
         return True

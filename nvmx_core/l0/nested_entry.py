@@ -175,9 +175,7 @@ class NestedEntry(Injection):
             vmcs02[PF_ERROR_MASK] = 0
             vmcs02[PF_ERROR_MATCH] = 0
         else:
-            vmcs02[EXCEPTION_BITMAP] = (
-                vmcs12[EXCEPTION_BITMAP] | self.config.l0_exception_bitmap
-            )
+            vmcs02[EXCEPTION_BITMAP] = vmcs12[EXCEPTION_BITMAP] | self.config.l0_exception_bitmap
             vmcs02[PF_ERROR_MASK] = vmcs12[PF_ERROR_MASK]
             vmcs02[PF_ERROR_MATCH] = vmcs12[PF_ERROR_MATCH]
 

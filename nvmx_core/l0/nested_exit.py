@@ -121,6 +121,7 @@ class NestedExit(ExceptionQueue):
                 reason,
                 vmcs12[IDT_VECTORING_INFO],
                 1 if self.nested_run_pending else 0,
+                1 if info or self.has_interrupt() else 0,
             )
         )
         self.forget_queues()

@@ -9,6 +9,7 @@ vmx_complete_interrupts, __vmx_handle_exit.
 
 from typing import Final
 
+from nvmx_core.arch.controls import CPU_MONITOR_TRAP_FLAG
 from nvmx_core.arch.events import (
     DB,
     ERROR_CODE_VALID,
@@ -35,6 +36,7 @@ from nvmx_core.arch.exits import (
     is_soft,
 )
 from nvmx_core.arch.fields import (
+    CPU_BASED,
     ENTRY_INTR_INFO,
     EXIT_INSTRUCTION_LEN,
     EXIT_INTR_ERROR_CODE,
@@ -48,10 +50,8 @@ from nvmx_core.arch.fields import (
     GUEST_RIP,
     IDT_VECTORING_ERROR_CODE,
     IDT_VECTORING_INFO,
-    CPU_BASED,
     POISON,
 )
-from nvmx_core.arch.controls import CPU_MONITOR_TRAP_FLAG
 from nvmx_core.arch.instructions import EMULATED_BY_REASON, HALT, Instruction
 from nvmx_core.arch.state import (
     BLOCKING_BY_NMI,

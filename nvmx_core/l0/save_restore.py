@@ -105,9 +105,7 @@ def save_vcpu(vcpu: RunLoop) -> SavedVcpu:
     saved = SavedVcpu(
         _save_events(vcpu),
         _save_nested(vcpu),
-        SavedApic(
-            vcpu.apic.irr, vcpu.apic.isr, vcpu.apic.accepted[:], vcpu.apic.acknowledged[:]
-        ),
+        SavedApic(vcpu.apic.irr, vcpu.apic.isr, vcpu.apic.accepted[:], vcpu.apic.acknowledged[:]),
         SavedRun(vcpu.log, vcpu.reach, vcpu.cancel_armed),
     )
     vcpu.cpu.cr2 = 0

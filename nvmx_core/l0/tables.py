@@ -51,10 +51,6 @@ class Tables(Vcpu):
                 return EPT_MISCONFIG
             if memory.ept12_absent & bit:
                 return EPT_VIOLATION
-            if (
-                access & EPT_WRITE
-                and memory.pml_full
-                and self.vmcs12[SECONDARY] & SECONDARY_PML
-            ):
+            if access & EPT_WRITE and memory.pml_full and self.vmcs12[SECONDARY] & SECONDARY_PML:
                 return PML_FULL
         return L0_REPAIRS

@@ -13,6 +13,7 @@ from nvmx_core.arch.controls import (
     PIN_NMI_EXITING,
     PIN_VIRTUAL_NMIS,
 )
+from nvmx_core.arch.events import PF
 from nvmx_core.arch.fields import (
     EXCEPTION_BITMAP,
     FIELD_COUNT,
@@ -24,7 +25,6 @@ from nvmx_core.arch.fields import (
     POISON,
     Vmcs,
 )
-from nvmx_core.arch.events import PF
 from nvmx_core.arch.state import (
     ACTIVE,
     BLOCKING_BY_MOV_SS,
@@ -39,7 +39,7 @@ from nvmx_core.guests.l1 import L1
 from nvmx_core.guests.memory import L2Memory
 from nvmx_core.journal import Record
 from nvmx_core.l0.log import SELF_CHECK, USERSPACE, L0Record
-from nvmx_core.l0.reach import REACH_COUNT
+from nvmx_core.l0.reach import REACH_COUNT, USERSPACE_INTERRUPT
 from nvmx_core.scenario.config import Config
 
 TIMER_OFF: Final = -1
@@ -187,6 +187,7 @@ class Vcpu:
         vector = self.apic.deliverable()
         if not self.config.in_kernel_apic:
             self.log.append((USERSPACE, len(self.journal), vector))
+            self.reach[USERSPACE_INTERRUPT] += 1
         self.apic.acknowledge(vector)
         return vector
 

@@ -1,7 +1,7 @@
 """The machine ``bare``: L1 runs on the model processor itself. What it shows is what should be seen."""
 
-from nvmx_core.arch.state import ACTIVE
 from nvmx_core.arch.instructions import INSTRUCTIONS
+from nvmx_core.arch.state import ACTIVE
 from nvmx_core.cpu.processor_state import (
     PENDING_INIT,
     PENDING_NMI,

@@ -105,13 +105,15 @@ class Machine(Platform, L1Platform):
 
     def run(self, scenario: Scenario) -> None:
         """Run all steps, then write the END record. ``step_starts[i]`` is the journal length before i."""
-        starts = self.step_starts
-        journal = self.journal
         for step in scenario.steps:
-            starts.append(len(journal))
+            self.mark_step()
             self.do_step(step)
-        starts.append(len(journal))
+        self.mark_step()
         self.finish()
+
+    def mark_step(self) -> None:
+        """Note where the records of the next step begin."""
+        self.step_starts.append(len(self.journal))
 
     def do_step(self, step: Step) -> None:
         """Do one step, or skip it when it cannot apply."""

@@ -48,7 +48,10 @@ class NestedHost(Host):
 
 
 class Nested(Machine):
-    """L1's processor is a vCPU of L0. ``l0`` is the class of L0: ``Kvm``, or one with bugs put back."""
+    """L1's processor is a vCPU of L0. ``l0`` is the class of L0: ``Kvm``, or one with bugs put back.
+
+    ``log_starts[i]`` is the length of L0's log before step i, as ``step_starts`` is for the journal.
+    """
 
     def __init__(self, config: Config, l0: type[Kvm] = Kvm) -> None:
         super().__init__(config)
@@ -57,7 +60,11 @@ class Nested(Machine):
         self.vcpu: Kvm = l0(config, self.cpu, self.memory, self.l1, self.journal)
         self.vcpu.host = NestedHost(self)
         self.vcpu.load_tables()
-        self.first_vcpu: Final = self.vcpu
+        self.log_starts: list[int] = []
+
+    def mark_step(self) -> None:
+        self.step_starts.append(len(self.journal))
+        self.log_starts.append(len(self.vcpu.log))
 
     # -- who runs -------------------------------------------------------------------------------------
 
@@ -187,7 +194,7 @@ class Nested(Machine):
             mode = MODE_DEAD
         elif vcpu.in_smm:
             mode = MODE_SMM
-        if mode == MODE_SMM and vcpu.smm_guest_mode or mode == MODE_L1 and vcpu.guest_mode:
+        if (mode == MODE_SMM and vcpu.smm_guest_mode) or (mode == MODE_L1 and vcpu.guest_mode):
             mode = MODE_SMM if vcpu.in_smm else MODE_L2
             l2 = self._l2_state(vcpu, cpu)
         self.journal.append(
@@ -214,4 +221,3 @@ class Nested(Machine):
             vcpu.mp_state,
             vcpu.l2_blocking(vmcs[GUEST_INTERRUPTIBILITY]),
         )
-

@@ -1,14 +1,29 @@
 """Run a scenario on both machines and ask every oracle."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.nested import Nested
+from nvmx_core.oracle.conservation import conservation
+from nvmx_core.oracle.exit_info import exit_info
+from nvmx_core.oracle.immediate_exit import immediate_exit
+from nvmx_core.oracle.liveness import liveness
+from nvmx_core.oracle.self_check import self_check
 from nvmx_core.oracle.transparency import transparency
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import Config
 from nvmx_core.scenario.steps import Scenario
+
+ORACLES: Final[tuple[tuple[str, str, str], ...]] = (
+    ("EXIT-INFO", "X1, X2, X3, X4, X6", "SDM, Information for VM Exits That Occur During Event Delivery"),
+    ("IMMEDIATE-EXIT", "O7, O11, M1, V10", "KVM, vcpu_enter_guest, KVM_REQ_IMMEDIATE_EXIT"),
+    ("LIVENESS", "S1", "KVM, vcpu_run"),
+    ("SELF-CHECK", "V5, V6, X1, E0", "KVM, WARN_ON in nested.c and x86.c"),
+    ("CONSERVATION", "V2, V7, V8, K2, Y1", "SDM, Event Injection; Handling Multiple NMIs"),
+    ("TRANSPARENCY", "V11", "the definition of nested virtualization"),
+)  # fmt: skip
+"""Id, rules and source of each oracle, in the order in which findings are told."""
 
 
 class Verdict(NamedTuple):
@@ -32,5 +47,12 @@ def run_and_judge(scenario: Scenario, config: Config, l0: type[Kvm] = Kvm) -> Ve
 
 
 def judge(bare: Bare, nested: Nested) -> tuple[Violation, ...]:
-    """All violations of a finished pair of runs, the most telling rule first."""
-    return tuple(transparency(bare, nested))
+    """All violations of a finished pair of runs, the most telling oracle first."""
+    return (
+        *exit_info(nested),
+        *immediate_exit(nested),
+        *liveness(nested),
+        *self_check(nested),
+        *conservation(nested),
+        *transparency(bare, nested),
+    )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from nvmx_core.journal import RECORD_FIELDS, RECORD_NAMES, Record
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.nested import Nested
+from nvmx_core.oracle.timeline import step_of
 from nvmx_core.oracle.violation import Violation
 
 
@@ -22,14 +23,6 @@ def first_difference(expected: list[Record], seen: list[Record]) -> int:
         if left != right:
             return index
     return min(len(expected), len(seen))
-
-
-def step_at(starts: list[int], position: int) -> int:
-    """The step during which the journal grew past *position*; the number of steps for the end."""
-    step = 0
-    while step + 1 < len(starts) and starts[step + 1] <= position:
-        step += 1
-    return step
 
 
 def _violation(bare: Bare, nested: Nested, position: int) -> Violation:
@@ -50,5 +43,5 @@ def _violation(bare: Bare, nested: Nested, position: int) -> Violation:
     else:
         situation = f"{RECORD_NAMES[seen[0]]} instead of {name}"
         sentence = f"{RECORD_NAMES[seen[0]]}, where bare metal shows: {name}"
-    step = step_at(nested.step_starts, position)
+    step = step_of(nested.step_starts, position)
     return Violation("TRANSPARENCY", "V11", situation, step, position, fields, sentence)

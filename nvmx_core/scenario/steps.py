@@ -35,7 +35,7 @@ PAGE_PRESENT: Final = 0
 PAGE_ABSENT: Final = 1
 PAGE_MISCONFIGURED: Final = 2
 ON_OFF: Final = ("off", "on")
-WRITABLE_FIELDS: Final = tuple(field.name for field in FIELDS if field.index < VM_INSTRUCTION_ERROR)
+WRITABLE_FIELDS: Final = tuple(field.name for field in FIELDS if field.place < VM_INSTRUCTION_ERROR)
 
 L1: Final = "L1"
 L2: Final = "L2"
@@ -46,12 +46,12 @@ L0: Final = "L0"
 class Operand(NamedTuple):
     """One operand: its name, the place ("a", "b", "c"), and the names or the number of its values.
 
-    ``names`` empty: a number below ``count``, printed in decimal if ``decimal``, else in hexadecimal.
+    ``names`` empty: a number below ``limit``, printed in decimal if ``decimal``, else in hexadecimal.
     """
 
     name: str
     place: str
-    count: int
+    limit: int
     names: tuple[str, ...] = ()
     decimal: bool = False
     flags: bool = False
@@ -202,9 +202,9 @@ def canonical(op: int, a: int, b: int, c: int) -> Step:
     out_a = out_b = 0
     for operand in OPERATIONS[op].operands:
         if operand.place == "a":
-            out_a = a % operand.count
+            out_a = a % operand.limit
         else:
-            out_b = b % operand.count
+            out_b = b % operand.limit
     return op, out_a, out_b, 0
 
 

@@ -1,0 +1,283 @@
+"""CONSERVATION: nothing is lost and nothing happens twice.
+
+An injection by L1 ends exactly once (V2): delivered, handed back as IDT-vectoring information, replaced by
+an exception of its own delivery, or dead with L2. An interrupt that the controller accepted is pending, or
+was acknowledged and taken exactly once (V7). An NMI is taken once or latched; two may become one only while
+one is latched (V8). CR2 and DR6 change only when #PF or #DB is delivered (V9).
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from nvmx_core.arch.events import (
+    DB,
+    DF,
+    EXTERNAL_INTERRUPT,
+    GP,
+    NMI,
+    NP,
+    PF,
+    TYPE_MASK,
+    TYPE_SHIFT,
+    VALID,
+    VECTOR_MASK,
+    info_text,
+    is_vectoring,
+)
+from nvmx_core.arch.exits import (
+    EXCEPTION_NMI,
+    EXTERNAL_INTERRUPT_EXIT,
+    FAILED_ENTRY,
+    TRIPLE_FAULT,
+)
+from nvmx_core.arch.state import RFLAGS_RF
+from nvmx_core.guests.memory import handler_rip
+from nvmx_core.journal import (
+    DELIVER,
+    END,
+    EXIT,
+    L1_ENTRY,
+    L1_INTERRUPT,
+    L1_NMI,
+    VM_DEAD,
+    VMFAIL,
+    Record,
+)
+from nvmx_core.l0.log import ARRIVAL, INJECT, NESTED_EXIT, POSTED
+from nvmx_core.machines.nested import Nested
+from nvmx_core.oracle.timeline import step_of
+from nvmx_core.oracle.violation import Violation
+from nvmx_core.scenario.steps import NMI as NMI_STEP
+
+ORACLE: Final = "CONSERVATION"
+
+_DELIVERY_FAULTS: Final = (DF, NP, GP, PF)
+_CR2: Final = 5
+_DR6: Final = 6
+_EXIT_CR2: Final = 22
+_EXIT_DR6: Final = 23
+_END_NMI_LATCHED: Final = 4
+
+
+def conservation(nested: Nested) -> Iterator[Violation]:
+    """Balance every account of the run."""
+    yield from _injections(nested)
+    yield from _registers(nested)
+    yield from _interrupts(nested)
+    yield from _nmis(nested)
+
+
+def _violation(
+    nested: Nested, rule: str, situation: str, position: int, sentence: str, *fields: str
+) -> Violation:
+    step = step_of(nested.step_starts, position)
+    return Violation(ORACLE, rule, situation, step, position, fields, sentence)
+
+
+# -- injections -------------------------------------------------------------------------------------------
+
+
+def _injections(nested: Nested) -> Iterator[Violation]:
+    journal = nested.journal
+    for position, record in enumerate(journal):
+        if record[0] == L1_ENTRY and is_vectoring(record[1]):
+            event = record[1]
+            ending = journal[position + 1]
+            if not _ends_injection(event, ending):
+                yield _violation(
+                    nested,
+                    "V2",
+                    "injection lost",
+                    position + 1,
+                    f"the event that L1 injected ({info_text(event)}) is neither delivered nor handed "
+                    f"back",
+                )
+            elif _is_repeated(event, ending, journal[position + 2 : position + 3]):
+                yield _violation(
+                    nested,
+                    "V2",
+                    "injection delivered twice",
+                    position + 2,
+                    f"the event that L1 injected once ({info_text(event)}) is delivered twice",
+                )
+
+
+def _ends_injection(event: int, ending: Record) -> bool:
+    kind = ending[0]
+    if kind == DELIVER:
+        return ending[1] == event & VECTOR_MASK or ending[1] in _DELIVERY_FAULTS
+    if kind == EXIT:
+        return (
+            ending[1] & FAILED_ENTRY != 0
+            or ending[5] != 0
+            or ending[1] == TRIPLE_FAULT
+            or (ending[1] == EXCEPTION_NMI and ending[3] & VECTOR_MASK == DF)
+        )
+    return kind in (VMFAIL, VM_DEAD)
+
+
+def _is_repeated(event: int, ending: Record, following: list[Record]) -> bool:
+    """The same external interrupt again at its handler's first instruction was injected twice.
+
+    A fault of that instruction shows RF in its frame, INT n a return address behind itself.
+    """
+    if event & TYPE_MASK != EXTERNAL_INTERRUPT << TYPE_SHIFT or ending[0] != DELIVER:
+        return False
+    if not following or following[0][0] != DELIVER or following[0][1] != ending[1]:
+        return False
+    _kind, vector, _error_code, return_rip, rflags, _cr2, _dr6 = following[0]
+    return return_rip == handler_rip(vector) and not rflags & RFLAGS_RF
+
+
+# -- CR2 and DR6 ------------------------------------------------------------------------------------------
+
+
+def _registers(nested: Nested) -> Iterator[Violation]:
+    cr2 = dr6 = 0
+    for position, record in enumerate(nested.journal):
+        kind = record[0]
+        if kind == DELIVER:
+            cr2 = record[_CR2]
+            dr6 = record[_DR6]
+        elif kind == EXIT:
+            if record[_EXIT_CR2] != cr2 and not _wrote(record, PF):
+                yield _violation(
+                    nested,
+                    "Y1",
+                    "CR2 changed without a delivered #PF",
+                    position,
+                    f"CR2 changed from {cr2:#x} to {record[_EXIT_CR2]:#x} although no #PF was delivered",
+                    "cr2",
+                )
+            if record[_EXIT_DR6] != dr6 and not _wrote(record, DB):
+                yield _violation(
+                    nested,
+                    "Y1",
+                    "DR6 changed without a delivered #DB",
+                    position,
+                    f"DR6 changed from {dr6:#x} to {record[_EXIT_DR6]:#x} although no #DB was delivered",
+                    "dr6",
+                )
+            cr2 = record[_EXIT_CR2]
+            dr6 = record[_EXIT_DR6]
+
+
+def _wrote(record: Record, vector: int) -> bool:
+    """Whether the exit cut off a delivery in which the exception had happened (X10, F1)."""
+    vectoring = record[5]
+    reason = record[1]
+    if reason == TRIPLE_FAULT or (reason == EXCEPTION_NMI and record[3] & VECTOR_MASK == DF):
+        return True
+    return vectoring & VALID != 0 and vectoring & VECTOR_MASK in (vector, DF)
+
+
+# -- interrupts -------------------------------------------------------------------------------------------
+
+
+def _interrupts(nested: Nested) -> Iterator[Violation]:
+    apic = nested.vcpu.apic
+    if apic.accepted:
+        yield from _ledger(nested)
+    for record in nested.vcpu.log:
+        if record[0] == NESTED_EXIT and record[2] == EXTERNAL_INTERRUPT_EXIT and not record[5]:
+            yield _violation(
+                nested,
+                "K2",
+                "interrupt exit without interrupt",
+                record[1],
+                "L1 gets an external-interrupt exit although no interrupt is there",
+                "reason",
+            )
+
+
+def _ledger(nested: Nested) -> Iterator[Violation]:
+    apic = nested.vcpu.apic
+    accepted = Counter(apic.accepted)
+    acknowledged = Counter(apic.acknowledged)
+    taken = _taken_interrupts(nested)
+    last = len(nested.journal) - 1
+    for vector in sorted(accepted):
+        pending = apic.irr >> vector & 1
+        if accepted[vector] != acknowledged[vector] + pending:
+            yield _violation(
+                nested, "V7", "interrupt lost in the controller", last,
+                f"interrupt {vector:#x}: {accepted[vector]} accepted, {acknowledged[vector]} "
+                f"acknowledged, {pending} pending", "irr",
+            )  # fmt: skip
+        elif acknowledged[vector] != taken[vector] and not nested.vcpu.dead:
+            word = "lost" if acknowledged[vector] > taken[vector] else "doubled"
+            yield _violation(
+                nested, "V7", f"interrupt {word}", last,
+                f"interrupt {vector:#x} was acknowledged {acknowledged[vector]} times but taken "
+                f"{taken[vector]} times", "isr",
+            )  # fmt: skip
+
+
+def _taken_interrupts(nested: Nested) -> Counter[int]:
+    """How often each vector was taken: by L1, as an exit, for L2, or as a posted-interrupt notification."""
+    taken: Counter[int] = Counter()
+    for record in nested.journal:
+        if record[0] == L1_INTERRUPT:
+            taken[record[1]] += 1
+        elif record[0] == EXIT and record[1] == EXTERNAL_INTERRUPT_EXIT and record[3]:
+            taken[record[3] & VECTOR_MASK] += 1
+    for entry in nested.vcpu.log:
+        if entry[0] == INJECT and entry[2] & TYPE_MASK == EXTERNAL_INTERRUPT << TYPE_SHIFT:
+            taken[entry[2] & VECTOR_MASK] += 1
+        elif entry[0] == POSTED:
+            taken[entry[2]] += 1
+    return taken
+
+
+# -- NMIs -------------------------------------------------------------------------------------------------
+
+
+def _nmis(nested: Nested) -> Iterator[Violation]:
+    """Replay arrivals and takings in order against one latch."""
+    events = _nmi_events(nested)
+    if not events:
+        return
+    latched = False
+    for position, arrives in events:
+        if arrives:
+            latched = True
+        elif not latched:
+            yield _violation(
+                nested, "V8", "NMI doubled", position, "an NMI is taken that did not arrive"
+            )
+        else:
+            latched = False
+    end = nested.journal[-1]
+    if end[0] == END and not nested.vcpu.dead and latched != (end[_END_NMI_LATCHED] != 0):
+        yield _violation(
+            nested,
+            "V8",
+            "NMI lost",
+            len(nested.journal) - 1,
+            "an NMI arrived that is neither taken nor latched",
+            "nmi latched",
+        )
+
+
+def _nmi_events(nested: Nested) -> list[tuple[int, bool]]:
+    """(journal position, arrives) of every arrival and taking, in order."""
+    events: list[tuple[int, bool]] = []
+    for record in nested.vcpu.log:
+        if record[0] == ARRIVAL and record[2] == NMI_STEP:
+            events.append((record[1], True))
+        elif record[0] == INJECT and record[2] & TYPE_MASK == NMI << TYPE_SHIFT:
+            events.append((record[1], False))
+    if not events:
+        return events
+    for position, entry in enumerate(nested.journal):
+        if entry[0] == L1_NMI or (
+            entry[0] == EXIT
+            and entry[1] == EXCEPTION_NMI
+            and entry[3] & TYPE_MASK == NMI << TYPE_SHIFT
+        ):
+            events.append((position, False))
+    # An arrival at journal position p happened before the record p was written; a taking for L2 is logged
+    # likewise. The sort is stable, so the order within the log is kept.
+    events.sort(key=lambda event: event[0])
+    return events
