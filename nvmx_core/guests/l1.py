@@ -342,10 +342,13 @@ def _reinject(l1: L1, reason: int, interruption: int, vectoring: int) -> None:
     elif interruption & NMI_UNBLOCKING_BY_IRET:
         # X12: the interrupted IRET runs again, so the blocking that it ended comes back.
         vmcs[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_NMI
-    elif reason == EXCEPTION_NMI and interruption & TYPE_MASK != NMI << TYPE_SHIFT:
-        if interruption & VECTOR_MASK != PF:
-            _write_injection(vmcs, interruption, vmcs[EXIT_INTR_ERROR_CODE])
-            vmcs[GUEST_INTERRUPTIBILITY] &= ~INTERRUPT_SHADOW
+    elif (
+        reason == EXCEPTION_NMI
+        and interruption & TYPE_MASK != NMI << TYPE_SHIFT
+        and interruption & VECTOR_MASK != PF
+    ):
+        _write_injection(vmcs, interruption, vmcs[EXIT_INTR_ERROR_CODE])
+        vmcs[GUEST_INTERRUPTIBILITY] &= ~INTERRUPT_SHADOW
 
 
 def _write_injection(vmcs: Vmcs, info: int, error_code: int) -> None:

@@ -1,5 +1,7 @@
-"""Reach: the situations that put a rule to the test, counted, because a rule that was never tested proves
-nothing. The seeds reach every one; the counts are fed back to the fuzzer.
+"""Reach: the situations that put a rule to the test, counted.
+
+A rule that was never put to the test proves nothing. The seeds reach every situation here, and the counts
+are fed back to the fuzzer, so that the rare ones are explored.
 """
 
 from typing import Final
