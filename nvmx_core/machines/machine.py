@@ -212,6 +212,7 @@ class Machine(Platform, L1Platform):
 
     def _l1_step(self, op: int, a: int, b: int, c: int) -> None:
         l1 = self.l1
+        l1.in_mov_ss_shadow = op == L1_MOV_SS
         vmcs = l1.vmcs
         if op == INJECT:
             self._inject(a, b, c)
@@ -235,13 +236,11 @@ class Machine(Platform, L1Platform):
         elif op == L1_IRET:
             self.l1_iret()
             self.settle()
-        elif op == L1_MOV_SS:
-            l1.in_mov_ss_shadow = True
         elif op == VMPTRLD:
             l1.vmptrld(a)
         elif op == VMCLEAR:
             l1.vmclear(a)
-        else:
+        elif op != L1_MOV_SS:
             self._l1_memory_step(op, a, b)
 
     def _l1_memory_step(self, op: int, a: int, b: int) -> None:

@@ -76,7 +76,7 @@ def parse_step(words: Sequence[str]) -> Step:
         values.append(value)
     if position < len(positional):
         raise WordError(f"unexpected {quoted(positional[position])} after {_usage(operation)}")
-    return _pack(op, values)
+    return pack_step(op, values)
 
 
 def _parse_operation(words: Sequence[str]) -> tuple[int, Sequence[str]]:
@@ -153,7 +153,7 @@ def _usage(operation: Operation) -> str:
     return " ".join(words)
 
 
-def _pack(op: int, values: Sequence[int]) -> Step:
+def pack_step(op: int, values: Sequence[int]) -> Step:
     """The step with these operand values, in the order of the table."""
     if op == INJECT:
         event_type, vector, error_code, length = values
