@@ -56,7 +56,7 @@ _GOLDEN: Final = 0x9E3779B97F4A7C15
 _NOISE_MASK: Final = (1 << _NOISE_BITS) - 1
 
 SWARMS: Final = 256
-_BAG_SIZE: Final = 64
+_BAG_SIZE: Final = 128
 
 _PREPARE_WEIGHT: Final = {
     INJECT: 14, DROP_PAGE: 8, INTERRUPT: 8, EPT_PAGE: 4, L2_PAGE: 4, CONTROL: 5, INTERCEPT: 4,
@@ -130,7 +130,7 @@ def _bag(
 
 def pick(bag: tuple[tuple[bytes, ...], ...], draw: Draw) -> bytes:
     """A record from a bag of _BAG_SIZE palettes."""
-    records = bag[draw() & 63]
+    records = bag[draw() & (_BAG_SIZE - 1)]
     return records[draw() * len(records) >> 8]
 
 

@@ -12,9 +12,10 @@ class LocalApic:
     The ledger lists vectors in order; the conservation oracle balances it at the end of a run.
     """
 
+    irr: int = 0
+    isr: int = 0
+
     def __init__(self) -> None:
-        self.irr: int = 0
-        self.isr: int = 0
         self.accepted: list[int] = []
         self.acknowledged: list[int] = []
 

@@ -19,8 +19,7 @@ class Bare(Machine):
     """L1 on bare metal: its VMCS is the processor's, its events are the processor's."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.l1_changed_tables()
+        super().__init__(config, config.caps)
 
     # -- who runs -------------------------------------------------------------------------------------
 

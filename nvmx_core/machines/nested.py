@@ -54,12 +54,9 @@ class Nested(Machine):
     """
 
     def __init__(self, config: Config, l0: type[Kvm] = Kvm) -> None:
-        super().__init__(config)
-        self.cpu = Processor(config.host_caps, self.memory, self.journal)
-        self.cpu.platform = self
+        super().__init__(config, config.host_caps)
         self.vcpu: Kvm = l0(config, self.cpu, self.memory, self.l1, self.journal)
         self.vcpu.host = NestedHost(self)
-        self.vcpu.load_tables()
         self.log_starts: list[int] = []
 
     def mark_step(self) -> None:
