@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Fuzz target: events for L1 and L2 while an L0 weaves the two together.
+
+Any bytes are a scenario; it runs on the machines `bare` and `nested`, and the oracles judge it. An
+ordinary libFuzzer target: start it by its path, with libFuzzer's arguments.
+
+Environment:
+    NVMX_L0: which L0 is judged (default `fixed`; an unknown name is answered with known ones).
+    NVMX_FEEDBACK: how branches are counted, see `nvmx_fuzz.feedback`.
+
+To keep going after a finding, use `nvmx-fuzz run`.
+"""
+
+import os
+import sys
+
+import atheris
+from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
+
+with instrument(["nvmx_core"]) as probes:
+    from nvmx_fuzz import nested_events
+    from nvmx_fuzz.mutate import crossover, mutate
+    from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
+
+
+def main() -> int:
+    """Fuzz until libFuzzer ends the process; the status is for what goes wrong before."""
+    l0_name = os.environ.get(nested_events.L0_VARIABLE) or nested_events.FIXED
+    problem = nested_events.unknown_l0(l0_name)
+    if problem:
+        sys.stderr.write(f"fuzz_nested_events: {nested_events.L0_VARIABLE}: {problem}\n")
+        return 2
+    states = ExtraCounters(COUNTERS)
+    target = nested_events.NestedEvents(l0_name, StateFeedback(states.buffer))
+    prefix = nested_events.artifact_prefix_of(sys.argv)
+
+    def test_one_input(data: bytes) -> None:
+        nested_events.raise_on_violation(target, data, prefix)
+
+    setup(
+        nested_events.with_defaults(sys.argv),
+        test_one_input,
+        probes=probes,
+        counters=[states],
+        custom_mutator=mutate,
+        custom_crossover=crossover,
+    )
+    atheris.Fuzz()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

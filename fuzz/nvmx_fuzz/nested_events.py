@@ -1,0 +1,133 @@
+"""What the fuzz target `fuzz_nested_events.py` does with an input; the campaign does the same.
+
+This module imports the model, so import it inside `feedback.instrument`.
+"""
+
+import hashlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from nvmx_core.bugs.catalogue import FIXED, L0_BY_NAME
+from nvmx_core.oracle.judge import Verdict, run_and_judge
+from nvmx_core.oracle.violation import Violation
+from nvmx_core.scenario.config import config_for
+from nvmx_core.scenario.steps import Scenario
+from nvmx_fuzz.codec import HEADER_SIZE, RECORD_SIZE, decode
+from nvmx_fuzz.state_feedback import StateFeedback
+
+L0_VARIABLE: Final = "NVMX_L0"
+
+STEPS_USUAL: Final = 64
+"""Scenarios that a campaign makes are at most this long; longer ones only cost time."""
+
+_MAX_LEN: Final = HEADER_SIZE + STEPS_USUAL * RECORD_SIZE
+
+_DEFAULT_OPTIONS: Final = (
+    f"-max_len={_MAX_LEN}",
+    "-len_control=0",  # the smallest scenario that does something has 16 bytes: no slow start
+)
+_HEADING: Final = "our own bug, not a finding"
+
+
+class Finding(Exception):  # noqa: N818 - it is no error of this program
+    """An oracle was violated; the text is for the person who reads libFuzzer's output."""
+
+
+class NestedEvents:
+    """Runs inputs on both machines and asks the oracles."""
+
+    def __init__(self, l0_name: str, feedback: StateFeedback) -> None:
+        """Judge the L0 called *l0_name* (KeyError if there is none) and report to *feedback*."""
+        self.l0_name: Final = l0_name
+        self._l0: Final = L0_BY_NAME[l0_name]
+        self._feedback: Final = feedback
+
+    def run(self, scenario: Scenario) -> Verdict:
+        """Run and judge one scenario; raises ModelError when the model contradicts itself."""
+        verdict = run_and_judge(scenario, config_for(scenario.config), self._l0)
+        vcpu = verdict.nested.vcpu
+        self._feedback.record(vcpu.reach, vcpu.log)
+        return verdict
+
+
+def raise_on_violation(target: NestedEvents, data: bytes, artifact_prefix: str = "") -> None:
+    """Run one input as a libFuzzer target does.
+
+    Raises:
+        Finding: an oracle was violated.
+        Exception: our own bug, with a note that says so.
+    """
+    try:
+        verdict = target.run(decode(data))
+    except Exception as error:
+        replay = replay_command(target.l0_name, data, artifact_prefix)
+        error.add_note(f"{_HEADING}: the model contradicts itself\nreplay: {replay}")
+        raise
+    if verdict.violations:
+        replay = replay_command(target.l0_name, data, artifact_prefix)
+        raise Finding(finding_text(verdict.violations, replay))
+
+
+def finding_text(violations: Sequence[Violation], replay: str) -> str:
+    """What a violated run says: a sentence and a key for each rule, then the next command."""
+    lines = [f"{len(violations)} rule(s) broken" if len(violations) > 1 else "a rule is broken"]
+    for violation in violations:
+        lines += [
+            f"  step {violation.step + 1}: {violation.sentence}",
+            f"  key: {violation.key()}",
+        ]
+    return "\n".join([*lines, f"replay: {replay}"])
+
+
+def replay_command(l0_name: str, data: bytes, artifact_prefix: str = "") -> str:
+    """The command that runs the file again that libFuzzer will write for *data*."""
+    name = f"{artifact_prefix}crash-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}"
+    return f"nvmx-fuzz replay --l0 {shlex.quote(l0_name)} {shlex.quote(name)}"
+
+
+def with_defaults(arguments: Sequence[str]) -> list[str]:
+    """Put our defaults before the arguments meant for libFuzzer, unless they are given there."""
+    program, *rest = arguments
+    given = {argument.partition("=")[0] for argument in rest}
+    return [
+        program,
+        *(option for option in _DEFAULT_OPTIONS if option.partition("=")[0] not in given),
+        *rest,
+    ]
+
+
+def artifact_prefix_of(arguments: Sequence[str]) -> str:
+    """The value of `-artifact_prefix`, or "": libFuzzer writes crashes to the working directory."""
+    for argument in reversed(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "-artifact_prefix" and equals:
+            return value
+    return ""
+
+
+def unknown_l0(name: str) -> str:
+    """One line about a name that no L0 has; "" when there is one."""
+    if name in L0_BY_NAME:
+        return ""
+    near = nearest_l0_names(name)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(L0_BY_NAME)}"
+    return f"there is no L0 called {name!r}; {hint}"
+
+
+def nearest_l0_names(name: str) -> list[str]:
+    """The known names that look like *name*, best first."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only when something went wrong
+
+    near = get_close_matches(name, L0_BY_NAME, n=3, cutoff=0.5)
+    return near or [known for known in L0_BY_NAME if name and known.startswith(name[:3])][:3]
+
+
+def corpus_folder() -> Path | None:
+    """The folder of the text seeds beside the sources; None in an installation without them."""
+    folder = Path(__file__).resolve().parents[2] / "corpus" / "nested_events"
+    return folder if folder.is_dir() else None
+
+
+__all__ = ["FIXED", "L0_VARIABLE", "Finding", "NestedEvents"]
