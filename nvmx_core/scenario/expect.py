@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.events import VALID
+from nvmx_core.arch.fields import POISON
 from nvmx_core.arch.state import ACTIVITY_NAMES
 from nvmx_core.journal import (
     DELIVER,
@@ -30,6 +31,7 @@ from nvmx_core.journal import (
 )
 from nvmx_core.scenario.words import (
     INVALID,
+    UNDEFINED,
     WordError,
     is_number,
     quoted,
@@ -106,7 +108,7 @@ def _read_activity(word: str) -> int:
 
 
 def _show_activity(value: int) -> str:
-    return ACTIVITY_NAMES[value] if 0 <= value < len(ACTIVITY_NAMES) else show_plain(value)
+    return ACTIVITY_NAMES[value] if value < len(ACTIVITY_NAMES) else show_plain(value)
 
 
 def _read_mode(word: str) -> int:
@@ -114,7 +116,7 @@ def _read_mode(word: str) -> int:
 
 
 def _show_mode(value: int) -> str:
-    return MODES[value] if 0 <= value < len(MODES) else show_plain(value)
+    return MODES[value] if value < len(MODES) else show_plain(value)
 
 
 _PLAIN: Final = _Reader(read_plain, show_plain)
@@ -195,22 +197,26 @@ def _parse_field(kind: int, kind_name: str, word: str, *, first: bool) -> tuple[
     if not equals:
         if not first:
             raise WordError(f"{quoted(word)} is not of the form field=value")
-        return 0, field_reader(kind, 0).read(word)
+        return 0, read_field(kind, 0, word)
     slug = _slug(slug)
     if slug not in slugs:
         raise unknown(f"field of {kind_name}", slug, slugs)
     index = slugs.index(slug)
-    return index, field_reader(kind, index).read(value)
+    return index, read_field(kind, index, value)
 
 
-def field_reader(kind: int, index: int) -> _Reader:
-    """How the values of a journal field are read and shown."""
+def _reader(kind: int, index: int) -> _Reader:
     return _READERS.get(FIELD_SLUGS[kind][index], _PLAIN)
+
+
+def read_field(kind: int, index: int, word: str) -> int:
+    """The value of a journal field, *index* as in RECORD_FIELDS; raises WordError."""
+    return POISON if word == UNDEFINED else _reader(kind, index).read(word)
 
 
 def show_field(kind: int, index: int, value: int) -> str:
     """The value of a journal field as the text form writes it."""
-    return field_reader(kind, index).show(value)
+    return UNDEFINED if value == POISON else _reader(kind, index).show(value)
 
 
 def format_expectation(expectation: Expectation) -> str:
@@ -286,7 +292,7 @@ def _compare(expectation: Expectation, record: Record) -> str:
 
 def _comparable(kind: int, index: int, value: int) -> int:
     """An information word without its valid bit says nothing, whatever its other bits are."""
-    if field_reader(kind, index) is _INFO and value >= 0 and not value & VALID:
+    if _reader(kind, index) is _INFO and value >= 0 and not value & VALID:
         return 0
     return value
 

@@ -33,7 +33,6 @@ from nvmx_core.arch.exits import (
     MCE_DURING_ENTRY,
     MSR_LOAD_FAIL,
 )
-from nvmx_core.arch.fields import POISON
 from nvmx_core.guests.memory import (
     HANDLER_BASE,
     HANDLER_SHIFT,
@@ -60,6 +59,7 @@ class WordError(Exception):
 
 
 UNDEFINED: Final = "undefined"
+"""What an exit field shows that the manual leaves undefined: the value POISON."""
 INVALID: Final = "invalid"
 NONE: Final = "none"
 
@@ -194,15 +194,13 @@ def show_names(bits: int, names: tuple[str, ...]) -> str:
 
 
 def read_plain(word: str) -> int:
-    """A number of up to 256 bits, or ``undefined`` for a field that the manual leaves undefined."""
-    if word == UNDEFINED:
-        return POISON
+    """A number of up to 256 bits."""
     return read_number(word, 1 << 256)
 
 
 def show_plain(value: int) -> str:
-    """A number in hexadecimal, or ``undefined``."""
-    return UNDEFINED if value == POISON else f"{value:#x}"
+    """A number in hexadecimal."""
+    return f"{value:#x}"
 
 
 def read_reason(word: str) -> int:
@@ -229,8 +227,6 @@ def read_info(word: str) -> int:
     """
     if word == INVALID:
         return 0
-    if word == UNDEFINED:
-        return POISON
     if is_number(word):
         value = read_number(word, 1 << 32)
         return value if value & VALID else 0
@@ -254,8 +250,6 @@ def read_info(word: str) -> int:
 
 def show_info(value: int) -> str:
     """An interruption-information word, exactly; a number if it is none that a processor makes."""
-    if value == POISON:
-        return UNDEFINED
     if not value & VALID:
         return INVALID
     if value & INFO_RESERVED & ~NMI_UNBLOCKING_BY_IRET or value >> 32:
@@ -279,7 +273,7 @@ def _usual_error_code(info: int) -> int:
 
 def read_address(word: str) -> int:
     """An address of L2: ``page``, ``handler:vector``, either with ``+offset``, or a number."""
-    if word == UNDEFINED or is_number(word):
+    if is_number(word):
         return read_plain(word)
     place, plus, offset_word = word.partition("+")
     offset = read_number(offset_word, 1 << PAGE_SHIFT, "offset") if plus else 0
@@ -321,7 +315,7 @@ def show_vector_set(bits: int) -> str:
 
 def read_interruptibility(word: str) -> int:
     """Interruptibility bits by name (``sti,nmi``), ``none``, or a number."""
-    if word == UNDEFINED or is_number(word):
+    if is_number(word):
         return read_plain(word)
     return read_names(word, _INTERRUPTIBILITY, "kind of blocking")
 
