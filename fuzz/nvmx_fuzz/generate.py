@@ -25,7 +25,6 @@ from nvmx_core.scenario.steps import (
     DROP_PAGE,
     EPT_PAGE,
     HOST_INTERRUPT,
-    INIT,
     INJECT,
     INTERCEPT,
     INTERRUPT,
@@ -56,19 +55,19 @@ _GOLDEN: Final = 0x9E3779B97F4A7C15
 _NOISE_MASK: Final = (1 << _NOISE_BITS) - 1
 
 SWARMS: Final = 256
-_BAG_SIZE: Final = 128
+_BAG_SIZE: Final = 256
 
 _PREPARE_WEIGHT: Final = {
-    INJECT: 14, DROP_PAGE: 8, INTERRUPT: 8, EPT_PAGE: 4, L2_PAGE: 4, CONTROL: 5, INTERCEPT: 4,
-    VMWRITE: 4, NMI: 4, L2_GATE: 2, SAVE_RESTORE: 2, CANCEL_ENTRY: 2, SMI: 2, INIT: 2, TIMER: 2,
+    INJECT: 24, DROP_PAGE: 12, INTERRUPT: 12, EPT_PAGE: 12, L2_PAGE: 8, INTERCEPT: 6, CONTROL: 6,
+    VMWRITE: 5, NMI: 5, L2_GATE: 3, SAVE_RESTORE: 3, CANCEL_ENTRY: 3, SMI: 2, TIMER: 2,
 }  # fmt: skip
 _DURING_WEIGHT: Final = {
-    RUN: 20, INTERRUPT: 6, NMI: 4, TIMER: 3, RSM: 2, SMI: 2, INIT: 2, SIPI: 2, DROP_PAGE: 3,
-    L2_PAGE: 2, HOST_INTERRUPT: 2, SAVE_RESTORE: 2,
+    RUN: 48, INTERRUPT: 8, NMI: 5, TIMER: 4, RSM: 2, SMI: 2, SIPI: 2, DROP_PAGE: 6, L2_PAGE: 4,
+    HOST_INTERRUPT: 2, SAVE_RESTORE: 3,
 }  # fmt: skip
 
 # How many steps of a phase a round has.
-_PREPARE_COUNT: Final = (0, 1, 1, 1, 2, 2, 2, 3)
+_PREPARE_COUNT: Final = (0, 1, 1, 2, 2, 2, 3, 3)
 _DURING_COUNT: Final = (0, 0, 1, 1, 1, 2, 2, 3)
 
 
@@ -114,7 +113,7 @@ def _bag(
 ) -> tuple[tuple[bytes, ...], ...]:
     weights: list[int] = []
     for op in palette:
-        factor = 4 if even else 0 if draw() < 85 else 1 << (draw() & 7) // 2 * 2
+        factor = 4 if even else 0 if draw() < 85 else 1 << (draw() & 3)
         weights.append(usual.get(op, 1) * factor)
     if not any(weights):
         weights[0] = 1
@@ -129,8 +128,8 @@ def _bag(
 
 
 def pick(bag: tuple[tuple[bytes, ...], ...], draw: Draw) -> bytes:
-    """A record from a bag of _BAG_SIZE palettes."""
-    records = bag[draw() & (_BAG_SIZE - 1)]
+    """A record from a bag."""
+    records = bag[draw()]
     return records[draw() * len(records) >> 8]
 
 
@@ -145,26 +144,41 @@ def grow_round(draw: Draw, members: Swarm) -> list[bytes]:
     return steps
 
 
-# Bits of the header, as an integer, that one change of configuration may flip.
-_FLAG_SHIFT: Final = 8
-_HEADER_FLIPS: Final[tuple[int, ...]] = tuple(
-    1 << position
-    for position in (
-        *(_FLAG_SHIFT + bit.bit_length() - 1 for bit in FLAG_BIT.values()),
-        *(
-            _FLAG_SHIFT + FLAG_BIT[name].bit_length() - 1
-            for name in ("l0-ept", "l1-ept", "acknowledge-interrupt-on-exit", "in-kernel-apic") * 2
-        ),
-        *range(40, 56),
-        *range(40, 44),
-        56,
-        57,
-    )
+# Features that do something only together.
+_FEATURE_SETS: Final = (
+    ("tpr-shadow", "virtual-interrupt-delivery"),
+    (
+        "tpr-shadow",
+        "virtual-interrupt-delivery",
+        "acknowledge-interrupt-on-exit",
+        "posted-interrupts",
+    ),
+    ("preemption-timer", "save-preemption-timer"),
+    ("nmi-exiting", "virtual-nmis"),
+    ("l0-ept", "in-kernel-apic"),
 )
+_FAVOURITE_FLAGS: Final = (
+    "l0-ept",
+    "l1-ept",
+    "acknowledge-interrupt-on-exit",
+    "in-kernel-apic",
+    "preemption-timer",
+)
+_CHOSEN_EXCEPTION_BITS: Final = tuple(1 << bit for bit in (*range(40, 56), *range(40, 44)))
+_PF_FILTER_BITS: Final = (1 << 56, 1 << 57)
+
+_HEADER_FLIPS: Final[tuple[int, ...]] = (
+    *(bit << 8 for bit in FLAG_BIT.values()),
+    *(FLAG_BIT[name] << 8 for name in _FAVOURITE_FLAGS * 2),
+    *(sum(FLAG_BIT[name] for name in names) << 8 for names in _FEATURE_SETS * 2),
+    *_CHOSEN_EXCEPTION_BITS,
+    *_PF_FILTER_BITS,
+)
+"""What one change of configuration may flip: bits of the header, read as a little-endian integer."""
 
 
 def vary_header(header: bytes, draw: Draw) -> bytes:
-    """The header with one or two bits of the configuration flipped."""
+    """The header with one or two choices of the configuration changed."""
     bits = int.from_bytes(header, "little")
     bits ^= _HEADER_FLIPS[draw() * len(_HEADER_FLIPS) >> 8]
     if draw() & 1:

@@ -131,13 +131,18 @@ _WRITES: Final[dict[str, tuple[int, ...]]] = {
 }
 
 
+_FAVOURITE_WRITES: Final = (
+    "GUEST_ACTIVITY", "GUEST_INTERRUPTIBILITY", "GUEST_PREEMPTION_TIMER", "TPR_THRESHOLD",
+)  # fmt: skip
+
+
 def _field_writes() -> tuple[bytes, ...]:
     return _records(
         s.VMWRITE,
         [
             (s.WRITABLE_FIELDS.index(name), value >> 32, value & 0xFFFFFFFF)
             for name, values in _WRITES.items()
-            for value in values
+            for value in values * (3 if name in _FAVOURITE_WRITES else 1)
         ],
     )
 

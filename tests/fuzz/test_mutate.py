@@ -116,13 +116,9 @@ def test_swarms_differ_and_each_leaves_something_out() -> None:
 
 
 @given(scenarios(max_steps=0).map(encode), SEEDS)
-def test_a_varied_header_is_canonical_and_differs_in_one_or_two_bits(
-    header: bytes, seed: int
-) -> None:
+def test_a_varied_header_is_canonical(header: bytes, seed: int) -> None:
     varied = vary_header(header, noise(seed))
     assert varied == canonical_bytes(varied)
-    bits = int.from_bytes(header, "little") ^ int.from_bytes(varied, "little")
-    assert bits.bit_count() <= 2
 
 
 def test_mutants_do_not_depend_on_the_hash_seed() -> None:
