@@ -1,0 +1,195 @@
+"""CONSERVATION (V2, V7, V8, K2, Y1): each account fires when a planted wrong core cheats it."""
+
+from typing import Final
+
+import pytest
+
+from nvmx_core.arch.events import (
+    DB,
+    EXTERNAL_INTERRUPT,
+    NMI_INFO,
+    PF,
+)
+from nvmx_core.arch.events import NMI as NMI_TYPE
+from nvmx_core.arch.events import NMI_VECTOR as VECTOR
+from nvmx_core.arch.exits import EXCEPTION_NMI, EXTERNAL_INTERRUPT_EXIT
+from nvmx_core.arch.fields import GUEST_RFLAGS
+from nvmx_core.arch.state import RFLAGS_IF
+from nvmx_core.guests.memory import DATA, IDT_HIGH, IDT_LOW
+from nvmx_core.l0.kvm import Kvm
+from nvmx_core.l0.nested_check import NEXT, TAKEN
+from nvmx_core.oracle.conservation import ORACLE
+from tests.nested_support import cancel_entry, drop_page, host_interrupt
+from tests.oracle.planted import Planted, name_of, run_fixed, run_wrong, told_by
+from tests.support import (
+    absent,
+    control,
+    enter,
+    inject,
+    intercept,
+    interrupt,
+    l1_iret,
+    nmi,
+    run,
+)
+
+
+class LosesNmiInFlight(Kvm):
+    """Wrong: an interrupted NMI is not put back into its queue (bug11)."""
+
+    def requeue(self, info: int, error_code: int, length: int) -> None:
+        if info != NMI_INFO:
+            super().requeue(info, error_code, length)
+
+
+class LosesCancelledEvent(Kvm):
+    """Wrong: what a cancelled entry had in its field is gone (bug2's kind, res3)."""
+
+    def cancel_injection(self, immediate: bool) -> None:
+        super().cancel_injection(immediate)
+        self.interrupt_injected = False
+
+
+class KeepsInterruptInFlight(Kvm):
+    """Wrong: an interrupt stays in flight after its delivery was completed (O2, X13).
+
+    The handler runs with IF = 0, where hardware refuses an interrupt (G6); so this core opens IF as well.
+    """
+
+    def complete_interrupts(self) -> None:
+        was_injected = self.interrupt_injected
+        super().complete_interrupts()
+        if was_injected:
+            self.interrupt_injected = True
+            self.request_event = True
+            self.vmcs02[GUEST_RFLAGS] |= RFLAGS_IF
+
+
+class AcknowledgesOnly(Kvm):
+    """Wrong: an interrupt for L2 is acknowledged and then forgotten."""
+
+    def inject_interrupt(self) -> None:
+        self.take_interrupt()
+
+
+class NeverAcknowledges(Kvm):
+    """Wrong: an interrupt for L2 is injected and stays pending in the controller."""
+
+    def inject_interrupt(self) -> None:
+        vector = self.apic.deliverable()
+        super().inject_interrupt()
+        self.apic.acknowledged.remove(vector)
+        self.apic.isr &= ~(1 << vector)
+        self.apic.irr |= 1 << vector
+
+
+class DropsRequests(Kvm):
+    """Wrong: a nested exit loses what the controller had latched."""
+
+    def forget_queues(self) -> None:
+        super().forget_queues()
+        self.apic.irr = 0
+
+
+class NmiInjectionIsNoOperation(Kvm):
+    """Wrong: injecting an NMI into L2 does nothing but is marked done (bug10)."""
+
+    def inject_nmi(self) -> None:
+        self.nmi_pending = False
+
+
+class NmiExitKeepsNmi(Kvm):
+    """Wrong: the NMI of an NMI exit stays pending (K1's rule for interrupts, used for NMIs)."""
+
+    def check_nmi(self, blocked: bool) -> int:
+        if blocked or not (self.nmi_pending and self.l1_wants_nmis()):
+            return super().check_nmi(blocked)
+        self.nested_vmexit(EXCEPTION_NMI, 0, NMI_INFO)
+        return TAKEN
+
+
+class WindowIsInterruptExit(Kvm):
+    """Wrong: an open interrupt window becomes an external-interrupt exit (bug19)."""
+
+    def check_interrupt_window(self, blocked: bool) -> int:
+        if blocked or not self.interrupts_open():
+            return NEXT
+        self.nested_vmexit(EXTERNAL_INTERRUPT_EXIT)
+        return TAKEN
+
+
+class WritesPayloadEarly(Kvm):
+    """Wrong: CR2 and DR6 are written when an exception is queued, intercepted or not (bug51)."""
+
+    def queue_vmexit(
+        self, info: int, error_code: int, payload: int, length: int, trap: bool
+    ) -> None:
+        self.deliver_payload(info & 0xFF, payload)
+        super().queue_vmexit(info, error_code, payload, length, trap)
+
+
+FOR_L2: Final = "external-interrupt-exiting"
+NMI_FOR_L2: Final = "nmi-exiting virtual-nmis"
+HAND_OVER: Final = (inject(EXTERNAL_INTERRUPT, 0x40), enter(), run("nop"))
+
+PLANTED: Final = (
+    Planted(
+        "V2",
+        "injection lost",
+        LosesNmiInFlight,
+        (drop_page(IDT_LOW), inject(NMI_TYPE, VECTOR), enter(), run("nop")),
+    ),
+    Planted("V2", "injection lost", LosesCancelledEvent, (cancel_entry(), *HAND_OVER)),
+    Planted(
+        "V2",
+        "injection delivered twice",
+        KeepsInterruptInFlight,
+        (drop_page(IDT_HIGH), *HAND_OVER[:2], host_interrupt()),
+    ),
+    Planted("V7", "interrupt lost", AcknowledgesOnly, (enter(), interrupt(0x51)), off=FOR_L2),
+    Planted("V7", "interrupt doubled", NeverAcknowledges, (enter(), interrupt(0x51)), off=FOR_L2),
+    Planted(
+        "V7",
+        "interrupt lost in the controller",
+        DropsRequests,
+        (interrupt(0x51), enter()),
+    ),
+    Planted(
+        "V8",
+        "NMI lost",
+        NmiInjectionIsNoOperation,
+        (enter(), nmi(), run("nop")),
+        off=NMI_FOR_L2,
+    ),
+    Planted("V8", "NMI doubled", NmiExitKeepsNmi, (enter(), nmi(), l1_iret())),
+    Planted(
+        "K2",
+        "interrupt exit without interrupt",
+        WindowIsInterruptExit,
+        (control("interrupt-window-exiting"), enter()),
+    ),
+    Planted(
+        "Y1",
+        "CR2 changed without a delivered #PF",
+        WritesPayloadEarly,
+        (absent(DATA), intercept(PF), enter(), run("load")),
+        off="l0-ept",
+    ),
+    Planted(
+        "Y1",
+        "DR6 changed without a delivered #DB",
+        WritesPayloadEarly,
+        (intercept(DB), enter(), run("out")),
+        on="single-step",
+    ),
+)
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=name_of)
+def test_fires_on_the_wrong_core(planted: Planted) -> None:
+    assert told_by(ORACLE, run_wrong(planted)) == [(planted.rule, planted.situation)]
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=name_of)
+def test_silent_on_the_fixed_core(planted: Planted) -> None:
+    assert run_fixed(planted).violations == ()
