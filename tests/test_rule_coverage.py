@@ -5,8 +5,8 @@ A test names its rule at the start, `test_x3_...`, or several, `test_e1_to_e8_..
 """
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,22 +21,26 @@ PROCESSOR_RULES = [rule_id for rule_id in RULES if rule_id[0] not in "SV"]
 RULE_IN_NAME = re.compile(r"test_([a-z]\d{1,2})_")
 
 
-def find_tests() -> Iterator[tuple[str, Path]]:
-    """Yield the name and file of each test function."""
-    for folder in FOLDERS:
-        for path in sorted((TESTS / folder).rglob("test_*.py")):
-            for node in ast.parse(path.read_text(), str(path)).body:
-                if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                    yield node.name, path
+@functools.cache
+def find_tests() -> list[tuple[ast.FunctionDef, Path]]:
+    """Return each test function and its file."""
+    return [
+        (node, path)
+        for folder in FOLDERS
+        for path in sorted((TESTS / folder).rglob("test_*.py"))
+        for node in ast.parse(path.read_text(), str(path)).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
 
 
+@functools.cache
 def named_rules() -> dict[str, list[str]]:
     """Return the names of the tests of each rule."""
     tests: dict[str, list[str]] = {}
-    for name, _path in find_tests():
-        match = RULE_IN_NAME.match(name)
+    for node, _path in find_tests():
+        match = RULE_IN_NAME.match(node.name)
         if match:
-            tests.setdefault(match[1].upper(), []).append(name)
+            tests.setdefault(match[1].upper(), []).append(node.name)
     return tests
 
 
@@ -48,14 +52,12 @@ def test_rule_has_a_test(rule_id: str) -> None:
 @pytest.mark.parametrize("rule_id", [rule for rule in PROCESSOR_RULES if rule[0] in "ECG"])
 def test_rule_of_a_check_has_a_passing_and_a_failing_case(rule_id: str) -> None:
     """A file that tests a check holds at least one expectation of each kind for it."""
-    sources = [path.read_text() for path in (TESTS / "cpu").glob("test_entry_checks*.py")]
-    bodies = [
+    prefix = f"test_{rule_id.lower()}_"
+    text = "\n".join(
         ast.unparse(node)
-        for source in sources
-        for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith(f"test_{rule_id.lower()}_")
-    ]
-    text = "\n".join(bodies)
+        for node, path in find_tests()
+        if path.name.startswith("test_entry_checks") and node.name.startswith(prefix)
+    )
     passes = re.compile(r"PASS\b|vmfails == \[\]|in_l2")
     fails = re.compile(r"fails\(|VMFAIL_|failure\b|INVALID_STATE")
     assert passes.search(text), f"no passing case of {rule_id}"
@@ -69,6 +71,6 @@ def test_rule_names_in_tests_exist() -> None:
 
 def test_no_test_is_hidden_by_another_of_the_same_name() -> None:
     seen: set[tuple[str, Path]] = set()
-    for found in find_tests():
-        assert found not in seen, f"{found[1].name} defines {found[0]} twice"
-        seen.add(found)
+    for node, path in find_tests():
+        assert (node.name, path) not in seen, f"{path.name} defines {node.name} twice"
+        seen.add((node.name, path))
