@@ -26,7 +26,7 @@ def waiting_events(vcpu: Vcpu) -> int:
     Blocked events do not count: an interrupt for L2 with IF = 0, an NMI under blocking, anything but a
     SIPI in wait-for-SIPI.
     """
-    if vcpu.mp_state == WAIT_FOR_SIPI:
+    if _is_quiet(vcpu) or vcpu.mp_state == WAIT_FOR_SIPI:
         return 0
     waiting = 0
     if vcpu.smi_pending:
@@ -51,11 +51,8 @@ def waiting_events(vcpu: Vcpu) -> int:
     return waiting
 
 
-def overdue_events(vcpu: Vcpu) -> int:
-    """What L2 must not run past: the exits that are due while L2 is about to execute an instruction."""
-    if not vcpu.guest_mode or vcpu.mp_state != ACTIVE:
-        return 0
-    if not (
+def _is_quiet(vcpu: Vcpu) -> bool:
+    return not (
         vcpu.apic.irr
         or vcpu.nmi_pending
         or vcpu.smi_pending
@@ -63,6 +60,12 @@ def overdue_events(vcpu: Vcpu) -> int:
         or vcpu.mtf_pending
         or vcpu.timer_expired
         or vcpu.vmexit_pending
-    ):
+        or vcpu.request_triple_fault
+    )
+
+
+def overdue_events(vcpu: Vcpu) -> int:
+    """What L2 must not run past: the exits that are due while L2 is about to execute an instruction."""
+    if not vcpu.guest_mode or vcpu.mp_state != ACTIVE:
         return 0
     return waiting_events(vcpu) & ~WAITS_FOR_L2

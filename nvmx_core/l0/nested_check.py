@@ -18,6 +18,7 @@ from nvmx_core.arch.controls import (
     EXIT_ACK_INTR_ON_EXIT,
     PIN_POSTED_INTR,
     SECONDARY_VIRTUAL_INTR_DELIVERY,
+    WINDOW_CONTROLS,
 )
 from nvmx_core.arch.events import (
     EXTERNAL_INTERRUPT,
@@ -69,6 +70,8 @@ class NestedCheck(NestedExit):
 
     def check_nested_events(self) -> bool:
         """Walk the rows; True when something is due that has to wait (busy)."""
+        if self.is_quiet():
+            return False
         blocked = self.nested_run_pending or self.blocks_boundary_events()
         result = self.check_faults()
         if result == NEXT:
@@ -82,6 +85,21 @@ class NestedCheck(NestedExit):
                 if result == NEXT:
                     result = self._check_after_traps(blocked)
         return result == BUSY
+
+    def is_quiet(self) -> bool:
+        """Whether no row can apply, which is so at most entries: nothing is pending, no window is open."""
+        return not (
+            self.apic.irr
+            or self.nmi_pending
+            or self.exception_pending
+            or self.vmexit_pending
+            or self.timer_expired
+            or self.mtf_pending
+            or self.smi_pending
+            or self.init_pending
+            or self.sipi_vector >= 0
+            or self.vmcs12[CPU_BASED] & WINDOW_CONTROLS
+        )
 
     def _check_before_traps(self, blocked: bool) -> int:
         result = self.check_smi(blocked)  # P4
