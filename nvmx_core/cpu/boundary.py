@@ -85,7 +85,7 @@ class Boundary(Delivery):
         activity = self.activity
         if activity == WAIT_FOR_SIPI:
             return self._take_sipi()
-        if pending & PENDING_TRAP_EXIT:  # P2
+        if pending & PENDING_TRAP_EXIT and activity <= HLT:  # P2; O8 waits for the wake-up
             self.vm_exit(self.trap_exit_reason, self.trap_exit_qualification)
         elif pending & PENDING_SMI:  # P4
             self.enter_smm()

@@ -46,7 +46,7 @@ from nvmx_core.arch.fields import (
     TPR_THRESHOLD,
     Vmcs,
 )
-from nvmx_core.arch.state import HLT, PENDING_DBG_VALID, RFLAGS_RF, SHUTDOWN
+from nvmx_core.arch.state import PENDING_DBG_VALID, RFLAGS_RF, SHUTDOWN
 from nvmx_core.cpu.entry_checks import PASSED, msr_load_failure
 from nvmx_core.cpu.execution import Execution
 from nvmx_core.cpu.processor_state import (
@@ -129,9 +129,8 @@ class Processor(Execution):
             self.pending |= PENDING_TIMER
 
     def _check_tpr_threshold(self) -> None:
-        """O8: VTPR below the threshold at entry exits after the injection, not in shutdown or WFS."""
-        below = self.memory.vtpr >> 4 < self.vmcs[TPR_THRESHOLD] & 0xF
-        if below and self.activity <= HLT:
+        """O8: VTPR below the threshold exits after the injection; the boundary holds it in shutdown."""
+        if self.memory.vtpr >> 4 < self.vmcs[TPR_THRESHOLD] & 0xF:
             self.trap_exit_reason = TPR_BELOW_THRESHOLD
             self.trap_exit_qualification = 0
             self.pending |= PENDING_TRAP_EXIT
