@@ -1,0 +1,282 @@
+"""Part 2 of an explanation: the scenario with what happened in L1, in L2 and, hidden, in L0.
+
+Records become lines one by one, except where two of L0's belong together for anyone who knows KVM: a
+re-injection or a nested entry and the hardware entry that carries it out, a kick and what it is for, a
+hardware exit that is reflected. The first line of a step carries the step itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from nvmx_core.arch.events import VALID
+from nvmx_core.arch.fields import ENTRY_INTR_INFO, IDT_VECTORING_INFO
+from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, RECORD_FIELDS, RETIRE, Record
+from nvmx_core.l0 import log as l0_log
+from nvmx_core.oracle.transparency import first_difference
+from nvmx_core.oracle.violation import Violation
+from nvmx_core.scenario import steps
+from nvmx_core.scenario.step_text import format_step
+from nvmx_core.scenario.steps import OPERATIONS, Step
+from nvmx_fuzz.decode_words import address_word, record_word
+from nvmx_fuzz.explain_records import (
+    entry_text,
+    field_texts,
+    is_plain_entry,
+    log_by,
+    log_text,
+    nested_exit_text,
+    record_text,
+    seen_by,
+)
+from nvmx_fuzz.explain_replay import Moment, PlayedStep
+from nvmx_fuzz.explain_report import Line
+from nvmx_fuzz.explain_steps import entry_instruction, own_effect, place_of
+
+_EXPECTED_MAX: Final = 3
+"""How many records of bare metal stand for the one that differs."""
+
+# Oracles that judge L0's log: which of its records a violation is about, the most telling first.
+_LOG_KINDS: Final[dict[str, tuple[int, ...]]] = {
+    "IMMEDIATE-EXIT": (l0_log.RAN_PAST, l0_log.HARDWARE_ENTRY),
+    "SELF-CHECK": (l0_log.SELF_CHECK,),
+    "LIVENESS": (l0_log.STUCK,),
+}
+
+
+_INJECTIONS: Final = (l0_log.REINJECT, l0_log.INJECT)
+
+
+class _Draft(NamedTuple):
+    """A line to be, with the moments that it tells."""
+
+    moments: tuple[Moment, ...]
+    who: str
+    text: str
+
+
+def timeline(
+    played: Sequence[PlayedStep],
+    bare: list[Record],
+    nested: list[Record],
+    wrong: Moment | None,
+    ept: bool,
+) -> tuple[Line, ...]:
+    """All lines of a run; *wrong*: the record of the violation; *ept*: whether L0 uses EPT."""
+    difference = first_difference(bare, nested) if bare != nested else None
+    arrivals = _ArmedSteps()
+    lines: list[Line] = []
+    for step in played:
+        drafts = list(_drafts(step, ept, arrivals))
+        rows = _lines(step, drafts)
+        for index, draft in enumerate(drafts):
+            for moment in draft.moments:
+                row = index + len(rows) - len(drafts)
+                if moment is wrong:
+                    rows[row] = replace(rows[row], wrong=True, expected=_expected_of_log(moment))
+                if difference is not None and _is_at(moment, difference):
+                    rows[row] = replace(rows[row], expected=expected_text(bare, nested, difference))
+        lines += rows
+    return tuple(lines)
+
+
+def _is_at(moment: Moment, position: int) -> bool:
+    return not moment.hidden and moment.position == position
+
+
+# -- where it is wrong -----------------------------------------------------------------------------
+
+
+def wrong_moment(played: Sequence[PlayedStep], violation: Violation) -> Moment | None:
+    """The record that a violation is about: of the log for what judges L0, else of the journal."""
+    kinds = _LOG_KINDS.get(violation.oracle, ())
+    for kind in kinds:
+        for step in played:
+            for moment in step.moments:
+                if (
+                    moment.hidden
+                    and moment.record[0] == kind
+                    and step.number == violation.step + 1
+                    and moment.position == violation.position
+                ):
+                    return moment
+    for step in played:
+        for moment in step.moments:
+            if _is_at(moment, violation.position):
+                return moment
+    return None
+
+
+def _expected_of_log(moment: Moment) -> str:
+    """What L0 should have done instead, where its log alone tells."""
+    if not moment.hidden or moment.record[0] != l0_log.HARDWARE_ENTRY:
+        return ""
+    immediate, waiting, requested = moment.record[3], moment.record[6], moment.record[7]
+    if waiting and not immediate:
+        return "preemption timer 0 (immediate exit)"
+    if not waiting:
+        return "no immediate exit: nothing is due"
+    return "" if requested else "KVM_REQ_EVENT raised again together with the immediate exit"
+
+
+def expected_text(bare: list[Record], nested: list[Record], position: int) -> str:
+    """What bare metal shows from *position* on: the fields that differ, or the records instead."""
+    if position >= len(bare) or position >= len(nested):
+        return ""
+    expected, seen = bare[position], nested[position]
+    if expected[0] == seen[0]:
+        return ", ".join(field_texts(expected, differing_fields(expected, seen)))
+    texts: list[str] = []
+    for record in bare[position : position + _EXPECTED_MAX]:
+        comparable = record[0] == seen[0] == EXIT
+        fields = differing_fields(record, seen) if comparable else ()
+        texts.append(_subject(record, [name for name in fields if name in _WORTH_NAMING]))
+        if record[0] in (seen[0], EXIT, END):
+            break
+    return ", then ".join(texts)
+
+
+_WORTH_NAMING: Final = ("interruption info", "IDT-vectoring info", "activity")
+
+
+def _subject(record: Record, wanted: Sequence[str]) -> str:
+    """A record of bare metal as a clause; L2's events need their subject."""
+    if record[0] == DELIVER:
+        return f"L2 takes {record_word(record, 'vector')}"
+    text = record_text(record, wanted)
+    return f"L2 {text}" if record[0] == RETIRE else text
+
+
+def differing_fields(left: Record, right: Record) -> tuple[str, ...]:
+    """The names of the fields in which two records of one kind differ."""
+    return tuple(
+        name
+        for name, a, b in zip(RECORD_FIELDS[left[0]], left[1:], right[1:], strict=True)
+        if a != b
+    )
+
+
+# -- drafts ----------------------------------------------------------------------------------------
+
+
+class _ArmedSteps:
+    """The steps whose event arrives at a later moment."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, Step]] = []
+
+    def arm(self, played: PlayedStep) -> None:
+        """Remember a step that is tied to a moment."""
+        step = played.step
+        if step is None or step[1] == steps.NOW or played.after.skipped > played.before.skipped:
+            return
+        if OPERATIONS[step[0]].actor == steps.OUTSIDE:
+            self.waiting.append((played.number, step))
+
+    def origin(self, op: int) -> str:
+        """The step that armed an arrival, taken from the list; "" for an arrival of its own step."""
+        for entry in self.waiting:
+            number, step = entry
+            armed = steps.INTERRUPT if step[0] == steps.POST_INTERRUPT else step[0]
+            if armed == op:
+                self.waiting.remove(entry)
+                return f" (step {number})"
+        return ""
+
+
+def _drafts(played: PlayedStep, ept: bool, arrivals: _ArmedSteps) -> Iterator[_Draft]:
+    arrivals.arm(played)
+    moments = played.moments
+    index = 0
+    while index < len(moments):
+        moment = moments[index]
+        following = moments[index + 1] if index + 1 < len(moments) else None
+        merged = _merged(moment, following)
+        if merged and following is not None:
+            who = log_by(moment.record)
+            if who == "outside":
+                merged = merged.format(origin=_origin(played, moment, arrivals))
+            yield _Draft((moment, following), who, merged)
+            index += 2
+            continue
+        if moment.hidden:
+            text = _log_text(moment.record, moments[index - 1] if index else None, ept)
+            if moment.record[0] == l0_log.ARRIVAL:
+                text += _origin(played, moment, arrivals)
+            yield _Draft((moment,), log_by(moment.record), text)
+        else:
+            yield _Draft((moment,), seen_by(moment.record), _journal_text(played, moment))
+        index += 1
+
+
+def _log_text(record: l0_log.L0Record, before: Moment | None, ept: bool) -> str:
+    """A record of the log; an entry does not repeat the event that the line before injects."""
+    is_entry = record[0] == l0_log.HARDWARE_ENTRY
+    if is_entry and before is not None and before.hidden and before.record[0] in _INJECTIONS:
+        return entry_text(record, named=before.record[2])
+    return log_text(record, ept)
+
+
+def _origin(played: PlayedStep, moment: Moment, arrivals: _ArmedSteps) -> str:
+    step = played.step
+    own = step is not None and OPERATIONS[step[0]].actor == steps.OUTSIDE
+    return "" if own else arrivals.origin(moment.record[2])
+
+
+def _merged(moment: Moment, following: Moment | None) -> str:
+    """One text for two records of the log that belong together, or ""."""
+    if following is None or not (moment.hidden and following.hidden):
+        return ""
+    first, second = moment.record, following.record
+    kinds = first[0], second[0]
+    if kinds == (l0_log.NESTED_ENTRY, l0_log.HARDWARE_ENTRY) and is_plain_entry(second):
+        return f"builds vmcs02, {entry_text(second)}"
+    if kinds == (l0_log.REINJECT, l0_log.HARDWARE_ENTRY) and is_plain_entry(second):
+        return f"{log_text(first)}, enters L2"
+    if kinds == (l0_log.HIDDEN_EXIT, l0_log.NESTED_EXIT) and first[2] == second[2]:
+        return nested_exit_text(second, reflected=True)
+    if kinds == (l0_log.ARRIVAL, l0_log.KICK):
+        return log_text(first) + "{origin}; L0 kicks the vCPU"
+    return ""
+
+
+def _journal_text(played: PlayedStep, moment: Moment) -> str:
+    record = moment.record
+    text = record_text(record)
+    if record[0] == L1_ENTRY:
+        given_back = played.before.vmcs12[IDT_VECTORING_INFO] & VALID
+        if record[1] & VALID and record[1] != played.before.vmcs12[ENTRY_INTR_INFO] and given_back:
+            text = f"re-{text}"
+        return f"{entry_instruction(played)}, {text}"
+    if record[0] == RETIRE and _is_first_of_run(played, moment):
+        return f"retires, rip {address_word(played.before.rip)} -> {address_word(record[1])}"
+    return text
+
+
+def _is_first_of_run(played: PlayedStep, moment: Moment) -> bool:
+    """Whether this is the first thing seen of an L2 instruction that a step runs."""
+    if played.step is None or played.step[0] != steps.RUN:
+        return False
+    return next(other for other in played.moments if not other.hidden) == moment
+
+
+# -- lines -----------------------------------------------------------------------------------------
+
+
+def _lines(played: PlayedStep, drafts: Sequence[_Draft]) -> list[Line]:
+    """The lines of a step; the last ``len(drafts)`` of them are those of the drafts, in order."""
+    rows = [Line(0, draft.who, "", draft.text, hidden=draft.who == "L0") for draft in drafts]
+    step = played.step
+    if step is None:
+        return [replace(row, action="end", who="") for row in rows]
+    actor = OPERATIONS[step[0]].actor
+    action = format_step(step, compact=True).removeprefix(actor).strip()
+    effect = own_effect(played)
+    number = played.number
+    hidden = actor == steps.L0
+    if not effect and drafts and drafts[0].who == actor:
+        rows[0] = replace(rows[0], step=number, action=action)
+        return rows
+    if not effect and step[0] == steps.RUN:
+        effect = place_of(played)
+    return [Line(number, actor, action, effect or "", hidden=hidden), *rows]
