@@ -20,7 +20,7 @@ from nvmx_core.arch.events import (
     VECTOR_MASK,
 )
 from nvmx_core.arch.exits import BASIC_REASON_MASK, FAILED_ENTRY
-from nvmx_core.arch.fields import Vmcs
+from nvmx_core.arch.fields import FIELDS, Vmcs
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import RFLAGS_FIXED, RFLAGS_IF
 from nvmx_core.cpu.entry_checks import Verdict, checker_for
@@ -49,7 +49,8 @@ def inject(event_type: int, vector: int, error: int = 0, length: int = 0) -> Ste
 
 def vmwrite(field: int, value: int) -> Step:
     """L1 writes up to 48 bits into a field."""
-    return steps.VMWRITE, field, value >> 32, value & 0xFFFFFFFF
+    number = steps.WRITABLE_FIELDS.index(FIELDS[field].name)
+    return steps.VMWRITE, number, value >> 32, value & 0xFFFFFFFF
 
 
 def control(name: str, on: bool = True) -> Step:

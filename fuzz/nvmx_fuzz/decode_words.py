@@ -109,6 +109,8 @@ def address_word(address: int) -> str:
     """An address of L2 by page, handler or code offset: ``handler:0x40+0x1``, ``code+0x0``."""
     if address == POISON:
         return UNDEFINED
+    if not address:
+        return "0"
     return "code+0x0" if address == CODE_BASE else show_address(address)
 
 

@@ -83,6 +83,9 @@ _CHECKED: Final[dict[int, tuple[str, ...]]] = {
 # Fields of an exit that say why it stands in the wrong place.
 _OF_MISPLACED_EXIT: Final = ("reason", "IDT-vectoring info", "interruption info", "rip", "activity")
 
+_OF_OTHER_EXIT: Final = ("reason", "IDT-vectoring info", "interruption info", "cr2", "dr6")
+"""Fields that are told when the exit is another one; the others are only its details."""
+
 
 class Place(NamedTuple):
     """Where a run is wrong: the record there, and the one that bare metal shows, if it is known."""
@@ -134,7 +137,7 @@ class _Told:
         else:
             yield self.plain("KVM_REQ_EVENT", "1")
         yield from self.of_waiting(waiting)
-        if run_pending or reinjection:
+        if (run_pending or reinjection) and record[2] & VALID:
             yield self.plain(_ENTRY_02, "", self._event_writes(_ENTRY_02, {record[2]}))
         if run_pending:
             yield self.plain(_RUN_PENDING, "")
@@ -142,7 +145,7 @@ class _Told:
     def of_waiting(self, waiting: int) -> Iterator[FieldStory]:
         """The events that wait for a boundary."""
         for bit, variable in _WAITING.items():
-            if waiting & bit:
+            if waiting & bit and self.history.of(variable, self.until):
                 yield self.plain(variable, "")
 
     def of_journal(self, place: Place, fields: Sequence[str]) -> Iterator[FieldStory]:
@@ -150,20 +153,22 @@ class _Told:
         seen, expected = place.moment.record, place.expected
         comparable = expected is not None and expected[0] == seen[0]
         named = [name for name in fields if has_field(seen, name)]
+        if "reason" in named:
+            named = [name for name in named if name in _OF_OTHER_EXIT]
         if not named and seen[0] == EXIT:
             different = differing_fields(expected, seen) if comparable and expected else ()
             named = [name for name in _OF_MISPLACED_EXIT if name == "reason" or name in different]
         for name in named:
             yield self.field(seen, name, expected if comparable else None)
-        if expected is not None and expected[0] == EXIT != seen[0]:
+        if expected is not None and expected[0] == EXIT and _reason(expected) != _reason(seen):
             yield from self._of_missing_exit(expected)
 
     def _of_missing_exit(self, expected: Record) -> Iterator[FieldStory]:
         """Bare metal shows an exit here: what is it for, and did L0 arrange to be back in time?"""
         cause = _cause(expected)
-        if cause:
+        if cause and self.history.of(cause, self.until):
             yield self.plain(cause, "")
-        yield self.plain(TIMER_02, "")
+            yield self.plain(TIMER_02, "")
 
     # -- one story --------------------------------------------------------------------------------
 
@@ -214,6 +219,11 @@ class _Told:
 
 def _event(info: int) -> int:
     return info & (TYPE_MASK | VECTOR_MASK)
+
+
+def _reason(record: Record) -> int:
+    """The reason of an exit; -1 for another record."""
+    return record_field(record, "reason") if record[0] == EXIT else -1
 
 
 def _cause(record: Record) -> str:

@@ -7,8 +7,26 @@ difference between the snapshots around the step and is put down to the step's a
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from nvmx_core.arch.events import (
+    EXTERNAL_INTERRUPT,
+    NMI,
+    TYPE_MASK,
+    TYPE_SHIFT,
+    VALID,
+    VECTOR_MASK,
+)
+from nvmx_core.arch.exits import INIT_SIGNAL
 from nvmx_core.arch.fields import FIELDS
-from nvmx_core.journal import DELIVER, EXIT, L1_ENTRY, RECORD_FIELDS
+from nvmx_core.journal import (
+    DELIVER,
+    EXIT,
+    L1_ENTRY,
+    L1_INTERRUPT,
+    L1_NMI,
+    RECORD_FIELDS,
+    SMM_ENTRY,
+    Record,
+)
 from nvmx_core.l0 import log as l0_log
 from nvmx_core.scenario import steps
 from nvmx_core.scenario.step_text import format_step
@@ -17,7 +35,7 @@ from nvmx_fuzz.decode_words import event_word, reason_word, record_field, record
 from nvmx_fuzz.explain_replay import Moment, PlayedStep
 
 NOT_LOADED: Final = -1
-"""The value of vmcs02's fields before the first nested entry, and of undefined fields."""
+"""The value of what nobody has written yet (vmcs02, exit information), and of undefined fields."""
 
 TIMER_02: Final = "vmcs02.GUEST_PREEMPTION_TIMER"
 TIMER_IDLE: Final = 1 << 31
@@ -124,7 +142,9 @@ class History:
         before = first.before
         self.values |= before.state
         for field in FIELDS:
-            self.values[f"vmcs12.{field.name}"] = before.vmcs12[field.place]
+            never_written = field.group == "exit"
+            value = NOT_LOADED if never_written else before.vmcs12[field.place]
+            self.values[f"vmcs12.{field.name}"] = value
             self.values[f"vmcs02.{field.name}"] = NOT_LOADED
 
     def _note(self, order: int, step: int, seen: _Seen) -> None:
@@ -140,6 +160,7 @@ class History:
             yield from self._of_log(moment.record)
         else:
             yield from _of_journal(moment.record)
+            yield from self._of_taken(moment.record)
 
     def _of_log(self, record: l0_log.L0Record) -> Iterator[_Seen]:
         kind = record[0]
@@ -162,9 +183,15 @@ class History:
             by = f"nested exit {reason_word(record[2])}"
             yield _Seen("L0", "vmcs12.EXIT_REASON", record[2], by)
             yield _Seen("L0", "vmcs12.IDT_VECTORING_INFO", record[3], by)
-        elif kind in (l0_log.REINJECT, l0_log.INJECT):
-            by = "re-injection" if kind == l0_log.REINJECT else f"injects {event_word(record[2])}"
+        elif kind == l0_log.REINJECT:
+            yield _Seen("L0", "vmcs02.ENTRY_INTR_INFO", record[2], "re-injection")
+        elif kind == l0_log.INJECT:
+            by = f"injects {event_word(record[2])}"
+            yield from self._of_event(record[2], "L0", by)
             yield _Seen("L0", "vmcs02.ENTRY_INTR_INFO", record[2], by)
+        elif kind == l0_log.POSTED:
+            info = VALID | record[2]
+            yield from self._of_event(info, "L0", "posted-interrupt processing")
         elif kind == l0_log.CANCEL:
             yield _Seen("L0", "vmcs02.ENTRY_INTR_INFO", 0, "cancelled entry")
 
@@ -178,8 +205,31 @@ class History:
             name = variable.removesuffix("_pending").upper()
             yield _Seen("outside", variable, 1, f"{name} arrives")
 
+    def _of_taken(self, record: Record) -> Iterator[_Seen]:
+        """What was pending for L1 and is not any more, because L1 or the SMM handler has it."""
+        kind = record[0]
+        if kind == EXIT:
+            info = record_field(record, "interruption info")
+            yield from self._of_event(info, "L0", "acknowledged for the exit")
+            if record_field(record, "reason") == INIT_SIGNAL:
+                yield _Seen("L0", "init_pending", 0, "nested exit INIT_SIGNAL")
+        elif kind == L1_INTERRUPT:
+            info = VALID | record_field(record, "vector")
+            yield from self._of_event(info, "L1", "takes it through its own IDT")
+        elif kind == L1_NMI:
+            yield _Seen("L1", "nmi_pending", 0, "takes it through its own IDT")
+        elif kind == SMM_ENTRY:
+            yield _Seen("L0", "smi_pending", 0, "enters SMM")
 
-def _of_journal(record: tuple[int, ...]) -> Iterator[_Seen]:
+    def _of_event(self, info: int, who: str, by: str) -> Iterator[_Seen]:
+        """An interrupt or NMI that leaves the state pending."""
+        if info & VALID and info & TYPE_MASK == EXTERNAL_INTERRUPT << TYPE_SHIFT:
+            yield _Seen(who, "IRR", self.values["IRR"] & ~(1 << (info & VECTOR_MASK)), by)
+        elif info & VALID and info & TYPE_MASK == NMI << TYPE_SHIFT:
+            yield _Seen(who, "nmi_pending", 0, by)
+
+
+def _of_journal(record: Record) -> Iterator[_Seen]:
     kind = record[0]
     if kind == EXIT:
         by = f"nested exit {record_word(record, 'reason')}"
@@ -214,8 +264,7 @@ def _of_snapshots(step: PlayedStep, touched: set[str]) -> Iterator[_Seen]:
         if old != new and name not in touched:
             yield _Seen(writer, name, new, doing)
     for name, value in after.state.items():
-        if before.state[name] != value:
-            yield _Seen("L1" if runs_l1 and not step.moments else "L0", name, value, by)
+        yield _Seen("L1" if runs_l1 and not step.moments else "L0", name, value, by)
 
 
 def _writer_of_vmcs02(step: PlayedStep, by: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from nvmx_core.arch.events import VALID
 from nvmx_core.arch.exits import (
+    EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
     FAILED_ENTRY,
     PREEMPTION_TIMER,
@@ -205,20 +206,27 @@ def entry_text(record: L0Record, named: int = 0) -> str:
     if info & VALID and info != named:
         text += f" injecting {event_word(info)}"
     if immediate:
-        return f"{text} with preemption timer 0 (immediate exit)"
-    return f"{text}, no immediate exit; due for L1: {waiting_word(waiting)}" if waiting else text
+        return f"{text}, with preemption timer 0 (immediate exit)"
+    return f"{text}, no immediate exit; due: {waiting_word(waiting)}" if waiting else text
 
 
-def _hardware_exit_text(record: L0Record) -> str:
+def hardware_exit_text(record: L0Record, following: L0Record | None = None) -> str:
+    """A hardware exit that L0 handles; *following* is the log's next record in the same step."""
     reason, vectoring = record[2], record[3]
     text = f"exit {reason_word(reason)}"
     if reason == PREEMPTION_TIMER:
         text += " (the immediate exit)"
     elif reason == EXTERNAL_INTERRUPT_EXIT:
         text += " (an interrupt of the host)"
+    elif reason == EXCEPTION_NMI and (following is None or following[0] not in _OF_EXCEPTION):
+        text += " (an NMI of the host)"
     if vectoring:
         text += f" in the delivery of {event_word(vectoring)}"
     return text
+
+
+_OF_EXCEPTION: Final = (l0_log.QUEUE_EXCEPTION, l0_log.REPAIR, l0_log.NESTED_EXIT)
+"""What follows the exit of an exception, but not that of a host's NMI."""
 
 
 def nested_exit_text(record: L0Record, reflected: bool = False) -> str:
@@ -250,7 +258,7 @@ def _posted_text(record: L0Record) -> str:
 
 _LOG_TEXTS: Final[dict[int, Callable[[L0Record], str]]] = {
     l0_log.HARDWARE_ENTRY: entry_text,
-    l0_log.HIDDEN_EXIT: _hardware_exit_text,
+    l0_log.HIDDEN_EXIT: hardware_exit_text,
     l0_log.NESTED_EXIT: nested_exit_text,
     l0_log.NESTED_ENTRY: lambda _record: "accepts the entry, builds vmcs02",
     l0_log.REINJECT: lambda record: f"re-injects {event_word(record[2])}",
@@ -267,9 +275,7 @@ _LOG_TEXTS: Final[dict[int, Callable[[L0Record], str]]] = {
     l0_log.ARRIVAL: lambda record: (
         _ARRIVALS[record[2]](record[3]) if record[2] in _ARRIVALS else "an event arrives"
     ),
-    l0_log.RAN_PAST: lambda record: (
-        f"L2 goes on although an exit is due for L1: {waiting_word(record[2])}"
-    ),
+    l0_log.RAN_PAST: lambda record: f"L2 goes on although this is due: {waiting_word(record[2])}",
     l0_log.SELF_CHECK: _self_check_text,
     l0_log.STUCK: lambda record: f"gives up: no progress in {record[2] - 1} round trips",
     l0_log.SLEEP: lambda record: f"L2 sleeps ({activity_word(record[2])})",

@@ -91,7 +91,11 @@ def _timeline(lines: Sequence[Line], width: int) -> Iterator[list[Span]]:
     legend = f"{_HIDDEN}: hidden from L1 and L2"
     if any(line.expected for line in lines):
         legend += "; expected: as on bare metal"
-    yield [(head, _HEAD), (f"   ({legend})", _DIM)]
+    if len(head) + 5 + len(legend) > width:
+        yield [(f"({legend})", _DIM)]
+        yield [(head, _HEAD)]
+    else:
+        yield [(head, _HEAD), (f"   ({legend})", _DIM)]
     for line in lines:
         yield from _line(line, number_width, action_width, left, width)
 
@@ -108,6 +112,8 @@ def _line(
         yield [(columns.rstrip(), style)]
         columns = " " * left
     effects = _clauses(line.effect, room)
+    if len(effects) > 1:
+        effects = _clauses(line.effect, room - 2)
     mark = f"<- expected {line.expected}" if line.expected else "<- here" if line.wrong else ""
     if mark and len(effects) == 1 and len(effects[0]) + 2 + len(mark) <= room:
         yield [(columns + effects[0], style), (f"  {mark}", _BAD)]
@@ -129,7 +135,8 @@ def _fields(stories: Sequence[FieldStory], width: int) -> Iterator[list[Span]]:
         expected = f"; expected {story.expected}" if story.expected else ""
         yield [(story.field, _HEAD), (f": {story.seen}", ""), (expected, _BAD)]
         if not story.writes:
-            yield [("    unchanged from the start", _DIM)]
+            never = "undefined here" if story.seen == "-" else "unchanged from the start"
+            yield [(f"    {never}", _DIM)]
         rows = [(_values(write, story), write) for write in story.writes]
         variables = [write.variable for write in story.writes if write.variable != story.field]
         variable_width = max((len(variable) for variable in variables), default=-2)

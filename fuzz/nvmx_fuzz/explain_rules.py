@@ -5,7 +5,7 @@ from typing import Final
 
 from nvmx_core.arch.exits import BASIC_REASON_MASK
 from nvmx_core.arch.rules import RULES
-from nvmx_core.journal import DELIVER, EXIT, RETIRE, SMM_ENTRY, VMFAIL, Record
+from nvmx_core.journal import DELIVER, EXIT, L1_INTERRUPT, L1_NMI, RETIRE, SMM_ENTRY, VMFAIL, Record
 from nvmx_core.oracle.violation import Violation
 from nvmx_fuzz.decode_words import record_field
 from nvmx_fuzz.explain_report import RuleText
@@ -37,9 +37,9 @@ _RELATED: Final[dict[str, tuple[str, ...]]] = {
 }
 # A field that differs from bare metal -> the rules that say what it holds.
 _OF_FIELD: Final[dict[str, tuple[str, ...]]] = {
-    "interruption info": ("X6", "K1"),
+    "interruption info": ("K1", "X6"),
     "interruption error code": ("X6", "D5"),
-    "IDT-vectoring info": ("X1", "X4"),
+    "IDT-vectoring info": ("X1", "X3", "X4"),
     "IDT-vectoring error code": ("X4",),
     "instruction length": ("X9",),
     "rip": ("X7", "Y2"),
@@ -73,6 +73,8 @@ _OF_REASON: Final[dict[int, tuple[str, ...]]] = {
 _OF_KIND: Final[dict[int, tuple[str, ...]]] = {
     DELIVER: ("O2", "X13"),
     RETIRE: ("V3",),
+    L1_INTERRUPT: ("V7", "K2"),
+    L1_NMI: ("V8", "N2"),
     SMM_ENTRY: ("P4", "B8"),
     VMFAIL: ("E0",),
 }
@@ -99,9 +101,11 @@ def _by_situation(
 ) -> tuple[str, ...]:
     """The rules about what differs, for the property that only says that something does."""
     found: list[str] = []
+    other_exit = "reason" in fields
     for field in fields:
-        found += _OF_FIELD.get(field, ())
-    if not found:
+        if not other_exit or field == "IDT-vectoring info":
+            found += _OF_FIELD.get(field, ())
+    if other_exit or not found:
         if _vectoring(seen) != _vectoring(expected):
             found += ("X3", "X13")
         for record in (expected, seen):

@@ -17,9 +17,9 @@ from nvmx_fuzz.explain_replay import PlayedStep, Snapshot
 
 _MOMENTS: Final = (
     "",
-    "will arrive when L1 enters L2",
-    "will arrive during the next event delivery in L2",
-    "will arrive while L0 emulates an L2 instruction",
+    "when L1 enters L2",
+    "during the next event delivery in L2",
+    "while L0 emulates an L2 instruction",
 )
 _WRITES_VMCS12: Final = frozenset(
     {s.INJECT, s.VMWRITE, s.CONTROL, s.INTERCEPT, s.VIRTUAL_INTERRUPT}
@@ -41,7 +41,7 @@ def own_effect(played: PlayedStep) -> str:
         return _why_skipped(step[0], played.before)
     op, a, _b, _c = step
     if op in _ARRIVALS:
-        return _MOMENTS[a]
+        return f"will happen {_MOMENTS[a]}" if a else ""
     if op in _RECORDS_TELL:
         return "" if played.moments else _nothing(op)
     if op in _WRITES_VMCS12:
@@ -109,7 +109,7 @@ def _page_state(who: str) -> Callable[[Step], str]:
 
 def _apic_page(step: Step) -> str:
     place = f"page {PAGE_NAMES[step[1]]}" if step[1] < len(PAGE_NAMES) else "no page"
-    return f"the APIC-access page of L1's L2 is {place}"
+    return f"L1's APIC-access page for L2 is {place}"
 
 
 _EFFECTS: Final[dict[int, Callable[[Step], str]]] = {

@@ -9,19 +9,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.events import VALID
+from nvmx_core.arch.events import NMI, TYPE_MASK, TYPE_SHIFT, VALID
+from nvmx_core.arch.exits import EXCEPTION_NMI, EXTERNAL_INTERRUPT_EXIT, PREEMPTION_TIMER
 from nvmx_core.arch.fields import ENTRY_INTR_INFO, IDT_VECTORING_INFO
-from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, RECORD_FIELDS, RETIRE, Record
+from nvmx_core.journal import (
+    DELIVER,
+    END,
+    EXIT,
+    L1_ENTRY,
+    L1_INTERRUPT,
+    L1_NMI,
+    L1_SPURIOUS_EVENT,
+    RECORD_FIELDS,
+    RETIRE,
+    Record,
+)
 from nvmx_core.l0 import log as l0_log
 from nvmx_core.oracle.transparency import first_difference
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario import steps
 from nvmx_core.scenario.step_text import format_step
-from nvmx_core.scenario.steps import OPERATIONS, Step
-from nvmx_fuzz.decode_words import address_word, record_word
+from nvmx_core.scenario.steps import LOWEST_VECTOR, OPERATIONS, Step
+from nvmx_fuzz.decode_words import address_word, record_field, record_word
 from nvmx_fuzz.explain_records import (
     entry_text,
     field_texts,
+    hardware_exit_text,
     is_plain_entry,
     log_by,
     log_text,
@@ -64,10 +77,10 @@ def timeline(
 ) -> tuple[Line, ...]:
     """All lines of a run; *wrong*: the record of the violation; *ept*: whether L0 uses EPT."""
     difference = first_difference(bare, nested) if bare != nested else None
-    arrivals = _ArmedSteps()
+    armed = _ArmedSteps()
     lines: list[Line] = []
     for step in played:
-        drafts = list(_drafts(step, ept, arrivals))
+        drafts = list(_drafts(step, ept, armed))
         rows = _lines(step, drafts)
         for index, draft in enumerate(drafts):
             for moment in draft.moments:
@@ -124,27 +137,33 @@ def expected_text(bare: list[Record], nested: list[Record], position: int) -> st
     if position >= len(bare) or position >= len(nested):
         return ""
     expected, seen = bare[position], nested[position]
-    if expected[0] == seen[0]:
+    if expected[0] == seen[0] and (expected[0] != EXIT or expected[1] == seen[1]):
         return ", ".join(field_texts(expected, differing_fields(expected, seen)))
-    texts: list[str] = []
-    for record in bare[position : position + _EXPECTED_MAX]:
-        comparable = record[0] == seen[0] == EXIT
-        fields = differing_fields(record, seen) if comparable else ()
-        texts.append(_subject(record, [name for name in fields if name in _WORTH_NAMING]))
-        if record[0] in (seen[0], EXIT, END):
-            break
-    return ", then ".join(texts)
+    records = [expected]
+    if expected[0] in (DELIVER, RETIRE) and seen[0] == EXIT:
+        for record in bare[position + 1 : position + _EXPECTED_MAX]:
+            records.append(record)
+            if record[0] not in (DELIVER, RETIRE):
+                break
+    return ", then ".join(_clause(record, seen) for record in records)
 
 
 _WORTH_NAMING: Final = ("interruption info", "IDT-vectoring info", "activity")
+_NEEDS_SUBJECT: Final = frozenset({RETIRE, L1_INTERRUPT, L1_NMI, L1_SPURIOUS_EVENT})
 
 
-def _subject(record: Record, wanted: Sequence[str]) -> str:
-    """A record of bare metal as a clause; L2's events need their subject."""
-    if record[0] == DELIVER:
+def _clause(record: Record, seen: Record) -> str:
+    """A record of bare metal as a clause; what L1 and L2 do needs its subject."""
+    kind = record[0]
+    if kind == DELIVER:
         return f"L2 takes {record_word(record, 'vector')}"
-    text = record_text(record, wanted)
-    return f"L2 {text}" if record[0] == RETIRE else text
+    if kind == L1_ENTRY:
+        return "a VM entry by L1"
+    if kind == END:
+        return f"nothing more: {record_text(record)}"
+    fields = differing_fields(record, seen) if kind == seen[0] == EXIT else ()
+    text = record_text(record, [name for name in fields if name in _WORTH_NAMING])
+    return f"{seen_by(record)} {text}" if kind in _NEEDS_SUBJECT else text
 
 
 def differing_fields(left: Record, right: Record) -> tuple[str, ...]:
@@ -168,76 +187,110 @@ class _ArmedSteps:
     def arm(self, played: PlayedStep) -> None:
         """Remember a step that is tied to a moment."""
         step = played.step
-        if step is None or step[1] == steps.NOW or played.after.skipped > played.before.skipped:
-            return
-        if OPERATIONS[step[0]].actor == steps.OUTSIDE:
+        if step is not None and step[0] in _ARRIVALS and step[1] != steps.NOW:
             self.waiting.append((played.number, step))
 
-    def origin(self, op: int) -> str:
-        """The step that armed an arrival, taken from the list; "" for an arrival of its own step."""
+    def origin(self, moments: Sequence[Moment], index: int) -> str:
+        """The step that armed the arrival at *index*, taken from the list."""
+        _kind, _position, op, operand = moments[index].record
+        when = _when(moments[:index])
         for entry in self.waiting:
             number, step = entry
-            armed = steps.INTERRUPT if step[0] == steps.POST_INTERRUPT else step[0]
-            if armed == op:
+            if step[1] == when and _is_arrival_of(step, op, operand):
                 self.waiting.remove(entry)
                 return f" (step {number})"
         return ""
 
 
-def _drafts(played: PlayedStep, ept: bool, arrivals: _ArmedSteps) -> Iterator[_Draft]:
-    arrivals.arm(played)
+_ARRIVALS: Final = frozenset(
+    index
+    for index, operation in enumerate(OPERATIONS)
+    if operation.actor == steps.OUTSIDE and index != steps.RSM
+)
+
+
+def _is_arrival_of(step: Step, op: int, operand: int) -> bool:
+    if step[0] == steps.POST_INTERRUPT:
+        return op == steps.INTERRUPT
+    if op == steps.INTERRUPT == step[0]:
+        vector = step[2]
+        return operand == (vector if vector >= LOWEST_VECTOR else vector + LOWEST_VECTOR)
+    return op == step[0]
+
+
+def _when(before: Sequence[Moment]) -> int:
+    """Which moment an arrival is tied to, by the record that came right before it."""
+    for moment in reversed(before):
+        if moment.hidden and moment.record[0] == l0_log.EMULATE:
+            return steps.IN_EMULATION
+        if not moment.hidden and moment.record[0] == L1_ENTRY:
+            return steps.AT_ENTRY
+        if not (moment.hidden and moment.record[0] in (l0_log.ARRIVAL, l0_log.KICK)):
+            break
+    return steps.IN_DELIVERY
+
+
+def _drafts(played: PlayedStep, ept: bool, armed: _ArmedSteps) -> Iterator[_Draft]:
+    armed.arm(played)
+    arrives_now = played.step is not None and played.step[0] in _ARRIVALS
     moments = played.moments
     index = 0
     while index < len(moments):
         moment = moments[index]
-        following = moments[index + 1] if index + 1 < len(moments) else None
-        merged = _merged(moment, following)
-        if merged and following is not None:
-            who = log_by(moment.record)
-            if who == "outside":
-                merged = merged.format(origin=_origin(played, moment, arrivals))
-            yield _Draft((moment, following), who, merged)
-            index += 2
-            continue
-        if moment.hidden:
-            text = _log_text(moment.record, moments[index - 1] if index else None, ept)
-            if moment.record[0] == l0_log.ARRIVAL:
-                text += _origin(played, moment, arrivals)
+        origin = ""
+        if moment.hidden and moment.record[0] == l0_log.ARRIVAL and not arrives_now:
+            origin = armed.origin(moments, index)
+        merged = _merged(moments[index : index + 3], origin)
+        if merged:
+            yield _Draft((moment, moments[index + 1]), log_by(moment.record), merged)
+            index += 1
+        elif moment.hidden:
+            text = _log_text(moments, index, ept) + origin
             yield _Draft((moment,), log_by(moment.record), text)
         else:
             yield _Draft((moment,), seen_by(moment.record), _journal_text(played, moment))
         index += 1
 
 
-def _log_text(record: l0_log.L0Record, before: Moment | None, ept: bool) -> str:
-    """A record of the log; an entry does not repeat the event that the line before injects."""
-    is_entry = record[0] == l0_log.HARDWARE_ENTRY
-    if is_entry and before is not None and before.hidden and before.record[0] in _INJECTIONS:
-        return entry_text(record, named=before.record[2])
+def _log_text(moments: Sequence[Moment], index: int, ept: bool) -> str:
+    """A record of the log, read together with the one before and the one after it."""
+    record = moments[index].record
+    before = moments[index - 1] if index else None
+    after = moments[index + 1] if index + 1 < len(moments) else None
+    if record[0] == l0_log.HARDWARE_ENTRY:
+        named = before is not None and before.hidden and before.record[0] in _INJECTIONS
+        return entry_text(record, named=before.record[2] if named and before else 0)
+    if record[0] == l0_log.HIDDEN_EXIT:
+        return hardware_exit_text(record, after.record if after and after.hidden else None)
     return log_text(record, ept)
 
 
-def _origin(played: PlayedStep, moment: Moment, arrivals: _ArmedSteps) -> str:
-    step = played.step
-    own = step is not None and OPERATIONS[step[0]].actor == steps.OUTSIDE
-    return "" if own else arrivals.origin(moment.record[2])
-
-
-def _merged(moment: Moment, following: Moment | None) -> str:
-    """One text for two records of the log that belong together, or ""."""
-    if following is None or not (moment.hidden and following.hidden):
+def _merged(moments: Sequence[Moment], origin: str) -> str:
+    """One text for the first two of these records, if they belong together, or ""."""
+    if len(moments) < 2 or not (moments[0].hidden and moments[1].hidden):
         return ""
-    first, second = moment.record, following.record
+    first, second = moments[0].record, moments[1].record
     kinds = first[0], second[0]
     if kinds == (l0_log.NESTED_ENTRY, l0_log.HARDWARE_ENTRY) and is_plain_entry(second):
         return f"builds vmcs02, {entry_text(second)}"
     if kinds == (l0_log.REINJECT, l0_log.HARDWARE_ENTRY) and is_plain_entry(second):
         return f"{log_text(first)}, enters L2"
-    if kinds == (l0_log.HIDDEN_EXIT, l0_log.NESTED_EXIT) and first[2] == second[2]:
+    if kinds == (l0_log.HIDDEN_EXIT, l0_log.NESTED_EXIT) and _is_reflected(moments):
         return nested_exit_text(second, reflected=True)
     if kinds == (l0_log.ARRIVAL, l0_log.KICK):
-        return log_text(first) + "{origin}; L0 kicks the vCPU"
+        return f"{log_text(first)}{origin}; L0 kicks the vCPU"
     return ""
+
+
+def _is_reflected(moments: Sequence[Moment]) -> bool:
+    """Whether a nested exit is the hardware exit before it: never for what the host takes itself."""
+    reason = moments[0].record[2]
+    if reason != moments[1].record[2] or reason in (EXTERNAL_INTERRUPT_EXIT, PREEMPTION_TIMER):
+        return False
+    if reason != EXCEPTION_NMI or len(moments) < 3 or moments[2].record[0] != EXIT:
+        return True
+    info = record_field(moments[2].record, "interruption info")
+    return info & TYPE_MASK != NMI << TYPE_SHIFT
 
 
 def _journal_text(played: PlayedStep, moment: Moment) -> str:

@@ -120,7 +120,7 @@ class L1Platform:
         """L1 wrote the EOI register."""
 
     def l1_iret(self) -> None:
-        """L1 executed IRET: NMIs are open again."""
+        """L1 executed IRET: NMIs are open again, and one that was latched arrives."""
 
     def l1_write_cr2(self, value: int) -> None:
         """L1 wrote CR2, which L2 will find."""

@@ -33,7 +33,8 @@ class ExceptionQueue(Tables):
         """Raise an exception in L2: for L1 if L1 intercepts it, else pending for L2.
 
         *payload* goes to CR2 or DR6 when, and only when, the exception is delivered to L2 (Y1). *trap*:
-        a debug trap of the finished instruction, ranked P7 rather than before the boundary.
+        a debug trap of the finished instruction, ranked P7 rather than before the boundary; its payload
+        has the form of the pending-debug field.
         """
         self.request_event = True
         vector = info & VECTOR_MASK

@@ -130,7 +130,7 @@ class Injection(NestedCheck):
             vmcs02[ENTRY_ERROR_CODE] = error_code
         if is_soft(info):
             vmcs02[ENTRY_INSTRUCTION_LEN] = length
-            if vmcs02[GUEST_PENDING_DBG]:
+            if self.soft_event_holds_traps:
                 # O6: traps that MOV SS held outlive the injection of a soft event only under MOV SS.
                 vmcs02[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_MOV_SS
 
@@ -191,10 +191,10 @@ class Injection(NestedCheck):
 
     def take_debug_traps(self) -> None:
         """Move the pending debug exceptions of vmcs02 into the exception queue."""
-        conditions = debug_conditions(self.vmcs02[GUEST_PENDING_DBG])
+        pending_dbg = self.vmcs02[GUEST_PENDING_DBG]
         self.vmcs02[GUEST_PENDING_DBG] = 0
         self.reach[reach.DEBUG_TRAP_WITHHELD] += 1
-        self.queue_exception(DB_TRAP_INFO, POISON, conditions, 0, True)
+        self.queue_exception(DB_TRAP_INFO, POISON, pending_dbg, 0, True)
 
     # -- new events -----------------------------------------------------------------------------------
 
@@ -230,7 +230,10 @@ class Injection(NestedCheck):
         """A queued exception goes to L2: now, and not earlier, CR2 and DR6 change (Y1)."""
         info = self.exception_info
         vector = info & VECTOR_MASK
-        self.deliver_payload(vector, self.exception_payload)
+        payload = self.exception_payload
+        if self.exception_trap:
+            payload = debug_conditions(payload)
+        self.deliver_payload(vector, payload)
         vmcs02 = self.vmcs02
         is_fault = info & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT and vector != DB
         if is_fault:

@@ -53,6 +53,7 @@ from nvmx_core.arch.state import (
     BLOCKING_BY_STI,
     HLT,
     WAIT_FOR_SIPI,
+    debug_conditions,
 )
 from nvmx_core.cpu.apic import NO_VECTOR
 from nvmx_core.l0 import reach
@@ -142,6 +143,8 @@ class NestedCheck(NestedExit):
         info = self.vmexit_info
         length = self.vmexit_length if is_soft(info) else POISON
         payload = self.vmexit_payload
+        if self.vmexit_trap:
+            payload = debug_conditions(payload)
         error_code = self.vmexit_error_code
         self.vmexit_pending = False
         self.nested_vmexit(EXCEPTION_NMI, payload, info, error_code, length)

@@ -59,7 +59,7 @@ from nvmx_core.arch.fields import (
     IDT_VECTORING_INFO,
     POISON,
 )
-from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI, pending_dbg_of
+from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI
 from nvmx_core.l0 import reach
 from nvmx_core.l0.exception_queue import ExceptionQueue
 from nvmx_core.l0.log import (
@@ -189,13 +189,12 @@ class NestedExit(ExceptionQueue):
     def _merge_trap_into_pending_debug(self) -> None:
         """Y6: a debug trap that was queued but not taken is pending again."""
         vmcs12 = self.vmcs12
-        conditions = 0
+        pending_dbg = 0
         if self.exception_pending and self.exception_trap:
-            conditions = self.exception_payload
+            pending_dbg = self.exception_payload
         elif self.vmexit_pending and self.vmexit_trap:
-            conditions = self.vmexit_payload
-        if conditions:
-            vmcs12[GUEST_PENDING_DBG] |= pending_dbg_of(conditions)
+            pending_dbg = self.vmexit_payload
+        vmcs12[GUEST_PENDING_DBG] |= pending_dbg
 
     def _save_addresses(self, reason: int) -> None:
         vmcs12 = self.vmcs12

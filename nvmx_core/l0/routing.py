@@ -61,7 +61,7 @@ from nvmx_core.arch.state import (
     PENDING_DBG_VALID,
     RFLAGS_RF,
     RFLAGS_TF,
-    debug_conditions,
+    pending_dbg_of,
 )
 from nvmx_core.cpu.processor_state import PENDING_NMI
 from nvmx_core.guests.memory import page_of
@@ -133,11 +133,13 @@ class Routing(NestedEntry):
         self.nmi_injected = False
         self.interrupt_injected = False
         self.mtf_injected = False
+        self.soft_event_holds_traps = False
         info = vmcs02[IDT_VECTORING_INFO]
         if info & VALID:
             self.request_event = True
             error_code = vmcs02[IDT_VECTORING_ERROR_CODE]
             self.requeue(info, error_code, vmcs02[EXIT_INSTRUCTION_LEN])
+            self.soft_event_holds_traps = is_soft(info) and vmcs02[GUEST_PENDING_DBG] != 0
 
     def reflect_failed_entry(self, reason: int) -> None:
         """The processor refused vmcs02's guest state: exit 33 or 34 for L1, after L0's own checks passed."""
@@ -176,10 +178,11 @@ class Routing(NestedEntry):
             self.reflect(EXCEPTION_NMI)
             return
         is_trap = vector == DB and info & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT
+        payload = vmcs02[EXIT_QUALIFICATION]
         self.queue_exception(
             info,
             error_code,
-            vmcs02[EXIT_QUALIFICATION],
+            pending_dbg_of(payload) if is_trap else payload,
             vmcs02[EXIT_INSTRUCTION_LEN] if is_soft(info) else 0,
             is_trap,
         )
@@ -289,7 +292,7 @@ class Routing(NestedEntry):
             return
         vmcs02[GUEST_PENDING_DBG] = 0
         self.reach[reach.DEBUG_TRAP_BY_L0] += 1
-        self.queue_exception(DB_TRAP_INFO, POISON, debug_conditions(pending_dbg), 0, True)
+        self.queue_exception(DB_TRAP_INFO, POISON, pending_dbg, 0, True)
 
     def owe_mtf(self) -> None:
         """M1: the MTF exit of an emulated instruction."""

@@ -106,6 +106,8 @@ class RunLoop(Routing):
         self.entered_rf = vmcs02[GUEST_RFLAGS] & RFLAGS_RF
         error = self.cpu.vm_entry(vmcs02)
         self.nested_run_pending = False
+        if self.cpu.non_root:
+            self.entered_info = 0
         if error:
             self.late_vmfail(error)
 

@@ -44,6 +44,7 @@ class SavedEvents(NamedTuple):
     interrupt_info: int
     interrupt_length: int
     mtf_injected: bool
+    soft_event_holds_traps: bool
     smi_pending: bool
     init_pending: bool
     sipi_vector: int
@@ -144,6 +145,7 @@ def _save_events(vcpu: RunLoop) -> SavedEvents:
         interrupt_info=vcpu.interrupt_info,
         interrupt_length=vcpu.interrupt_length,
         mtf_injected=vcpu.mtf_injected,
+        soft_event_holds_traps=vcpu.soft_event_holds_traps,
         smi_pending=vcpu.smi_pending,
         init_pending=vcpu.init_pending,
         sipi_vector=vcpu.sipi_vector,
@@ -200,7 +202,7 @@ def _restore_nested(vcpu: RunLoop, nested: SavedNested) -> None:
         vcpu.guest_mode = True
         vcpu.prepare_vmcs02(False)
         vcpu.nested_run_pending = nested.nested_run_pending
-        vcpu.physical_nmi_blocked = nested.physical_nmi_blocked
+    vcpu.physical_nmi_blocked = nested.physical_nmi_blocked
 
 
 def _restore_events(vcpu: RunLoop, events: SavedEvents) -> None:
@@ -223,6 +225,7 @@ def _restore_events(vcpu: RunLoop, events: SavedEvents) -> None:
     vcpu.interrupt_info = events.interrupt_info
     vcpu.interrupt_length = events.interrupt_length
     vcpu.mtf_injected = events.mtf_injected
+    vcpu.soft_event_holds_traps = events.soft_event_holds_traps
     vcpu.smi_pending = events.smi_pending
     vcpu.init_pending = events.init_pending
     vcpu.sipi_vector = events.sipi_vector

@@ -105,6 +105,7 @@ class Vcpu:
     interrupt_info: int = 0
     interrupt_length: int = 0
     mtf_injected: bool = False
+    soft_event_holds_traps: bool = False
 
     def __init__(
         self, config: Config, cpu: Processor, memory: L2Memory, l1: L1, journal: list[Record]

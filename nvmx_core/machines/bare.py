@@ -47,6 +47,7 @@ class Bare(Machine):
 
     def l1_iret(self) -> None:
         self.cpu.root_nmi_blocked = False
+        self._root_boundary()
 
     def l1_write_cr2(self, value: int) -> None:
         self.cpu.cr2 = value

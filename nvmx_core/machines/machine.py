@@ -69,6 +69,7 @@ from nvmx_core.scenario.steps import (
     VMPTRLD,
     VMWRITE,
     VTPR,
+    WRITABLE_PLACES,
     Scenario,
     Step,
     inject_error_code,
@@ -228,7 +229,7 @@ class Machine(Platform, L1Platform):
         if op == INJECT:
             self._inject(a, b, c)
         elif op == VMWRITE:
-            vmcs[a] = vmwrite_value(b, c)
+            vmcs[WRITABLE_PLACES[a]] = vmwrite_value(b, c)
         elif op == CONTROL:
             control = CONTROLS[a]
             if b:
@@ -246,7 +247,6 @@ class Machine(Platform, L1Platform):
             self.l1_end_interrupt()
         elif op == L1_IRET:
             self.l1_iret()
-            self.settle()
         elif op == VMPTRLD:
             l1.vmptrld(a)
         elif op == VMCLEAR:

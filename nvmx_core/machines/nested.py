@@ -83,6 +83,7 @@ class Nested(Machine):
 
     def l1_iret(self) -> None:
         self.vcpu.l1_nmi_blocked = False
+        self.vcpu.enter_l1()
 
     def l1_write_cr2(self, value: int) -> None:
         self.cpu.cr2 = value

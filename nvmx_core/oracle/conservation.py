@@ -11,16 +11,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from nvmx_core.arch.events import (
-    DB,
     DF,
     EXTERNAL_INTERRUPT,
     GP,
+    HARDWARE_EXCEPTION,
     NMI,
     NP,
     PF,
     TYPE_MASK,
     TYPE_SHIFT,
-    VALID,
     VECTOR_MASK,
     info_text,
     is_vectoring,
@@ -141,7 +140,7 @@ def _registers(nested: Nested) -> Iterator[Violation]:
             cr2 = record[_CR2]
             dr6 = record[_DR6]
         elif kind == EXIT:
-            if record[_EXIT_CR2] != cr2 and not _wrote(record, PF):
+            if record[_EXIT_CR2] != cr2 and not _wrote(record):
                 yield _violation(
                     nested,
                     "Y1",
@@ -150,7 +149,7 @@ def _registers(nested: Nested) -> Iterator[Violation]:
                     f"CR2 changed from {cr2:#x} to {record[_EXIT_CR2]:#x} although no #PF was delivered",
                     "cr2",
                 )
-            if record[_EXIT_DR6] != dr6 and not _wrote(record, DB):
+            if record[_EXIT_DR6] != dr6 and not _wrote(record):
                 yield _violation(
                     nested,
                     "Y1",
@@ -163,13 +162,16 @@ def _registers(nested: Nested) -> Iterator[Violation]:
             dr6 = record[_EXIT_DR6]
 
 
-def _wrote(record: Record, vector: int) -> bool:
-    """Whether the exit cut off a delivery in which the exception had happened (X10, F1)."""
+def _wrote(record: Record) -> bool:
+    """Whether the exit cut off a delivery in which exceptions had happened (X10): #PF or #DB may be one.
+
+    An exception that another one replaced (D4) has written its register, and only the last is reported.
+    """
     vectoring = record[5]
     reason = record[1]
     if reason == TRIPLE_FAULT or (reason == EXCEPTION_NMI and record[3] & VECTOR_MASK == DF):
         return True
-    return vectoring & VALID != 0 and vectoring & VECTOR_MASK in (vector, DF)
+    return vectoring & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT
 
 
 # -- interrupts -------------------------------------------------------------------------------------------

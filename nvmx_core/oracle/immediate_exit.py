@@ -50,7 +50,8 @@ def waiting_text(mask: int) -> str:
 def _judge_entry(nested: Nested, index: int, record: L0Record, kicked: bool) -> Iterator[Violation]:
     _kind, position, _info, immediate, _run_pending, _reinjection, waiting, requested = record
     step = step_of(nested.log_starts, index)
-    if waiting and not immediate and not kicked:
+    for_l1 = waiting & ~WAITS_FOR_L2  # an event for L2 itself may also come by a window
+    if for_l1 and not immediate and not kicked:
         yield Violation(
             ORACLE,
             "O7" if waiting & WAITS_TIMER else "M1" if waiting & WAITS_MTF else "O11",

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from nvmx_core.arch.controls import CONTROLS
 from nvmx_core.arch.events import TYPE_NAMES
-from nvmx_core.arch.fields import FIELDS, VM_INSTRUCTION_ERROR
-from nvmx_core.arch.instructions import INSTRUCTIONS
+from nvmx_core.arch.fields import FIELD_BY_NAME
+from nvmx_core.arch.instructions import INSTRUCTIONS, POP_FLAGS, SOFT_INTERRUPT, WRITE_TPR
 from nvmx_core.guests.memory import GATE_NAMES, PAGE_NAMES
 
 Step = tuple[int, int, int, int]
@@ -35,7 +35,38 @@ PAGE_PRESENT: Final = 0
 PAGE_ABSENT: Final = 1
 PAGE_MISCONFIGURED: Final = 2
 ON_OFF: Final = ("off", "on")
-WRITABLE_FIELDS: Final = tuple(field.name for field in FIELDS if field.place < VM_INSTRUCTION_ERROR)
+# The order is part of the byte form: append only.
+WRITABLE_FIELDS: Final = (
+    "PIN_BASED",
+    "CPU_BASED",
+    "SECONDARY",
+    "EXIT_CONTROLS",
+    "ENTRY_CONTROLS",
+    "TPR_THRESHOLD",
+    "POSTED_INTR_NV",
+    "POSTED_INTR_DESC_ADDR",
+    "ENTRY_INTR_INFO",
+    "ENTRY_ERROR_CODE",
+    "ENTRY_INSTRUCTION_LEN",
+    "HOST_RIP",
+    "GUEST_CR0",
+    "GUEST_RFLAGS",
+    "GUEST_SS_DPL",
+    "GUEST_INTERRUPTIBILITY",
+    "GUEST_ACTIVITY",
+    "GUEST_PENDING_DBG",
+    "VMCS_LINK_POINTER",
+    "ENTRY_MSR_LOAD_BAD",
+    "GUEST_RIP",
+    "GUEST_RSP",
+    "GUEST_PREEMPTION_TIMER",
+    "GUEST_INTR_STATUS",
+    "EXCEPTION_BITMAP",
+    "PF_ERROR_MASK",
+    "PF_ERROR_MATCH",
+    "EOI_EXIT_BITMAP",
+)
+WRITABLE_PLACES: Final = tuple(FIELD_BY_NAME[name].place for name in WRITABLE_FIELDS)
 
 L1: Final = "L1"
 L2: Final = "L2"
@@ -199,6 +230,10 @@ def canonical(op: int, a: int, b: int, c: int) -> Step:
         return op, a & 7, b & 0xFF, c & 0x1FFFFF
     if op == VMWRITE:
         return op, a % len(WRITABLE_FIELDS), b & 0xFFFF, c & 0xFFFFFFFF
+    if op == RUN:
+        a %= len(INSTRUCTIONS)
+        takes_operand = INSTRUCTIONS[a].action in (SOFT_INTERRUPT, POP_FLAGS, WRITE_TPR)
+        return op, a, b & 0xFF if takes_operand else 0, 0
     out_a = out_b = 0
     for operand in OPERATIONS[op].operands:
         if operand.place == "a":

@@ -282,6 +282,14 @@ def test_a1_an_intercepted_hlt_is_active() -> None:
     assert seen.exit.rip == CODE_BASE
 
 
+def test_a1_an_interrupt_that_waited_behind_sti_wakes_hlt_at_once() -> None:
+    """The shadow of STI; HLT covers HLT only."""
+    moves = (enter(), interrupt(0x40), run("sti"), run("hlt"))
+    seen = play(*moves, off=f"{INTERRUPT_DELIVERY} interrupts-on")
+    assert seen.vectors == [0x40]
+    assert seen.delivered[0].return_rip == CODE_BASE + 2
+
+
 # -- A2, A3 ----
 
 

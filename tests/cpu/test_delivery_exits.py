@@ -347,10 +347,14 @@ def test_x9_length_is_defined_for_soft_types_only(
     assert seen.exit.length == (9 if soft else POISON)
 
 
-@pytest.mark.parametrize(("instruction", "length"), [("int", 2), ("int3", 1), ("int1", 1)])
+@pytest.mark.parametrize(
+    ("instruction", "operand", "length"), [("int", 0x80, 2), ("int3", 0, 1), ("int1", 0, 1)]
+)
 @pytest.mark.parametrize("moves", [(ept(STACK),), (intercept(PF), absent(STACK))])
-def test_x9_length_of_a_natural_soft_event(instruction: str, length: int, moves: Moves) -> None:
-    assert play(*moves, enter(), run(instruction, 0x80)).exit.length == length
+def test_x9_length_of_a_natural_soft_event(
+    instruction: str, operand: int, length: int, moves: Moves
+) -> None:
+    assert play(*moves, enter(), run(instruction, operand)).exit.length == length
 
 
 def test_x10_the_interrupt_has_been_acknowledged() -> None:

@@ -11,6 +11,7 @@ from nvmx_core.arch.events import (
     GP,
     HARDWARE_EXCEPTION,
     NMI,
+    NMI_UNBLOCKING_BY_IRET,
     NMI_VECTOR,
     NP,
     PF,
@@ -155,6 +156,22 @@ def test_blocks_nmis_again_for_an_iret_that_runs_again() -> None:
     assert seen.exit.nmi_unblocking
     assert seen.end.interruptibility == 0
     assert seen.end.rip == CODE_BASE
+
+
+def test_blocks_nmis_again_after_an_ept_violation_of_iret() -> None:
+    """X12: there bit 12 of the qualification says so, not the interruption information."""
+    moves = (inject(NMI, 2), enter(), run("cpuid"), ept(STACK), enter(), run("iret"), enter())
+    seen = play(*moves)
+    assert seen.exits[1].qualification & NMI_UNBLOCKING_BY_IRET
+    assert seen.end.interruptibility == BLOCKING_BY_NMI
+
+
+def test_reflects_a_debug_trap_into_hlt_under_tf() -> None:
+    """G9 wants BS pending there, although the injection makes it be dropped (O6)."""
+    seen = play(intercept(DB), enter(), run("hlt"), enter(), on="single-step")
+    assert seen.exits[0].vector == DB
+    assert not seen.exits[-1].failed_entry
+    assert seen.vectors == [DB]
 
 
 def test_does_not_overwrite_an_injection_that_a_step_wrote() -> None:
