@@ -201,7 +201,7 @@ def test_o5_bit_3_blocks_physical_nmis_only_without_virtual_nmis(
 
 
 def test_o5_the_hosts_own_nmi_blocking_does_not_survive_the_entry() -> None:
-    """With virtual NMIs the guest starts with NMIs open, and an exit of another kind keeps them so."""
+    """With virtual NMIs L2 starts with NMIs open, and an exit of another kind keeps them so."""
     moves = (enter(), nmi(), enter(NO_IRET), run("cpuid"))
     assert play(*moves).end.nmi_blocked_in_l1 == 0
 
