@@ -6,7 +6,6 @@ This module imports the model, so import it inside `feedback.instrument`.
 import hashlib
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from nvmx_core.bugs.catalogue import FIXED, L0_BY_NAME
@@ -122,12 +121,6 @@ def nearest_l0_names(name: str) -> list[str]:
 
     near = get_close_matches(name, L0_BY_NAME, n=3, cutoff=0.5)
     return near or [known for known in L0_BY_NAME if name and known.startswith(name[:3])][:3]
-
-
-def corpus_folder() -> Path | None:
-    """The folder of the text seeds beside the sources; None in an installation without them."""
-    folder = Path(__file__).resolve().parents[2] / "corpus" / "nested_events"
-    return folder if folder.is_dir() else None
 
 
 __all__ = ["FIXED", "L0_VARIABLE", "Finding", "NestedEvents"]

@@ -1,0 +1,155 @@
+"""A campaign: one fuzzing process, and this one, which watches, keeps findings, and tells people.
+
+The split is for robustness. libFuzzer ends its process in many ways, none of which Python sees; the
+model in it is instrumented, so that running it for other purposes would count as coverage. Here
+nothing is instrumented: findings are shrunk, explained and written by this process. Whatever ends
+the fuzzing process, and whenever, the summary is printed and nothing found is lost.
+
+The output folder holds ``corpus/`` (written by libFuzzer), ``findings/``, ``model-errors/``,
+``seeds/`` (encoded anew at each start), ``libfuzzer.log`` and ``summary.json``. A second campaign
+into the same folder goes on from there.
+"""
+
+import selectors
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from nvmx_fuzz.corpus_files import encode_seeds
+from nvmx_fuzz.findings import Findings
+from nvmx_fuzz.launcher import FREE_BYTES_MIN, FuzzingProcess, Plan, free_bytes
+from nvmx_fuzz.model_errors import ModelErrors
+from nvmx_fuzz.progress import Inbox, Message
+from nvmx_fuzz.status import Reporter, Status
+
+POLL_SECONDS: Final = 0.2
+STOP_SECONDS: Final = 5.0
+"""How long the fuzzing process may take to finish its current execution."""
+
+_SPACE_CHECK_SECONDS: Final = 5.0
+
+
+class Signals:
+    """Counts the requests to stop: whatever is being written is finished first."""
+
+    def __init__(self) -> None:
+        """Nobody asked yet."""
+        self.count = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Count instead of dying."""
+
+        def count(_signal: int, _frame: object) -> None:
+            self.count += 1
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = [signal.signal(number, count) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+
+class Campaign:
+    """One campaign from the start of its fuzzing process to its end.
+
+    Attributes:
+        status: what is known so far, for panel and summary.
+    """
+
+    def __init__(self, plan: Plan, process: FuzzingProcess, signals: Signals) -> None:
+        """Carry out *plan* with *process*, until *signals* says stop. Raises BadFile."""
+        encode_seeds(plan.seeds, plan.encoded_seeds)
+        self.status: Final = Status(
+            plan,
+            process.progress,
+            Findings(plan.findings, plan.l0),
+            ModelErrors(plan.model_errors, plan.l0),
+        )
+        self.status.findings.recall()
+        self._process: Final = process
+        self._signals: Final = signals
+        self._stop_by = 0.0
+        self._space_checked = 0.0
+
+    def run(self, reporter: Reporter) -> None:
+        """Fuzz until the plan is fulfilled or someone stops it; raises BadFile."""
+        status = self.status
+        messages = Inbox()
+        self._process.go()
+        started = time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.inbox, selectors.EVENT_READ)
+            received = None
+            while received != b"":
+                received = None
+                if selector.select(POLL_SECONDS):
+                    received = self._process.inbox.read(1 << 16)
+                for message in messages.feed(received or b""):
+                    if message.kind == "ready":
+                        started = time.monotonic()
+                    self._take(message, reporter)
+                status.seconds = time.monotonic() - started
+                self._stop_if_due()
+                reporter.show(status)
+        self._note_end(self._process.wait())
+
+    def _take(self, message: Message, reporter: Reporter) -> None:
+        status = self.status
+        if message.kind == "ready":
+            status.mode = message.text
+            status.probes = message.count
+        elif message.kind == "model-error":
+            path = status.model_errors.keep(message.data, message.text)
+            reporter.tell(f"our own bug: {message.text.splitlines()[-1]} -> {path}")
+        else:
+            kept = status.findings.offer(message.data)
+            if kept is not None:
+                finding, is_new = kept
+                reporter.tell(
+                    f"{'finding' if is_new else 'smaller'}: {finding.violation.sentence}"
+                    f" ({len(finding.scenario.steps)} steps) -> {finding.scn}"
+                )
+
+    def _stop_if_due(self) -> None:
+        """Ask the fuzzing process to end; when that takes too long, or on a second Ctrl-C, end it."""
+        if self._stop_by:
+            if self._signals.count > 1 or time.monotonic() > self._stop_by:
+                self._process.kill()
+            return
+        reason = self._reason_to_stop()
+        if reason:
+            self.status.ended = reason
+            self._stop_by = time.monotonic() + STOP_SECONDS
+            self._process.stop()
+
+    def _reason_to_stop(self) -> str:
+        """Why the campaign should end now, or ""."""
+        plan, seconds = self.status.plan, self.status.seconds
+        if self._signals.count:
+            return "interrupted"
+        if plan.seconds and seconds >= plan.seconds:
+            return "time is up"
+        if seconds - self._space_checked >= _SPACE_CHECK_SECONDS:
+            self._space_checked = seconds
+            if free_bytes(plan.out) < FREE_BYTES_MIN:
+                return "no space left on device"
+        return ""
+
+    def _note_end(self, exit_status: int) -> None:
+        """Say why the fuzzing process ended, unless it was told to or its runs were done."""
+        status = self.status
+        if status.ended:
+            return
+        if exit_status == 0:
+            status.ended = "all runs done"
+            return
+        how = f"status {exit_status}"
+        if exit_status < 0:
+            how = f"signal {signal.Signals(-exit_status).name}"
+        status.ended = f"the fuzzing process ended by itself ({how})"
+        status.model_errors.crashed(f"{status.ended}; see {status.plan.log}")

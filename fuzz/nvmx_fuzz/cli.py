@@ -1,0 +1,115 @@
+"""The command line `nvmx-fuzz`: which subcommands there are, and what becomes of errors.
+
+Each subcommand lives in its own `cli_*.py`, with its arguments beside its code, and is imported when
+it is asked for: `--help` and the pure commands need no fuzzing engine.
+
+Exit status: 0 nothing found, 1 a finding, 2 wrong usage or bad input, 3 our own bug.
+"""
+
+import importlib
+import os
+import sys
+from typing import Final, cast
+
+import click
+
+from nvmx_fuzz.files import BadFile
+
+PROGRAM: Final = "nvmx-fuzz"
+BAD_INPUT: Final = 2
+
+# The name of a subcommand, its module, and one line about it: imported only when it is used.
+_COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "run": ("nvmx_fuzz.cli_run", "Fuzz until told to stop, and keep what is found."),
+    "replay": ("nvmx_fuzz.cli_replay", "Run scenarios again and say what they violate."),
+    "explain": ("nvmx_fuzz.cli_explain", "Explain what a scenario violates, and why."),
+    "corpus": ("nvmx_fuzz.cli_corpus", "Convert, list and check scenarios."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose subcommands are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of a person's work."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or a stand-in that has only its one line when help lists them all."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, summary = _COMMANDS[cmd_name]
+        if ctx.invoked_subcommand is None and ctx.resilient_parsing:
+            return click.Command(cmd_name, help=summary)
+        return cast("click.Command", importlib.import_module(module).command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+
+def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from nvmx_fuzz.version import revision  # noqa: PLC0415 - asks git
+
+        click.echo(f"{PROGRAM} {revision()}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 nothing found, 1 a finding, 2 wrong usage or bad input, 3 our own bug.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show version and commit.",
+)
+def _nvmx_fuzz() -> None:
+    """Differential fuzzing of nested VMX event injection on executable machine models."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status and prints at most one line on bad input."""
+    try:
+        status = _nvmx_fuzz.main(args=argv, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return BAD_INPUT
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else PROGRAM
+        message = error.format_message().rstrip(".").replace("\n", " ")
+        return _fail(f"{message[:1].lower()}{message[1:]}; try: {path} --help")
+    except BadFile as error:
+        return _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted")
+    except BrokenPipeError:
+        _abandon_output()
+        return BAD_INPUT
+    except OSError as error:
+        _abandon_output()
+        return _fail(f"{error.filename or 'standard output'}: {(error.strerror or '').lower()}")
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str) -> int:
+    click.echo(f"{PROGRAM}: {message}", err=True)
+    return BAD_INPUT
+
+
+def _abandon_output() -> None:
+    """Whoever read our output is gone or full; keep Python from complaining again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""`nvmx-fuzz corpus`: convert, list and check scenarios."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from nvmx_core.scenario.text import format_file, format_scenario
+from nvmx_fuzz.cli_options import FIXED, json_option
+from nvmx_fuzz.cli_replay import show
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.corpus_files import files_in, files_of
+from nvmx_fuzz.files import STANDARD_INPUT, BadFile, read_small_file, write_whole
+from nvmx_fuzz.replaying import replay
+from nvmx_fuzz.scenario_files import Loaded, load, load_content
+
+BAD_INPUT: Final = 2
+
+
+@click.group("corpus")
+def command() -> None:
+    """Convert, list and check scenarios."""
+
+
+@command.command("encode")
+@click.argument("source", metavar="IN.scn")
+@click.argument("target", metavar="OUT")
+@json_option
+def encode_command(source: str, target: str, as_json: bool) -> int:
+    """Write the canonical bytes of a scenario; - is standard input or output."""
+    loaded = load(source)
+    _write(target, encode(loaded.scenario))
+    if as_json:
+        _tell_written(loaded, target)
+    return 0
+
+
+@command.command("decode")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT.scn")
+@json_option
+def decode_command(source: str, target: str, as_json: bool) -> int:
+    """Write the canonical text of a scenario; - is standard input or output."""
+    loaded = load(source)
+    _write(target, canonical_text(loaded).encode())
+    if as_json:
+        _tell_written(loaded, target)
+    return 0
+
+
+@command.command("list")
+@click.argument("folder", metavar="DIR")
+@json_option
+def list_command(folder: str, as_json: bool) -> int:
+    """List the scenarios in a folder: form, steps, and the first line of their comment."""
+    status = 0
+    rows: list[dict[str, Any]] = []
+    for path in files_in(Path(folder)):
+        try:
+            rows.append(_row(load(str(path)), str(path.relative_to(folder))))
+        except BadFile as error:
+            click.echo(f"nvmx-fuzz: {error}", err=True)
+            status = BAD_INPUT
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        width = max((len(row["name"]) for row in rows), default=0)
+        for row in rows:
+            line = f"{row['name']:{width}}  {row['form']:5}  {row['steps']:3} steps"
+            click.echo(f"{line}  {row['about']}".rstrip())
+    return status
+
+
+@command.command("check")
+@click.argument("names", nargs=-1, required=True, metavar="FILE_OR_DIR...")
+@json_option
+def check_command(names: tuple[str, ...], as_json: bool) -> int:
+    """Check scenarios: canonical form, expectations on both machines, no violation on `fixed`."""
+    status = 0
+    results: list[dict[str, Any]] = []
+    files = files_of(names)
+    for name in files:
+        try:
+            loaded = _load_canonical(name)
+        except BadFile as error:
+            click.echo(f"nvmx-fuzz: {error}", err=True)
+            results.append({"file": name, "verdict": "bad file", "message": str(error)})
+            status = max(status, BAD_INPUT)
+            continue
+        replayed = replay(loaded, FIXED)
+        results.append(replayed.to_json())
+        status = max(status, replayed.status)
+        if replayed.status and not as_json:
+            show(replayed)
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+    else:
+        good = sum(result["verdict"] == "ok" for result in results)
+        click.echo(f"{good} of {len(files)} scenarios are as they should be")
+    return status
+
+
+def canonical_text(loaded: Loaded) -> str:
+    """The one text of a scenario, with comments and expectations if it has any."""
+    if loaded.text is not None:
+        return format_file(loaded.text)
+    return format_scenario(loaded.scenario)
+
+
+def _load_canonical(name: str) -> Loaded:
+    """Load a scenario that is written as `corpus encode` or `decode` would; raises BadFile."""
+    content = read_small_file(name)
+    loaded = load_content(name, content)
+    if loaded.text is None:
+        if content != encode(loaded.scenario):
+            raise BadFile(name, f"is not canonical; try: nvmx-fuzz corpus encode {name} OUT")
+        return loaded
+    wanted = canonical_text(loaded).split("\n")
+    found = content.decode().split("\n")
+    for number, (line, canonical) in enumerate(zip(found, wanted, strict=False), start=1):
+        if line != canonical:
+            raise BadFile(name, f"is not canonical, expected {canonical!r}", number)
+    if len(found) != len(wanted):
+        number = min(len(found), len(wanted))
+        raise BadFile(name, f"is not canonical, expected {len(wanted) - 1} lines", number)
+    return loaded
+
+
+def _write(target: str, content: bytes) -> None:
+    if target == STANDARD_INPUT:
+        sys.stdout.buffer.write(content)
+    else:
+        write_whole(Path(target), content)
+
+
+def _tell_written(loaded: Loaded, target: str) -> None:
+    steps = len(loaded.scenario.steps)
+    size = len(encode(loaded.scenario))
+    click.echo(json.dumps({"from": loaded.name, "to": target, "steps": steps, "bytes": size}))
+
+
+def _row(loaded: Loaded, name: str) -> dict[str, Any]:
+    comments = loaded.text.comments if loaded.text is not None else ()
+    return {
+        "name": name,
+        "form": "bytes" if loaded.text is None else "text",
+        "steps": len(loaded.scenario.steps),
+        "expectations": len(loaded.text.expects) if loaded.text is not None else 0,
+        "about": comments[0] if comments else "",
+    }

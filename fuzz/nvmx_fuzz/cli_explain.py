@@ -1,0 +1,62 @@
+"""`nvmx-fuzz explain`: the report about a violation."""
+
+import json
+import shutil
+import sys
+import traceback
+
+import click
+
+from nvmx_fuzz.cli_options import json_option, l0_option
+from nvmx_fuzz.explain import explain, render_rich, render_text, to_json
+from nvmx_fuzz.explain_report import Report
+from nvmx_fuzz.scenario_files import load
+from nvmx_fuzz.version import revision
+
+_WIDTH = 110
+
+
+@click.command("explain")
+@click.argument("file")
+@l0_option("The L0 that is judged.")
+@click.option(
+    "--violation",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Explain the Nth violation of the scenario.",
+)
+@json_option
+def command(file: str, l0_name: str, violation: int, as_json: bool) -> int:
+    """Explain what the scenario in FILE violates, step by step; - is standard input.
+
+    Without a violation the report tells what happens, and the exit status is 0.
+    """
+    scenario = load(file).scenario
+    try:
+        report = explain(scenario, l0_name, violation - 1, file=file, revision=revision())
+    except IndexError:
+        raise click.UsageError(
+            f"{file} has fewer than {violation} violations", click.get_current_context()
+        ) from None
+    except Exception as error:  # noqa: BLE001 - whatever the model raises is our own bug
+        click.echo("OUR OWN BUG: the model contradicts itself", err=True)
+        click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+        return 3
+    if as_json:
+        click.echo(json.dumps(to_json(report), indent=2))
+    else:
+        _show(report)
+    return 0 if report.finding is None else 1
+
+
+def _show(report: Report) -> None:
+    """In colours on a terminal, as plain text elsewhere."""
+    width = shutil.get_terminal_size((_WIDTH, 0)).columns
+    if not sys.stdout.isatty():
+        click.echo(render_text(report, width), nl=False)
+        return
+    from rich.console import Console  # noqa: PLC0415 - needed on terminals only
+
+    Console(width=width).print(render_rich(report, width), end="")

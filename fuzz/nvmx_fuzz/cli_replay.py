@@ -1,0 +1,72 @@
+"""`nvmx-fuzz replay`: run scenarios again and say what they violate."""
+
+import json
+import shlex
+import shutil
+from typing import Any
+
+import click
+
+from nvmx_fuzz.cli_options import FIXED, json_option, l0_option
+from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.journal_view import journal_lines, journals_json
+from nvmx_fuzz.replaying import Replay, replay
+from nvmx_fuzz.scenario_files import load
+
+
+@click.command("replay")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@l0_option("The L0 that the machine nested runs.")
+@click.option("--journal", is_flag=True, help="Show what L1 and L2 saw on both machines.")
+@json_option
+def command(files: tuple[str, ...], l0_name: str, journal: bool, as_json: bool) -> int:
+    """Run each FILE on both machines, ask every oracle, and check its `expect` lines.
+
+    A FILE is a scenario as text (.scn) or as bytes; - is standard input.
+    """
+    status = 0
+    results: list[dict[str, Any]] = []
+    for name in files:
+        try:
+            replayed = replay(load(name), l0_name)
+        except BadFile as error:
+            click.echo(f"nvmx-fuzz: {error}", err=True)
+            status = max(status, 2)
+            continue
+        status = max(status, replayed.status)
+        if as_json:
+            journals = {"journals": journals_json(replayed)} if journal else {}
+            results.append(replayed.to_json() | journals)
+        else:
+            show(replayed)
+            if journal:
+                for line in journal_lines(replayed, shutil.get_terminal_size((160, 0)).columns):
+                    click.echo(line)
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+    return status
+
+
+def show(replayed: Replay) -> None:
+    """Print the verdict, what it rests on, and the next command where something is wrong."""
+    steps = f"{len(replayed.scenario.steps)} steps"
+    if replayed.runs and replayed.runs[-1].skipped:
+        steps += f", {replayed.runs[-1].skipped} could not apply"
+    expectations = f", {replayed.expectations} expectations" if replayed.expectations else ""
+    click.echo(f"{replayed.name}: {replayed.verdict} on {replayed.l0} ({steps}{expectations})")
+    for violation in replayed.violations:
+        click.echo(f"  step {violation.step + 1}: {violation.sentence}  [{violation.key()}]")
+    for machine, sentence in replayed.broken:
+        click.echo(f"  {machine}: {sentence}")
+    if replayed.model_error:
+        click.echo("OUR OWN BUG: the model contradicts itself")
+        click.echo(replayed.model_error.rstrip())
+    if replayed.status:
+        click.echo(f"  next: {next_command(replayed)}")
+
+
+def next_command(replayed: Replay) -> str:
+    """What a person would type now."""
+    l0 = "" if replayed.l0 == FIXED else f" --l0 {replayed.l0}"
+    what = "explain" if replayed.violations else "replay --journal"
+    return f"nvmx-fuzz {what}{l0} {shlex.quote(replayed.name)}"

@@ -1,0 +1,142 @@
+"""`nvmx-fuzz run`: a campaign on this terminal."""
+
+import json
+import os
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+import click
+
+from nvmx_fuzz.cli_options import FIXED, json_option
+from nvmx_fuzz.files import write_whole
+from nvmx_fuzz.launcher import FuzzingProcess, Plan, output_folder
+from nvmx_fuzz.seeds import seed_folder
+
+if TYPE_CHECKING:
+    from nvmx_fuzz.status import Reporter
+
+_FEEDBACK: Final = ("auto", "fast", "branches", "stock", "none")
+_SEED_BITS: Final = 31
+
+
+@click.command("run")
+@click.option("--l0", "l0_name", default=FIXED, show_default=True, metavar="NAME",
+              help="The L0 that is judged.")  # fmt: skip
+@click.option("--time", "seconds", type=click.FloatRange(0), default=0, metavar="SECONDS",
+              help="Stop after that long (default: run until stopped).")  # fmt: skip
+@click.option("--runs", type=click.IntRange(0), default=0, metavar="N",
+              help="Stop after so many executions.")  # fmt: skip
+@click.option("--corpus", type=click.Path(path_type=Path), metavar="DIR",
+              help="Start from these scenarios, text or bytes (default: our own seeds).")  # fmt: skip
+@click.option("--no-seeds", is_flag=True, help="Start from nothing.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where everything goes, and from where it goes on (default: out/NAME).")  # fmt: skip
+@click.option("--seed", type=click.IntRange(1, (1 << _SEED_BITS) - 1), metavar="N",
+              help="Seed of the randomness (default: a new one).")  # fmt: skip
+@click.option("--feedback", type=click.Choice(_FEEDBACK), default=None,
+              help="How branches are counted (default: $NVMX_FEEDBACK, or the best).")  # fmt: skip
+@json_option
+@click.option("--plain", is_flag=True, help="Plain lines, also on a terminal.")
+def command(
+    l0_name: str,
+    seconds: float,
+    runs: int,
+    corpus: Path | None,
+    no_seeds: bool,
+    out: Path | None,
+    seed: int | None,
+    feedback: str | None,
+    as_json: bool,
+    plain: bool,
+) -> int:
+    """Fuzz the model: any L0 must look like bare metal to L1 and L2.
+
+    Goes on after a finding; equal findings are kept once, as the smallest scenario. Ctrl-C stops
+    and shows the summary; nothing is lost, however it ends.
+    """
+    if corpus is not None and no_seeds:
+        raise click.UsageError("--corpus and --no-seeds exclude each other")
+    plan = _plan(l0_name, seconds, runs, corpus, no_seeds, out, seed, feedback)
+    stream = sys.stderr if as_json else sys.stdout
+    click.echo(f"seed {plan.seed}: {plan.command}", file=stream)
+    return _campaign(plan, stream, as_json, plain)
+
+
+def _plan(
+    l0_name: str,
+    seconds: float,
+    runs: int,
+    corpus: Path | None,
+    no_seeds: bool,
+    out: Path | None,
+    seed: int | None,
+    feedback: str | None,
+) -> Plan:
+    chosen_seed = seed or int.from_bytes(os.urandom(4), "little") >> 1 or 1
+    mode = feedback or os.environ.get("NVMX_FEEDBACK") or "auto"
+    if mode not in _FEEDBACK:
+        raise click.UsageError(f"NVMX_FEEDBACK is {mode!r}, but must be one of {_FEEDBACK}")
+    words = ["nvmx-fuzz", "run", "--l0", l0_name, "--seed", str(chosen_seed)]
+    for option, value in (
+        ("--time", f"{seconds:g}" if seconds else ""),
+        ("--runs", str(runs) if runs else ""),
+        ("--corpus", str(corpus or "")),
+        ("--out", str(out or "")),
+        ("--feedback", feedback or ""),
+    ):
+        words += [option, value] if value else []
+    words += ["--no-seeds"] if no_seeds else []
+    return Plan(
+        l0=l0_name,
+        seconds=seconds,
+        runs=runs,
+        seeds=None if no_seeds else corpus or seed_folder(),
+        out=(out or Path("out") / l0_name).absolute(),
+        seed=chosen_seed,
+        feedback=mode,
+        command=shlex.join(words),
+    )
+
+
+def _campaign(plan: Plan, stream: IO[str], as_json: bool, plain: bool) -> int:
+    with ExitStack() as stack:
+        stack.enter_context(output_folder(plan))
+        process = FuzzingProcess(plan)
+        stack.callback(process.kill)
+        # The fuzzing process loads its copy of the model while we load ours.
+        from nvmx_fuzz.campaign import Campaign, Signals  # noqa: PLC0415
+        from nvmx_fuzz.nested_events import unknown_l0  # noqa: PLC0415
+        from nvmx_fuzz.summary import exit_status, summarise, summary_text  # noqa: PLC0415
+
+        problem = unknown_l0(plan.l0)
+        if problem:
+            raise click.UsageError(problem, click.get_current_context())
+        signals = Signals()
+        stack.enter_context(signals.listening())
+        campaign = Campaign(plan, process, signals)
+        reporter = _reporter(stream, plain or as_json)
+        stack.callback(reporter.close)
+        campaign.run(reporter)
+        reporter.close()
+        summary = summarise(campaign.status)
+        as_text = json.dumps(summary, indent=2)
+        click.echo(as_text if as_json else f"\n{summary_text(summary)}", nl=as_json)
+        write_whole(plan.out / "summary.json", f"{as_text}\n".encode())
+        return exit_status(summary)
+
+
+def _reporter(stream: IO[str], plain: bool) -> "Reporter":
+    """A panel where someone can see it; lines in logs."""
+    dumb = os.environ.get("TERM", "dumb") == "dumb" or os.environ.get("CI")
+    if plain or dumb or not stream.isatty():
+        from nvmx_fuzz.status import PlainReporter  # noqa: PLC0415 - imports the model
+
+        return PlainReporter(stream)
+    from rich.console import Console  # noqa: PLC0415 - needed on terminals only
+
+    from nvmx_fuzz.panel import LiveReporter  # noqa: PLC0415
+
+    return LiveReporter(Console())

@@ -1,0 +1,65 @@
+"""Folders of scenarios: seeds as text, corpora as bytes."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.files import BadFile, about
+from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
+
+_NAME_LENGTH: Final = 40
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files below *folder* in the order of their names, hidden ones left out; raises BadFile."""
+    if not folder.is_dir():
+        raise BadFile(folder, "is not a directory" if folder.exists() else "does not exist")
+    with about(folder):
+        return sorted(
+            path
+            for path in folder.rglob("*")
+            if path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
+
+
+def files_of(names: Iterable[str]) -> list[str]:
+    """The files that *names* stand for: themselves, and what is in those that are folders."""
+    found: list[str] = []
+    for name in names:
+        if Path(name).is_dir():
+            found += [str(path) for path in files_in(Path(name))]
+        else:
+            found.append(name)
+    return found
+
+
+def encode_seeds(source: Path | None, target: Path) -> int:
+    """Fill the folder *target* with the bytes of all scenarios below *source* (None: of none).
+
+    Text seeds keep their name, so that libFuzzer's log names them; bytes get that of their content,
+    as in any corpus. What *target* held before is removed.
+
+    Returns:
+        How many files there are now.
+
+    Raises:
+        BadFile: a seed is no scenario, or a folder cannot be used.
+    """
+    contents: dict[str, bytes] = {}
+    for path in files_in(source) if source else ():
+        content = encode(load(str(path)).scenario)
+        if source and path.suffix == TEXT_SUFFIX:
+            name = str(path.relative_to(source).with_suffix("")).replace("/", "-")
+        else:
+            name = hashlib.sha1(content, usedforsecurity=False).hexdigest()[:_NAME_LENGTH]
+        contents[name] = content
+    with about(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for old in target.iterdir():
+            old.unlink()
+        for name, content in contents.items():
+            (target / name).write_bytes(content)
+    return len(contents)

@@ -1,0 +1,96 @@
+"""Reading and writing of files for people: one line when it fails, nothing half-written.
+
+A file appears under its name only when it is whole: it is written under a temporary name in the
+same folder, forced to the disk, and renamed. Whoever is killed in between leaves the old file.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+SIZE_MAX: Final = 1 << 20
+"""No scenario comes near; whatever is larger is not one."""
+
+STANDARD_INPUT: Final = "-"
+
+
+class BadFile(Exception):  # noqa: N818 - it is the file that is bad
+    """A file that cannot be used; the text names it, and the line where there is one."""
+
+    def __init__(self, name: str | Path, message: str, line: int = 0) -> None:
+        """Say *message* about the file *name*, at *line* (from 1) unless that is 0."""
+        self.name: Final = str(name)
+        self.message: Final = message
+        self.line: Final = line
+        place = f"{self.name}:{line}" if line else self.name
+        super().__init__(f"{place}: {message}")
+
+
+def read_small_file(name: str) -> bytes:
+    """Read a regular file of at most SIZE_MAX bytes, or standard input for ``-``.
+
+    Raises BadFile for everything else, without waiting on what is no regular file.
+    """
+    if name == STANDARD_INPUT:
+        return _limited(name, sys.stdin.buffer.read(SIZE_MAX + 1))
+    try:
+        # Opening a named pipe would wait for its other end, so not even that.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise BadFile(name, f"is {_kind(mode)}, not a file")
+            return _limited(name, file.read(SIZE_MAX + 1))
+    except OSError as error:
+        raise BadFile(name, _reason(error)) from None
+    except ValueError as error:  # a zero byte in the name
+        raise BadFile(name, str(error)) from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all; raises BadFile."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise BadFile(path, _reason(error)) from None
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a BadFile about *path*."""
+    try:
+        yield
+    except OSError as error:
+        raise BadFile(path, _reason(error)) from None
+
+
+def _limited(name: str, content: bytes) -> bytes:
+    if len(content) > SIZE_MAX:
+        raise BadFile(name, f"is larger than {SIZE_MAX} bytes, so it is no scenario")
+    return content
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,148 @@
+"""The findings of a campaign: one per key, as small as a quick shrink makes it, on disk at once.
+
+A finding is known by the first violation of its run, the most telling one; what else such a run
+breaks is in its explanation. Three files belong to it: ``.scn`` for people and for git, ``.bin`` for
+libFuzzer, ``.txt`` with the explanation. All are named after the key, so a later campaign into the
+same folder finds them and goes on from there.
+"""
+
+import hashlib
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nvmx_core.bugs.catalogue import l0_class
+from nvmx_core.oracle.judge import run_and_judge
+from nvmx_core.oracle.violation import Violation
+from nvmx_core.scenario.config import config_for
+from nvmx_core.scenario.steps import Scenario
+from nvmx_core.scenario.text import format_scenario
+from nvmx_fuzz.codec import decode, encode
+from nvmx_fuzz.files import about, write_whole
+from nvmx_fuzz.shrink import shrink
+from nvmx_fuzz.version import revision
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken rule in one situation, and the smallest scenario that shows it.
+
+    `scn` is the path of the text form; the others stand beside it. `earlier` says that a campaign
+    before this one found it.
+    """
+
+    violation: Violation
+    scenario: Scenario
+    scn: Path
+    earlier: bool = False
+
+    @property
+    def size(self) -> tuple[int, bytes]:
+        """What makes one scenario smaller than another: its steps, then its bytes."""
+        return len(self.scenario.steps), encode(self.scenario)
+
+
+class Findings:
+    """The findings in one folder, judged with one L0."""
+
+    def __init__(self, folder: Path, l0_name: str) -> None:
+        """Keep findings about the L0 called *l0_name* in *folder*, which exists."""
+        self._folder: Final = folder
+        self._l0_name: Final = l0_name
+        self._l0: Final = l0_class(l0_name)
+        self._by_key: dict[str, Finding] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def all(self) -> list[Finding]:
+        """All findings in the order of their keys."""
+        return [self._by_key[key] for key in sorted(self._by_key)]
+
+    def recall(self) -> None:
+        """Take up what an earlier campaign left, if it still happens; raises BadFile."""
+        with about(self._folder):
+            found = [path.read_bytes() for path in sorted(self._folder.glob("*.bin"))]
+        for data in found:
+            scenario = decode(data)
+            violation = self._first_violation(scenario)
+            if violation is not None:
+                key = violation.key()
+                finding = Finding(violation, scenario, self._path(key), earlier=True)
+                known = self._by_key.get(key)
+                if known is None or finding.size < known.size:
+                    self._by_key[key] = finding
+
+    def offer(self, data: bytes) -> tuple[Finding, bool] | None:
+        """Shrink and keep an input that violates an oracle.
+
+        Returns:
+            The finding and whether its key is new; None when nothing is violated, or when no
+            smaller scenario came of it.
+
+        Raises:
+            BadFile: it could not be written.
+        """
+        scenario = decode(data)
+        violation = self._first_violation(scenario)
+        if violation is None:
+            return None
+        key = violation.key()
+        small = shrink(scenario, lambda candidate: self._key(candidate) == key)
+        violation = self._first_violation(small)
+        assert violation is not None, "shrinking keeps the key"
+        finding = Finding(violation, small, self._path(key))
+        known = self._by_key.get(key)
+        if known is not None and finding.size >= known.size:
+            return None
+        self._by_key[key] = finding
+        self._write(finding)
+        return finding, known is None
+
+    def replay_command(self, finding: Finding) -> str:
+        """The command that runs a finding again."""
+        return f"nvmx-fuzz replay --l0 {self._l0_name} {shlex.quote(str(finding.scn))}"
+
+    def explain_command(self, finding: Finding) -> str:
+        """The command that explains a finding."""
+        return f"nvmx-fuzz explain --l0 {self._l0_name} {shlex.quote(str(finding.scn))}"
+
+    def _first_violation(self, scenario: Scenario) -> Violation | None:
+        violations = run_and_judge(scenario, config_for(scenario.config), self._l0).violations
+        return violations[0] if violations else None
+
+    def _key(self, scenario: Scenario) -> str | None:
+        violation = self._first_violation(scenario)
+        return violation.key() if violation else None
+
+    def _path(self, key: str) -> Path:
+        words = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")[:48].strip("-")
+        return self._folder / f"{words}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.scn"
+
+    def _write(self, finding: Finding) -> None:
+        violation = finding.violation
+        comments = (
+            violation.sentence,
+            f"key: {violation.key()}",
+            f"found in L0 {self._l0_name}, at step {violation.step + 1}",
+            self.explain_command(finding),
+        )
+        text = format_scenario(finding.scenario, comments)
+        write_whole(finding.scn.with_suffix(".bin"), encode(finding.scenario))
+        write_whole(finding.scn, text.encode())
+        write_whole(finding.scn.with_suffix(".txt"), self._explanation(finding).encode())
+
+    def _explanation(self, finding: Finding) -> str:
+        """The report of `explain`; should that fail, the bare sentence: a finding is never lost."""
+        from nvmx_fuzz.explain import explain, render_text  # noqa: PLC0415 - needed for few runs
+
+        try:
+            report = explain(
+                finding.scenario, self._l0_name, file=str(finding.scn), revision=revision()
+            )
+            return render_text(report)
+        except Exception as error:  # noqa: BLE001 - the finding counts, not its rendering
+            sentence = finding.violation.sentence
+            return f"{sentence}\n\nIt could not be explained: {error!r} (our own bug)\n"

@@ -1,0 +1,168 @@
+"""Before a campaign: its plan, its folder, and the start of its fuzzing process.
+
+Nothing here imports the model, so that the fuzzing process starts at once and loads its own copy
+while its parent does the same.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from nvmx_fuzz.files import BadFile, about, write_whole
+from nvmx_fuzz.progress import MEMORY_SIZE, Order, Progress
+
+FREE_BYTES_MIN: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a campaign is to do.
+
+    *seconds* and *runs* limit it (0: no limit); *seeds* is a folder of scenarios to start from, or
+    None; *out* is the folder for everything that it leaves. *command* repeats the campaign.
+    """
+
+    l0: str
+    seconds: float
+    runs: int
+    seeds: Path | None
+    out: Path
+    seed: int
+    feedback: str
+    command: str
+
+    @property
+    def corpus(self) -> Path:
+        """Where libFuzzer writes new inputs."""
+        return self.out / "corpus"
+
+    @property
+    def encoded_seeds(self) -> Path:
+        """Where the seeds are in byte form."""
+        return self.out / "seeds"
+
+    @property
+    def findings(self) -> Path:
+        """Where findings are written."""
+        return self.out / "findings"
+
+    @property
+    def model_errors(self) -> Path:
+        """Where the inputs are written that make the model contradict itself."""
+        return self.out / "model-errors"
+
+    @property
+    def log(self) -> Path:
+        """Where libFuzzer's own output goes."""
+        return self.out / "libfuzzer.log"
+
+
+def free_bytes(folder: Path) -> int:
+    """How much may still be written into a folder; raises BadFile."""
+    with about(folder):
+        space = os.statvfs(folder)
+    return space.f_bavail * space.f_frsize
+
+
+@contextmanager
+def output_folder(plan: Plan) -> Iterator[None]:
+    """Make the folders of a plan and keep other campaigns out of them; raises BadFile."""
+    with about(plan.out):
+        plan.out.mkdir(parents=True, exist_ok=True)
+    for folder in (plan.corpus, plan.encoded_seeds, plan.findings, plan.model_errors):
+        with about(folder):
+            folder.mkdir(exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise BadFile(folder, "cannot be written")
+    if free_bytes(plan.out) < FREE_BYTES_MIN:
+        raise BadFile(plan.out, "no space left on device")
+    with about(plan.out):
+        lock = (plan.out / ".lock").open("wb")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = "another campaign runs here; choose another folder with --out"
+            raise BadFile(plan.out, message) from None
+        write_whole(plan.out / "command.txt", f"{plan.command}\n".encode())
+        yield
+
+
+class FuzzingProcess:
+    """The process in which libFuzzer runs.
+
+    Attributes:
+        progress: its numbers, which stay readable when it is gone.
+        inbox: what it tells, see `progress.Inbox`; at its end it has gone.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Start it; it loads the model and then waits for `go`. Raises BadFile."""
+        memory = os.memfd_create("nvmx-fuzz")
+        os.ftruncate(memory, MEMORY_SIZE)
+        self.progress: Final = Progress(memory)
+        receiver, sender = os.pipe()
+        self.inbox: Final[IO[bytes]] = os.fdopen(receiver, "rb", buffering=0)
+        order = Order(
+            l0=plan.l0,
+            feedback=plan.feedback,
+            seed=plan.seed,
+            runs=plan.runs,
+            corpus=(str(plan.corpus), str(plan.encoded_seeds)),
+            artifacts=str(plan.model_errors),
+            memory=memory,
+            messages=sender,
+            parent=os.getpid(),
+        )
+        try:
+            self._process: Final = _start(order, plan.log)
+        finally:
+            os.close(memory)
+            os.close(sender)
+
+    def go(self) -> None:
+        """Begin to fuzz."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(b"\n")
+            self._process.stdin.close()
+        except BrokenPipeError:
+            return  # it has gone; whoever reads the inbox sees that
+
+    def stop(self) -> None:
+        """Ask it to end after the current execution."""
+        self._process.terminate()
+
+    def kill(self) -> int:
+        """End it now, if it has not ended; returns its status, negative for a signal."""
+        self._process.kill()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end; returns its status, negative for a signal."""
+        return self._process.wait()
+
+
+def _start(order: Order, log: Path) -> subprocess.Popen[bytes]:
+    with about(log):
+        output = log.open("wb")
+    # Ctrl-C goes to both processes, but only the parent decides; what is ignored stays ignored.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with output:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "nvmx_fuzz.worker", order.to_json()],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(order.memory, order.messages),
+            )
+    finally:
+        signal.signal(signal.SIGINT, handler)

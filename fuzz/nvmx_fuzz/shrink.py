@@ -1,0 +1,73 @@
+"""A quick greedy shrink: leave out steps, and what the configuration adds, while a property holds."""
+
+from collections.abc import Callable
+from typing import Final
+
+from nvmx_core.scenario.config import DEFAULT_FLAGS, FLAG_BIT
+from nvmx_core.scenario.steps import Scenario
+
+RUNS_MAX: Final = 1500
+"""Enough for a scenario of 64 steps; a longer search is the minimiser's business."""
+
+
+def shrink(
+    scenario: Scenario, holds: Callable[[Scenario], bool], runs_max: int = RUNS_MAX
+) -> Scenario:
+    """Find a smaller scenario for which *holds* is true, as it must be for *scenario*.
+
+    No single step of the result can be left out, unless *runs_max* calls were not enough.
+    """
+    budget = _Budget(holds, runs_max)
+    scenario = _fewer_steps(scenario, budget)
+    simpler = _plainer_config(scenario, budget)
+    return _fewer_steps(simpler, budget) if simpler != scenario else scenario
+
+
+class _Budget:
+    """Asks the property, and says no when it was asked too often."""
+
+    def __init__(self, holds: Callable[[Scenario], bool], runs_max: int) -> None:
+        self._holds: Final = holds
+        self._left = runs_max
+
+    def allows(self, scenario: Scenario) -> bool:
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        return self._holds(scenario)
+
+
+def _fewer_steps(scenario: Scenario, budget: _Budget) -> Scenario:
+    """Leave out runs of steps, long ones first, from the end, until single steps all matter."""
+    length = max(len(scenario.steps) // 2, 1)
+    while True:
+        before = len(scenario.steps)
+        end = before
+        while end > 0:
+            start = max(end - length, 0)
+            steps = scenario.steps[:start] + scenario.steps[end:]
+            candidate = scenario._replace(steps=steps)
+            if budget.allows(candidate):
+                scenario = candidate
+            end = start
+        if length > 1:
+            length //= 2
+        elif len(scenario.steps) == before:
+            return scenario
+
+
+def _plainer_config(scenario: Scenario, budget: _Budget) -> Scenario:
+    """Give each part of the configuration its default where that is enough."""
+    flags, *choices = scenario.config
+    for index in range(len(choices)):
+        if choices[index]:
+            fewer = [*choices[:index], 0, *choices[index + 1 :]]
+            candidate = scenario._replace(config=(flags, fewer[0], fewer[1], fewer[2]))
+            if budget.allows(candidate):
+                scenario, choices = candidate, fewer
+    for bit in FLAG_BIT.values():
+        if (flags ^ DEFAULT_FLAGS) & bit:
+            candidate = scenario._replace(config=(flags ^ bit, *scenario.config[1:]))
+            if budget.allows(candidate):
+                scenario, flags = candidate, flags ^ bit
+    return scenario

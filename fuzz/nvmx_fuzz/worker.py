@@ -1,0 +1,76 @@
+"""The fuzzing process of a campaign: libFuzzer, the instrumented model, and nothing else.
+
+`launcher.py` starts it as `python -m nvmx_fuzz.worker ORDER`. What must not be instrumented or lost
+is done by the process that started it: shrinking, explaining, writing findings. This one may end at
+any moment, by libFuzzer's C exit(), a timeout or a signal, and nothing is lost: libFuzzer writes
+corpus files as it finds them.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Final
+
+import atheris
+
+from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
+from nvmx_fuzz.progress import Message, Order, send
+
+TIMEOUT_SECONDS: Final = 25
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def libfuzzer_arguments(order: Order) -> list[str]:
+    """The arguments for libFuzzer; the first corpus folder receives what is new."""
+    return [
+        "nvmx-fuzz",
+        f"-seed={order.seed}",
+        f"-timeout={TIMEOUT_SECONDS}",
+        f"-artifact_prefix={order.artifacts}{os.sep}",
+        "-handle_int=0",  # when to stop is decided by the other process
+        "-handle_term=0",
+        "-reload=0",  # nobody else writes into the corpus
+        *order.corpus,
+    ]
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process when *parent* is gone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def main(argument: str) -> int:
+    """Fuzz as the order in *argument* says, once standard input brings a line."""
+    order = Order.from_json(argument)
+    die_with(order.parent)
+    with instrument(["nvmx_core"], order.feedback) as probes:
+        from nvmx_fuzz import executions, mutate, nested_events, state_feedback  # noqa: PLC0415
+
+    states = ExtraCounters(state_feedback.COUNTERS)
+    runner = executions.Executions(order, state_feedback.StateFeedback(states.buffer))
+
+    def stop(_signal: int, _frame: object) -> None:
+        runner.stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    setup(
+        nested_events.with_defaults(libfuzzer_arguments(order)),
+        runner.test_one_input,
+        probes=probes,
+        counters=[states],
+        custom_mutator=mutate.mutate,
+        custom_crossover=mutate.crossover,
+    )
+    send(order.messages, Message("ready", text=probes.mode, count=probes.count))
+    if sys.stdin.readline():
+        atheris.Fuzz()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
