@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 from nvmx_fuzz.cli_options import FIXED, json_option
-from nvmx_fuzz.files import write_whole
+from nvmx_fuzz.files import BadFile, write_whole
 from nvmx_fuzz.launcher import FuzzingProcess, Plan, output_folder
 from nvmx_fuzz.seeds import seed_folder
 
@@ -94,7 +94,7 @@ def _plan(
         seconds=seconds,
         runs=runs,
         seeds=None if no_seeds else corpus or seed_folder(),
-        out=(out or Path("out") / l0_name).absolute(),
+        out=out or Path("out") / l0_name,
         seed=chosen_seed,
         feedback=mode,
         command=shlex.join(words),
@@ -111,19 +111,27 @@ def _campaign(plan: Plan, stream: IO[str], as_json: bool, plain: bool) -> int:
         from nvmx_fuzz.nested_events import unknown_l0  # noqa: PLC0415
         from nvmx_fuzz.summary import exit_status, summarise, summary_text  # noqa: PLC0415
 
-        problem = unknown_l0(plan.l0)
-        if problem:
-            raise click.UsageError(problem, click.get_current_context())
+        refusal = unknown_l0(plan.l0)
+        if refusal:
+            raise click.UsageError(refusal, click.get_current_context())
         signals = Signals()
         stack.enter_context(signals.listening())
         campaign = Campaign(plan, process, signals)
         reporter = _reporter(stream, plain or as_json)
         stack.callback(reporter.close)
-        campaign.run(reporter)
+        problem: BadFile | None = None
+        try:
+            campaign.run(reporter)
+        except BadFile as error:
+            problem = error
         reporter.close()
         summary = summarise(campaign.status)
         as_text = json.dumps(summary, indent=2)
         click.echo(as_text if as_json else f"\n{summary_text(summary)}", nl=as_json)
+        if problem is not None:
+            for finding in campaign.status.findings.unwritten:
+                click.echo(f"not written: {finding.scn}\n{finding.text}", file=stream)
+            raise problem
         write_whole(plan.out / "summary.json", f"{as_text}\n".encode())
         return exit_status(summary)
 

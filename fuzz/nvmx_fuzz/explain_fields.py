@@ -10,7 +10,17 @@ from typing import Final, NamedTuple
 
 from nvmx_core.arch.events import NMI, TYPE_MASK, TYPE_SHIFT, VALID, VECTOR_MASK
 from nvmx_core.arch.exits import BASIC_REASON_MASK
-from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, RECORD_FIELDS, Record
+from nvmx_core.journal import (
+    DELIVER,
+    END,
+    EXIT,
+    L1_ENTRY,
+    L1_INTERRUPT,
+    L1_NMI,
+    RECORD_FIELDS,
+    SMM_ENTRY,
+    Record,
+)
 from nvmx_core.l0 import log as l0_log
 from nvmx_core.oracle.violation import Violation
 from nvmx_fuzz.decode_words import (
@@ -46,6 +56,11 @@ _EVENT_WAY: Final[dict[str, tuple[str, ...]]] = {
 _CAUSES: Final[dict[int, str]] = {
     1: "IRR", 3: "init_pending", 37: "mtf_pending", 52: "preemption_timer_expired",
 }  # fmt: skip
+_CAUSES_OF_KIND: Final[dict[int, str]] = {
+    L1_INTERRUPT: "IRR",
+    L1_NMI: "nmi_pending",
+    SMM_ENTRY: "smi_pending",
+}
 _WAITING: Final[dict[int, str]] = {
     l0_log.WAITS_SMI: "smi_pending",
     l0_log.WAITS_INIT: "init_pending",
@@ -56,6 +71,10 @@ _WAITING: Final[dict[int, str]] = {
     l0_log.WAITS_INTERRUPT: "IRR",
     l0_log.WAITS_FAULT: "exception_vmexit.pending",
 }
+_PENDING: Final = frozenset(_WAITING.values())
+_OF_ONE_EXIT: Final = frozenset(RECORD_FIELDS[EXIT][:9])
+"""Exit information: every exit writes it anew."""
+
 _END_VARIABLES: Final[dict[str, str]] = {
     "irr": "IRR",
     "isr": "ISR",
@@ -160,13 +179,13 @@ class _Told:
             named = [name for name in _OF_MISPLACED_EXIT if name == "reason" or name in different]
         for name in named:
             yield self.field(seen, name, expected if comparable else None)
-        if expected is not None and expected[0] == EXIT and _reason(expected) != _reason(seen):
-            yield from self._of_missing_exit(expected)
-
-    def _of_missing_exit(self, expected: Record) -> Iterator[FieldStory]:
-        """Bare metal shows an exit here: what is it for, and did L0 arrange to be back in time?"""
+        if expected is None or (expected[0] == seen[0] and _reason(expected) == _reason(seen)):
+            return
+        if expected[0] == DELIVER:
+            yield self.plain(_ENTRY_02, "")
         cause = _cause(expected)
         if cause and self.history.of(cause, self.until):
+            # What it is for, and whether L0 arranged to be back in time.
             yield self.plain(cause, "")
             yield self.plain(TIMER_02, "")
 
@@ -184,14 +203,15 @@ class _Told:
             if variable in (_ENTRY_12, _ENTRY_02, _VECTORING_02, "exception_vmexit.pending"):
                 changes += self._event_writes(variable, values)
             else:
-                changes += self.history.of(variable, self.until)
+                changes += self.history.pending(variable, self.until)
         if name == "reason":
             changes += self.history.of("vmcs02.EXIT_REASON", self.until)[-1:]
             cause = _cause(seen)
-            changes += self.history.of(cause, self.until) if cause else []
+            changes += self.history.pending(cause, self.until) if cause else []
         variable = variable_of(seen, name)
         if variable:
-            changes += self.history.of(variable, self.until)
+            writes_max = 1 if name in _OF_ONE_EXIT else WRITES_MAX
+            changes += self.history.of(variable, self.until)[-writes_max:]
         return FieldStory(name, _shown(seen, name), expected_text, _writes(changes))
 
     def plain(
@@ -199,13 +219,18 @@ class _Told:
     ) -> FieldStory:
         """The story of one variable of the vCPU or of a VMCS."""
         if changes is None:
-            changes = self.history.of(variable, self.until)
+            changes = self._own_changes(variable)
         changes = list(changes)
         last = self.history.of(variable, self.until)
         value = last[-1].new if last else self.history.values.get(variable, 0)
         number, meaning = value_texts(variable, value)
         seen = f"{number} ({meaning})" if meaning else number
         return FieldStory(variable, seen, expected, _writes(changes))
+
+    def _own_changes(self, variable: str) -> list[Change]:
+        if variable in _PENDING:
+            return self.history.pending(variable, self.until)
+        return self.history.of(variable, self.until)
 
     def _event_writes(self, variable: str, infos: Iterable[int]) -> list[Change]:
         """The writes of these events, whatever else the variable held in the meantime."""
@@ -227,7 +252,9 @@ def _reason(record: Record) -> int:
 
 
 def _cause(record: Record) -> str:
-    """The variable in which the reason of a boundary exit waits."""
+    """The variable in which a record's reason waits, or ""."""
+    if record[0] != EXIT:
+        return _CAUSES_OF_KIND.get(record[0], "")
     reason = record_field(record, "reason") & BASIC_REASON_MASK
     info = record_field(record, "interruption info")
     if reason == 0:

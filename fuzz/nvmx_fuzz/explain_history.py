@@ -138,6 +138,12 @@ class History:
         """The changes of a variable up to and including the record *until*."""
         return [change for change in self.changes.get(variable, ()) if change.order <= until]
 
+    def pending(self, variable: str, until: int) -> list[Change]:
+        """The changes of a variable that waits for something, since it was last empty."""
+        changes = self.of(variable, until)
+        starts = [index for index, change in enumerate(changes) if not change.old]
+        return changes[starts[-1] :] if starts else changes
+
     def _start(self, first: PlayedStep) -> None:
         before = first.before
         self.values |= before.state
@@ -210,7 +216,7 @@ class History:
         kind = record[0]
         if kind == EXIT:
             info = record_field(record, "interruption info")
-            yield from self._of_event(info, "L0", "acknowledged for the exit")
+            yield from self._of_event(info, "L0", "becomes this exit")
             if record_field(record, "reason") == INIT_SIGNAL:
                 yield _Seen("L0", "init_pending", 0, "nested exit INIT_SIGNAL")
         elif kind == L1_INTERRUPT:
@@ -253,7 +259,7 @@ def _of_snapshots(step: PlayedStep, touched: set[str]) -> Iterator[_Seen]:
     by = format_step(step.step, compact=True).removeprefix(actor).strip()
     runs_l1 = actor == steps.L1
     before, after = step.before, step.after
-    writer, doing = _writer_of_vmcs02(step, by)
+    doing = _last_writer_of_vmcs02(step, by)
     for field in FIELDS:
         name = f"vmcs12.{field.name}"
         old, new = before.vmcs12[field.place], after.vmcs12[field.place]
@@ -261,17 +267,20 @@ def _of_snapshots(step: PlayedStep, touched: set[str]) -> Iterator[_Seen]:
             yield _Seen("L1" if runs_l1 else "L0", name, new, by)
         name = f"vmcs02.{field.name}"
         old, new = before.vmcs02[field.place], after.vmcs02[field.place]
-        if old != new and name not in touched:
-            yield _Seen(writer, name, new, doing)
+        if old != new and name not in touched and name != TIMER_02:
+            yield _Seen("L0", name, new, doing)
     for name, value in after.state.items():
         yield _Seen("L1" if runs_l1 and not step.moments else "L0", name, value, by)
 
 
-def _writer_of_vmcs02(step: PlayedStep, by: str) -> tuple[str, str]:
-    """The last one who wrote vmcs02 as a whole: the processor at an exit, or L0 at an entry."""
+def _last_writer_of_vmcs02(step: PlayedStep, by: str) -> str:
+    """What wrote vmcs02 as a whole last: an exit, an entry, a restore; L0 may have added to it."""
     for moment in reversed(step.moments):
-        if moment.hidden and moment.record[0] == l0_log.HIDDEN_EXIT:
-            return "processor", f"exit {reason_word(moment.record[2])}"
-        if moment.hidden and moment.record[0] == l0_log.NESTED_ENTRY:
-            return "L0", "nested entry, from vmcs12"
-    return "L0", by
+        kind = moment.record[0] if moment.hidden else -1
+        if kind == l0_log.HIDDEN_EXIT:
+            return f"after exit {reason_word(moment.record[2])}"
+        if kind == l0_log.NESTED_ENTRY:
+            return "nested entry, from vmcs12"
+        if kind == l0_log.SAVE_RESTORE:
+            return "restore, from vmcs12"
+    return by

@@ -53,7 +53,7 @@ from nvmx_fuzz.decode_words import (
 
 # -- the journal -----------------------------------------------------------------------------------
 
-_SEEN_BY: Final[dict[int, str]] = {DELIVER: "L2", RETIRE: "L2", SMM_ENTRY: "L1", SMM_RETURN: "L1"}
+_SEEN_BY: Final[dict[int, str]] = {DELIVER: "L2", RETIRE: "L2", SMM_RETURN: "outside"}
 
 # Fields of an exit that are shown although nobody asked for them, when they say something.
 _TELLING: Final = (
@@ -69,7 +69,7 @@ _TELLING: Final = (
 
 
 def seen_by(record: Record) -> str:
-    """Whose record this is: L1's or L2's."""
+    """Who the line of this record names: L1, L2, or outside for the end of SMM."""
     return _SEEN_BY.get(record[0], "L1")
 
 
@@ -144,7 +144,7 @@ _TEXTS: Final[dict[int, Callable[[Record], str]]] = {
     L1_ENTRY: _entry_text,
     L1_INTERRUPT: lambda record: f"takes interrupt {record[1]:#x} through its own IDT",
     L1_NMI: lambda _record: "takes an NMI through its own IDT",
-    L1_UNEXPECTED_VECTORING: lambda _record: "a KVM warns: unexpected, valid vectoring info",
+    L1_UNEXPECTED_VECTORING: lambda _record: "KVM in L1 warns: unexpected, valid vectoring info",
     L1_SPURIOUS_EVENT: lambda record: f"gets {event_word(record[1])}, which nobody sent to it",
     SMM_ENTRY: lambda record: "the SMM handler starts" + (" out of L2" if record[1] else ""),
     SMM_RETURN: lambda _record: "RSM: the SMM handler returns",

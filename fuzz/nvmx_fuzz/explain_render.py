@@ -129,6 +129,7 @@ def _line(
 
 
 def _fields(stories: Sequence[FieldStory], width: int) -> Iterator[list[Span]]:
+    yield [("fields of the rule: step, who wrote what, old -> new, by what", _DIM)]
     for index, story in enumerate(stories):
         if index:
             yield []

@@ -330,6 +330,6 @@ def _lines(played: PlayedStep, drafts: Sequence[_Draft]) -> list[Line]:
     if not effect and drafts and drafts[0].who == actor:
         rows[0] = replace(rows[0], step=number, action=action)
         return rows
-    if not effect and step[0] == steps.RUN:
-        effect = place_of(played)
-    return [Line(number, actor, action, effect or "", hidden=hidden), *rows]
+    if not effect:
+        effect = place_of(played) if step[0] == steps.RUN else "first takes what is pending"
+    return [Line(number, actor, action, effect, hidden=hidden), *rows]

@@ -20,7 +20,7 @@ from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.codec import decode, encode
-from nvmx_fuzz.files import about, write_whole
+from nvmx_fuzz.files import BadFile, about, write_whole
 from nvmx_fuzz.shrink import shrink
 from nvmx_fuzz.version import revision
 
@@ -29,12 +29,13 @@ from nvmx_fuzz.version import revision
 class Finding:
     """One broken rule in one situation, and the smallest scenario that shows it.
 
-    `scn` is the path of the text form; the others stand beside it. `earlier` says that a campaign
-    before this one found it.
+    `text` is the text form with comments and `scn` its path; the other files stand beside it.
+    `earlier` says that a campaign before this one found it.
     """
 
     violation: Violation
     scenario: Scenario
+    text: str
     scn: Path
     earlier: bool = False
 
@@ -53,6 +54,8 @@ class Findings:
         self._l0_name: Final = l0_name
         self._l0: Final = l0_class(l0_name)
         self._by_key: dict[str, Finding] = {}
+        self.unwritten: Final[list[Finding]] = []
+        """What could not be written, so that it can at least be shown."""
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -70,7 +73,7 @@ class Findings:
             violation = self._first_violation(scenario)
             if violation is not None:
                 key = violation.key()
-                finding = Finding(violation, scenario, self._path(key), earlier=True)
+                finding = self._finding(violation, scenario, earlier=True)
                 known = self._by_key.get(key)
                 if known is None or finding.size < known.size:
                     self._by_key[key] = finding
@@ -93,21 +96,40 @@ class Findings:
         small = shrink(scenario, lambda candidate: self._key(candidate) == key)
         violation = self._first_violation(small)
         assert violation is not None, "shrinking keeps the key"
-        finding = Finding(violation, small, self._path(key))
+        finding = self._finding(violation, small)
         known = self._by_key.get(key)
         if known is not None and finding.size >= known.size:
             return None
         self._by_key[key] = finding
-        self._write(finding)
+        try:
+            self._write(finding)
+        except BadFile:
+            self.unwritten.append(finding)
+            raise
         return finding, known is None
 
     def replay_command(self, finding: Finding) -> str:
         """The command that runs a finding again."""
-        return f"nvmx-fuzz replay --l0 {self._l0_name} {shlex.quote(str(finding.scn))}"
+        return self._command("replay", finding.scn)
 
     def explain_command(self, finding: Finding) -> str:
         """The command that explains a finding."""
-        return f"nvmx-fuzz explain --l0 {self._l0_name} {shlex.quote(str(finding.scn))}"
+        return self._command("explain", finding.scn)
+
+    def _command(self, subcommand: str, scn: Path) -> str:
+        return f"nvmx-fuzz {subcommand} --l0 {self._l0_name} {shlex.quote(str(scn))}"
+
+    def _finding(
+        self, violation: Violation, scenario: Scenario, *, earlier: bool = False
+    ) -> Finding:
+        scn = self._path(violation.key())
+        comments = (
+            violation.sentence,
+            f"key: {violation.key()}",
+            f"found in L0 {self._l0_name}, at step {violation.step + 1}",
+            self._command("explain", scn),
+        )
+        return Finding(violation, scenario, format_scenario(scenario, comments), scn, earlier)
 
     def _first_violation(self, scenario: Scenario) -> Violation | None:
         violations = run_and_judge(scenario, config_for(scenario.config), self._l0).violations
@@ -122,16 +144,8 @@ class Findings:
         return self._folder / f"{words}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.scn"
 
     def _write(self, finding: Finding) -> None:
-        violation = finding.violation
-        comments = (
-            violation.sentence,
-            f"key: {violation.key()}",
-            f"found in L0 {self._l0_name}, at step {violation.step + 1}",
-            self.explain_command(finding),
-        )
-        text = format_scenario(finding.scenario, comments)
         write_whole(finding.scn.with_suffix(".bin"), encode(finding.scenario))
-        write_whole(finding.scn, text.encode())
+        write_whole(finding.scn, finding.text.encode())
         write_whole(finding.scn.with_suffix(".txt"), self._explanation(finding).encode())
 
     def _explanation(self, finding: Finding) -> str:

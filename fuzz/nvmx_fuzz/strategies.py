@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from nvmx_core.scenario.config import DEFAULT_FLAGS, FLAGS
 from nvmx_core.scenario.step_text import pack_step
-from nvmx_core.scenario.steps import OPERATIONS, Operand, Scenario, Step
+from nvmx_core.scenario.steps import OPERATIONS, Operand, Scenario, Step, canonical
 from nvmx_core.scenario.text import STEPS_MAX
 from nvmx_fuzz.codec import HEADER_SIZE, PackedConfig, decode
 from nvmx_fuzz.palette import ALL
@@ -74,7 +74,7 @@ def scenarios(
 
 def _any_operands(op: int) -> st.SearchStrategy[Step]:
     operands = st.tuples(*(_operand(operand) for operand in OPERATIONS[op].operands))
-    return operands.map(lambda values: pack_step(op, values))
+    return operands.map(lambda values: canonical(*pack_step(op, values)))
 
 
 def _operand(operand: Operand) -> st.SearchStrategy[int]:

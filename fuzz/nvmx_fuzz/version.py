@@ -28,7 +28,7 @@ def commit() -> str:
 
 def revision() -> str:
     """Version and commit, as reports and `--version` show them."""
-    return f"{version()} ({commit()})" if commit() else version()
+    return f"{version()} {commit()}".rstrip()
 
 
 def _git(root: Path, *arguments: str) -> str:

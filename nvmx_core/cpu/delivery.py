@@ -202,13 +202,13 @@ class Delivery(ProcessorState):
         if self.intercepts(vector, error_code):
             self.vm_exit(EXCEPTION_NMI, payload, POISON, info, error_code, 1)
             return False
+        if vector == PF:
+            self.cr2 = payload
         first = event_class(self.event_info)
         if first == DOUBLE_FAULT:
             self.event_info = NO_EVENT
             self.vm_exit(TRIPLE_FAULT)
             return False
-        if vector == PF:
-            self.cr2 = payload
         if merges_to_double_fault(first, EXCEPTION_CLASS[vector]):
             info = DOUBLE_FAULT_INFO
             error_code = 0
@@ -294,7 +294,7 @@ class Delivery(ProcessorState):
             del frames[self.rsp :]
         frames.append((return_rip, self.rflags, self.cpl))
         pushed = self.rflags
-        if self.event_rf and info & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT:
+        if self.event_rf:
             pushed |= RFLAGS_RF
         self.rsp = len(frames)
         self.rip = handler_rip(vector)

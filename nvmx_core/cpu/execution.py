@@ -19,6 +19,7 @@ from nvmx_core.arch.events import (
     SOFTWARE_EXCEPTION,
     SOFTWARE_INTERRUPT,
     TYPE_SHIFT,
+    UD,
     VALID,
 )
 from nvmx_core.arch.exits import (
@@ -27,6 +28,8 @@ from nvmx_core.arch.exits import (
     EPT_FETCH,
     EPT_READ,
     EPT_WRITE,
+    MONITOR_EXIT,
+    MWAIT_EXIT,
     TPR_BELOW_THRESHOLD,
 )
 from nvmx_core.arch.fields import (
@@ -81,10 +84,12 @@ from nvmx_core.journal import RETIRE
 
 CR8_ACCESS: int = 8
 
+_UD_OUTSIDE_CPL_0 = (MWAIT_EXIT, MONITOR_EXIT)
+
 POPF_FLAGS = RFLAGS_IF | RFLAGS_TF | RFLAGS_OF
 
-BOTTOM_FRAME: Frame = (CODE_BASE, RFLAGS_FIXED | RFLAGS_IF, 0)
-"""What IRET pops from an empty stack: the start of L2's program with interrupts on."""
+BOTTOM_FLAGS = RFLAGS_FIXED | RFLAGS_IF
+"""The flags that IRET pops from an empty stack, with the start of L2's program as return address."""
 
 
 class Execution(Boundary):
@@ -100,7 +105,7 @@ class Execution(Boundary):
             pass
         elif instruction.privileged and self.cpl:
             self.fault_error_code = 0
-            self.raise_fault(GP)
+            self.raise_fault(UD if instruction.exit_reason in _UD_OUTSIDE_CPL_0 else GP)
         elif self._is_intercepted(instruction):
             qualification = CR8_ACCESS if instruction.exit_reason == CR_ACCESS else 0
             self.vm_exit(instruction.exit_reason, qualification, instruction.length)
@@ -201,16 +206,27 @@ class Execution(Boundary):
         if self.blocking & BLOCKING_BY_NMI and self.iret_unblocks_nmi():
             self.blocking &= ~BLOCKING_BY_NMI
             self.nmi_unblocked_by_iret = 1
-        completed = self._access(STACK, EPT_READ)
+        frame = self._read_frame()
         self.nmi_unblocked_by_iret = 0
-        if not completed:
+        return frame
+
+    def _read_frame(self) -> Frame | None:
+        """The frame on top of the stack; outside CPL 0 it cannot raise the privilege nor change IF."""
+        if not self._access(STACK, EPT_READ):
             return None
         depth = min(self.rsp, len(self.memory.frames))
         if depth == 0:
             self.rsp = 0
-            return BOTTOM_FRAME
+            return CODE_BASE, BOTTOM_FLAGS, self.cpl
+        rip, rflags, cpl = self.memory.frames[depth - 1]
+        if cpl < self.cpl:
+            self.fault_error_code = 0
+            self.raise_fault(GP)
+            return None
+        if self.cpl:
+            rflags = rflags & ~RFLAGS_IF | self.rflags & RFLAGS_IF
         self.rsp = depth - 1
-        return self.memory.frames[self.rsp]
+        return rip, rflags, cpl
 
     def perform(self, instruction: Instruction, operand: int) -> None:
         """The operation of the instructions that neither fault nor jump; also L0's emulation of them."""

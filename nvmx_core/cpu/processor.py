@@ -119,12 +119,12 @@ class Processor(Execution):
             self._check_tpr_threshold()
 
     def _start_timer(self) -> None:
-        """O7: value 0 means an exit before the first instruction."""
+        """O7: value 0, or expiry during the entry, means an exit before L2's first instruction."""
         vmcs = self.vmcs
         if not vmcs[PIN_BASED] & PIN_PREEMPTION_TIMER:
             self.timer = TIMER_OFF
             return
-        self.timer = vmcs[GUEST_PREEMPTION_TIMER]
+        self.timer = max(0, vmcs[GUEST_PREEMPTION_TIMER] - self.entry_ticks)
         if self.timer == 0:
             self.pending |= PENDING_TIMER
 

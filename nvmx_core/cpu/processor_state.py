@@ -136,6 +136,7 @@ class ProcessorState:
     pending: int = 0
     pending_dbg: int = 0
     timer: int = TIMER_OFF
+    entry_ticks: int = 0
     watches_boundaries: bool = False
     trap_exit_reason: int = 0
     sipi_vector: int = 0

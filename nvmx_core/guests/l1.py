@@ -50,6 +50,7 @@ from nvmx_core.arch.exits import (
     TRIPLE_FAULT,
     exit_fields,
     is_soft,
+    nmi_unblocking_defined,
 )
 from nvmx_core.arch.fields import (
     CPU_BASED,
@@ -85,6 +86,7 @@ from nvmx_core.arch.fields import (
 from nvmx_core.arch.state import (
     ACTIVE,
     BLOCKING_BY_NMI,
+    HLT,
     INTERRUPT_SHADOW,
     PENDING_DBG_BS,
     RFLAGS_FIXED,
@@ -215,9 +217,9 @@ class L1:
         if fields[4] and not failed and reason not in KVM_VECTORING_EXPECTED:
             self.journal.append((L1_UNEXPECTED_VECTORING, reason, fields[4]))
 
-    def observe_vmfail(self) -> None:
-        """A VMLAUNCH or VMRESUME failed early; nothing of the last exit has changed."""
-        self.owed_reason = OWED_VMFAIL
+    def observe_vmfail(self, error: int) -> None:
+        """A VMLAUNCH or VMRESUME failed early; for errors 7 and 8 something in the VMCS is to be repaired."""
+        self.owed_reason = OWED_VMFAIL if error in (7, 8) else NOTHING_OWED
 
 
 def _rf_is_defined(reason: int, interruption: int, vectoring: int) -> bool:
@@ -339,7 +341,7 @@ def _reinject(l1: L1, reason: int, interruption: int, vectoring: int) -> None:
         _write_injection(vmcs, vectoring, vmcs[IDT_VECTORING_ERROR_CODE])
         if vectoring & TYPE_MASK == NMI << TYPE_SHIFT:
             vmcs[GUEST_INTERRUPTIBILITY] &= ~BLOCKING_BY_NMI
-    elif interruption & NMI_UNBLOCKING_BY_IRET:
+    elif _iret_unblocked_nmi(vmcs, reason, interruption):
         # X12: the interrupted IRET runs again, so the blocking that it ended comes back.
         vmcs[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_NMI
     elif (
@@ -349,6 +351,17 @@ def _reinject(l1: L1, reason: int, interruption: int, vectoring: int) -> None:
     ):
         _write_injection(vmcs, interruption, vmcs[EXIT_INTR_ERROR_CODE])
         vmcs[GUEST_INTERRUPTIBILITY] &= ~INTERRUPT_SHADOW
+        if vmcs[GUEST_ACTIVITY] == HLT and vmcs[GUEST_RFLAGS] & RFLAGS_TF:
+            vmcs[GUEST_PENDING_DBG] |= PENDING_DBG_BS  # G9
+
+
+def _iret_unblocked_nmi(vmcs: Vmcs, reason: int, interruption: int) -> bool:
+    """Whether the exit is a fault of an IRET that had ended the blocking of NMIs (X12)."""
+    if reason == EPT_VIOLATION or reason == PML_FULL:
+        unblocked = vmcs[EXIT_QUALIFICATION] & NMI_UNBLOCKING_BY_IRET != 0
+    else:
+        unblocked = interruption & NMI_UNBLOCKING_BY_IRET != 0
+    return unblocked and nmi_unblocking_defined(vmcs, interruption, 0)
 
 
 def _write_injection(vmcs: Vmcs, info: int, error_code: int) -> None:

@@ -80,6 +80,10 @@ class ExceptionQueue(Tables):
         """The new exception meets one that is being delivered: triple fault, #DF, or it takes its place."""
         first = event_class(self.exception_info)
         vector = info & VECTOR_MASK
+        if vector == PF and (
+            first == DOUBLE_FAULT or merges_to_double_fault(first, EXCEPTION_CLASS[vector])
+        ):
+            self.cpu.cr2 = payload
         if first == DOUBLE_FAULT:
             self.exception_injected = False
             self.request_triple_fault = True
@@ -89,8 +93,6 @@ class ExceptionQueue(Tables):
             self._set_pending(info, error_code, payload, length, False)
             return
         self.exception_injected = False
-        if vector == PF:
-            self.cpu.cr2 = payload
         self.reach[DOUBLE_FAULT_MERGED_BY_L0] += 1
         if self.l1_intercepts_queued(DF, 0):
             self.queue_vmexit(DOUBLE_FAULT_INFO, 0, 0, length, False)

@@ -262,6 +262,7 @@ class Injection(NestedCheck):
         """An NMI that L1 does not intercept goes to L2."""
         self.nmi_pending = False
         self.nmi_injected = True
+        self.vmcs02[GUEST_RFLAGS] &= ~RFLAGS_RF
         self._write_entry(NMI_INFO, POISON, 0)
         self.reach[reach.NMI_INJECTED_FOR_L2] += 1
         self.log.append((INJECT, len(self.journal), NMI_INFO))
@@ -272,6 +273,7 @@ class Injection(NestedCheck):
         info = VALID | EXTERNAL_INTERRUPT << TYPE_SHIFT | vector
         self.interrupt_injected = True
         self.interrupt_info = info
+        self.vmcs02[GUEST_RFLAGS] &= ~RFLAGS_RF
         self._write_entry(info, POISON, 0)
         self.reach[reach.INTERRUPT_INJECTED_FOR_L2] += 1
         self.log.append((INJECT, len(self.journal), info))

@@ -39,6 +39,8 @@ class Kvm(RunLoop):
 
     def elapse(self, ticks: int) -> None:
         """Time passes for L1's VMX-preemption timer; it goes on counting in SMM."""
+        if self.nested_run_pending and not self.guest_mode:
+            self.entry_ticks += ticks
         if self.timer < 0 or not (self.guest_mode or (self.in_smm and self.smm_guest_mode)):
             return
         self.timer = max(0, self.timer - ticks)

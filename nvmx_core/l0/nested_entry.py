@@ -93,6 +93,7 @@ class NestedEntry(Injection):
             self.reach[reach.VMFAIL] += 1
             return error
         self.nested_run_pending = True
+        self.entry_ticks = 0
         self.host.at_entry()
         qualification, rule = checker.judge_guest_state(vmcs12)
         if rule != PASSED:
@@ -126,11 +127,11 @@ class NestedEntry(Injection):
         self.request_event = True
 
     def start_timer(self) -> None:
-        """O7: L1's VMX-preemption timer starts; value 0 has expired already."""
+        """O7: L1's VMX-preemption timer starts; value 0, or what the entry took, has expired already."""
         self.timer_expired = False
         self.timer = TIMER_OFF
         if self.vmcs12[PIN_BASED] & PIN_PREEMPTION_TIMER:
-            self.timer = self.vmcs12[GUEST_PREEMPTION_TIMER]
+            self.timer = max(0, self.vmcs12[GUEST_PREEMPTION_TIMER] - self.entry_ticks)
             if self.timer == 0:
                 self.timer_expired = True
 

@@ -147,7 +147,7 @@ class RunLoop(Routing):
         self.enter_l1_mode()
         self.vmcs12[VM_INSTRUCTION_ERROR] = error
         self.journal.append((VMFAIL, error))
-        self.l1.observe_vmfail()
+        self.l1.observe_vmfail(error)
 
     def kick(self) -> None:
         """Make the processor leave L2 at the next boundary, by an interrupt of the host."""

@@ -77,6 +77,7 @@ class Vcpu:
     mtf_pending: bool = False
     timer: int = TIMER_OFF
     timer_expired: bool = False
+    entry_ticks: int = 0
     request_event: bool = False
     request_triple_fault: bool = False
     cancel_armed: bool = False

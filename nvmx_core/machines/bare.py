@@ -18,6 +18,8 @@ from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER
 class Bare(Machine):
     """L1 on bare metal: its VMCS is the processor's, its events are the processor's."""
 
+    entering: bool = False
+
     def __init__(self, config: Config) -> None:
         super().__init__(config, config.caps)
 
@@ -69,8 +71,11 @@ class Bare(Machine):
         if error:
             return error
         if self.armed_at_entry:
+            self.entering = True
             self.fire(self.armed_at_entry)
+            self.entering = False
         self.cpu.complete_entry(vmcs)
+        self.cpu.entry_ticks = 0
         if not self.cpu.non_root:
             self._after_exit()
         return 0
@@ -110,6 +115,8 @@ class Bare(Machine):
         elif op == SIPI:
             cpu.sipi(b)
         elif op == TIMER:
+            if self.entering:
+                cpu.entry_ticks += b
             cpu.elapse(b)
         else:
             raise ModelError(f"no outside step {op}")

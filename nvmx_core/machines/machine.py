@@ -194,7 +194,8 @@ class Machine(Platform, L1Platform):
     def _enter(self, manners: int) -> None:
         """VMLAUNCH or VMRESUME with L1's manners; the permission checks of E0, classes 1 to 3."""
         l1 = self.l1
-        keep_manners(l1, manners)
+        if l1.has_current:
+            keep_manners(l1, manners)
         vmcs = l1.vmcs
         self.journal.append(
             (
@@ -220,11 +221,14 @@ class Machine(Platform, L1Platform):
             if not error:
                 return
         self.journal.append((VMFAIL, error))
-        l1.observe_vmfail()
+        l1.observe_vmfail(error)
 
     def _l1_step(self, op: int, a: int, b: int, c: int) -> None:
         l1 = self.l1
         l1.in_mov_ss_shadow = op == L1_MOV_SS
+        if op <= INTERCEPT and not l1.has_current:
+            self.skipped += 1  # VMWRITE without a current VMCS: VMfailInvalid
+            return
         vmcs = l1.vmcs
         if op == INJECT:
             self._inject(a, b, c)
