@@ -262,7 +262,7 @@ _LOG_TEXTS: Final[dict[int, Callable[[L0Record], str]]] = {
     l0_log.NESTED_EXIT: nested_exit_text,
     l0_log.NESTED_ENTRY: lambda _record: "accepts the entry, builds vmcs02",
     l0_log.REINJECT: lambda record: f"re-injects {event_word(record[2])}",
-    l0_log.INJECT: lambda record: f"injects {event_word(record[2])} into L2",
+    l0_log.INJECT: lambda record: f"injects {event_word(record[2])}",
     l0_log.CANCEL: lambda record: (
         f"cancels the entry, {event_word(record[2])} goes back into its queue"
         if record[2] & VALID

@@ -273,7 +273,7 @@ def _merged(moments: Sequence[Moment], origin: str) -> str:
     kinds = first[0], second[0]
     if kinds == (l0_log.NESTED_ENTRY, l0_log.HARDWARE_ENTRY) and is_plain_entry(second):
         return f"builds vmcs02, {entry_text(second)}"
-    if kinds == (l0_log.REINJECT, l0_log.HARDWARE_ENTRY) and is_plain_entry(second):
+    if kinds[0] in _INJECTIONS and kinds[1] == l0_log.HARDWARE_ENTRY and is_plain_entry(second):
         return f"{log_text(first)}, enters L2"
     if kinds == (l0_log.HIDDEN_EXIT, l0_log.NESTED_EXIT) and _is_reflected(moments):
         return nested_exit_text(second, reflected=True)

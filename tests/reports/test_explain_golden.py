@@ -1,0 +1,55 @@
+"""The text and the JSON of explanations, compared with the files beside this one.
+
+After an intended change write the files anew, read their diff, and commit it with the change:
+
+    python tests/reports/test_explain_golden.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nvmx_core.scenario.text import parse_scenario
+from nvmx_fuzz.explain import Report, explain, render_rich, render_text, to_json
+
+HERE = Path(__file__).resolve().parent
+
+# File -> L0. The scenario is <file>.scn, the report <file>.txt and <file>.json.
+CASES = {"bug1": "bug1", "bug1-shadow": "bug1", "bug3": "bug3", "fixed": "fixed"}
+
+
+def report_of(name: str) -> Report:
+    scenario = parse_scenario((HERE / f"{name}.scn").read_text()).scenario
+    return explain(scenario, CASES[name], file=f"tests/reports/{name}.scn", revision="1a2b3c4")
+
+
+def json_text(report: Report) -> str:
+    return json.dumps(to_json(report), indent=2) + "\n"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_text_is_the_one_in_the_file(name: str) -> None:
+    assert render_text(report_of(name)) == (HERE / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_json_is_the_one_in_the_file(name: str) -> None:
+    assert json_text(report_of(name)) == (HERE / f"{name}.json").read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_coloured_form_says_the_same(name: str) -> None:
+    lines = [line.rstrip() for line in render_rich(report_of(name)).plain.splitlines()]
+    assert lines == render_text(report_of(name)).splitlines()
+
+
+def write_files() -> None:
+    for name in CASES:
+        report = report_of(name)
+        (HERE / f"{name}.txt").write_text(render_text(report))
+        (HERE / f"{name}.json").write_text(json_text(report))
+
+
+if __name__ == "__main__":
+    write_files()
