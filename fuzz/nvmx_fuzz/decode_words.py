@@ -42,6 +42,7 @@ from nvmx_core.scenario.words import (
 )
 
 UNDEFINED: Final = "-"
+_EXCEPTIONS_NAMED_MAX: Final = 8
 
 _RFLAGS_BITS: Final = (
     (RFLAGS_TF, "TF"),
@@ -254,6 +255,8 @@ def _control_names(field: str) -> tuple[tuple[int, str], ...]:
 
 def _exceptions_word(bitmap: int) -> str:
     names = [show_exception(vector) for vector in range(32) if bitmap >> vector & 1]
+    if len(names) > _EXCEPTIONS_NAMED_MAX:
+        return "all" if len(names) == 32 else f"{bitmap:#x}"
     return ",".join(names) or "none"
 
 

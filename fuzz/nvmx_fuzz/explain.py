@@ -20,10 +20,10 @@ from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.decode_words import record_field
-from nvmx_fuzz.explain_fields import Place, stories
+from nvmx_fuzz.explain_fields import stories
 from nvmx_fuzz.explain_render import render_rich, render_text
-from nvmx_fuzz.explain_replay import play
-from nvmx_fuzz.explain_report import FieldStory, Finding, Report, to_json
+from nvmx_fuzz.explain_replay import Place, PlayedStep, play
+from nvmx_fuzz.explain_report import Finding, Report, to_json
 from nvmx_fuzz.explain_rules import rule_texts
 from nvmx_fuzz.explain_setup import setup_texts
 from nvmx_fuzz.explain_timeline import timeline, wrong_moment
@@ -56,14 +56,8 @@ def explain(
     )
     bare, nested = verdict.bare.journal, verdict.nested.journal
     played = play(scenario, config, l0)
-    moment = None if violation is None else wrong_moment(played, violation)
-    expected = None
-    if violation is not None and moment is not None and not moment.hidden:
-        expected = counterpart(bare, nested, violation)
-    fields: tuple[FieldStory, ...] = ()
-    if violation is not None and moment is not None:
-        fields = stories(played, violation, Place(moment, expected))
-    seen = None if moment is None or moment.hidden else moment.record
+    place = None if violation is None else _place(played, bare, nested, violation)
+    moment = place.moment if place else None
     return Report(
         l0=l0_name,
         l0_about=about(l0_name),
@@ -71,12 +65,22 @@ def explain(
         finding=None if violation is None else _finding(violation),
         others=_others(verdict.violations, violation),
         lines=timeline(played, bare, nested, moment, config.l0_ept),
-        fields=fields,
-        rules=rule_texts(violation, seen, expected),
+        fields=stories(played, violation, place) if violation and place else (),
+        rules=rule_texts(violation, place),
         replay=f"nvmx-fuzz replay --l0 {l0_name} {shlex.quote(file)}",
         revision=revision,
         scenario=format_scenario(scenario),
     )
+
+
+def _place(
+    played: Sequence[PlayedStep], bare: list[Record], nested: list[Record], violation: Violation
+) -> Place | None:
+    """Where it is wrong; None when no record of the run stands for it."""
+    moment = wrong_moment(played, violation)
+    if moment is None:
+        return None
+    return Place(moment, None if moment.hidden else counterpart(bare, nested, violation))
 
 
 def about(l0_name: str) -> str:

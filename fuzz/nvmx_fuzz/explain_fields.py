@@ -6,7 +6,7 @@ and the events that wait for one. For each, a table says which variables its val
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from nvmx_core.arch.events import NMI, TYPE_MASK, TYPE_SHIFT, VALID, VECTOR_MASK
 from nvmx_core.arch.exits import BASIC_REASON_MASK
@@ -35,7 +35,7 @@ from nvmx_fuzz.decode_words import (
     vmcs_meaning,
 )
 from nvmx_fuzz.explain_history import EXIT_VARIABLES, TIMER_02, Change, History
-from nvmx_fuzz.explain_replay import Moment, PlayedStep
+from nvmx_fuzz.explain_replay import Place, PlayedStep
 from nvmx_fuzz.explain_report import FieldStory, Write
 from nvmx_fuzz.explain_timeline import differing_fields
 
@@ -50,7 +50,6 @@ _RUN_PENDING: Final = "nested_run_pending"
 # The way an event takes: only the writes of this very event are told.
 _EVENT_WAY: Final[dict[str, tuple[str, ...]]] = {
     "IDT-vectoring info": (_ENTRY_12, _ENTRY_02, _VECTORING_02),
-    "interruption info": ("exception_vmexit.pending", "IRR", "nmi_pending"),
     "vector": (_ENTRY_12, _ENTRY_02),
 }
 _CAUSES: Final[dict[int, str]] = {
@@ -104,13 +103,6 @@ _OF_MISPLACED_EXIT: Final = ("reason", "IDT-vectoring info", "interruption info"
 
 _OF_OTHER_EXIT: Final = ("reason", "IDT-vectoring info", "interruption info", "cr2", "dr6")
 """Fields that are told when the exit is another one; the others are only its details."""
-
-
-class Place(NamedTuple):
-    """Where a run is wrong: the record there, and the one that bare metal shows, if it is known."""
-
-    moment: Moment
-    expected: Record | None
 
 
 def stories(
@@ -200,14 +192,11 @@ class _Told:
             expected_text = _shown(expected, name)
         changes: list[Change] = []
         for variable in _EVENT_WAY.get(name, ()):
-            if variable in (_ENTRY_12, _ENTRY_02, _VECTORING_02, "exception_vmexit.pending"):
-                changes += self._event_writes(variable, values)
-            else:
-                changes += self.history.pending(variable, self.until)
+            changes += self._event_writes(variable, values)
         if name == "reason":
             changes += self.history.of("vmcs02.EXIT_REASON", self.until)[-1:]
-            cause = _cause(seen)
-            changes += self.history.pending(cause, self.until) if cause else []
+        if name in ("reason", "interruption info"):
+            changes += self.history.pending(_cause(seen), self.until)
         variable = variable_of(seen, name)
         if variable:
             writes_max = 1 if name in _OF_ONE_EXIT else WRITES_MAX
@@ -230,6 +219,8 @@ class _Told:
     def _own_changes(self, variable: str) -> list[Change]:
         if variable in _PENDING:
             return self.history.pending(variable, self.until)
+        if variable == TIMER_02:
+            return self.history.of(variable, self.until)[-1:]
         return self.history.of(variable, self.until)
 
     def _event_writes(self, variable: str, infos: Iterable[int]) -> list[Change]:

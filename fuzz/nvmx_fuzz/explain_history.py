@@ -102,7 +102,10 @@ _ENTERED: Final = _Seen("L0", "nested_run_pending", 0, "vmcs02 has been entered"
 
 
 class History:
-    """The changes of all variables; ``order_of`` finds the place of a record among them."""
+    """The changes of all variables; ``order_of`` finds the place of a record among them.
+
+    The preemption timer of vmcs02 is written at every hardware entry, and each of these counts.
+    """
 
     def __init__(self, played: Sequence[PlayedStep]) -> None:
         self.values: dict[str, int] = {}
@@ -139,8 +142,10 @@ class History:
         return [change for change in self.changes.get(variable, ()) if change.order <= until]
 
     def pending(self, variable: str, until: int) -> list[Change]:
-        """The changes of a variable that waits for something, since it was last empty."""
+        """The changes of a variable that waits for something, since it was last empty; none if it is."""
         changes = self.of(variable, until)
+        if changes and not changes[-1].new and changes[-1].order < until:
+            return []
         starts = [index for index, change in enumerate(changes) if not change.old]
         return changes[starts[-1] :] if starts else changes
 
@@ -155,7 +160,7 @@ class History:
 
     def _note(self, order: int, step: int, seen: _Seen) -> None:
         old = self.values.get(seen.variable, 0)
-        if old == seen.value:
+        if old == seen.value and seen.variable != TIMER_02:
             return
         self.values[seen.variable] = seen.value
         change = Change(order, step, seen.who, seen.variable, old, seen.value, seen.by)

@@ -49,6 +49,13 @@ class PlayedStep(NamedTuple):
     moments: tuple[Moment, ...]
 
 
+class Place(NamedTuple):
+    """Where a run is wrong: the record there, and the one that bare metal shows, if it is known."""
+
+    moment: Moment
+    expected: Record | None
+
+
 def play(scenario: Scenario, config: Config, l0: type[Kvm]) -> list[PlayedStep]:
     """Run the scenario; the last entry is the end of the run, with the END record."""
     machine = Nested(config, l0)

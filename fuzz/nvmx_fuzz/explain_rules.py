@@ -8,6 +8,7 @@ from nvmx_core.arch.rules import RULES
 from nvmx_core.journal import DELIVER, EXIT, L1_INTERRUPT, L1_NMI, RETIRE, SMM_ENTRY, VMFAIL, Record
 from nvmx_core.oracle.violation import Violation
 from nvmx_fuzz.decode_words import record_field
+from nvmx_fuzz.explain_replay import Place
 from nvmx_fuzz.explain_report import RuleText
 
 RULES_MAX: Final = 5
@@ -80,14 +81,13 @@ _OF_KIND: Final[dict[int, tuple[str, ...]]] = {
 }
 
 
-def rule_texts(
-    violation: Violation | None, seen: Record | None, expected: Record | None
-) -> tuple[RuleText, ...]:
+def rule_texts(violation: Violation | None, place: Place | None) -> tuple[RuleText, ...]:
     """The violated rule first; without a violation the one that holds, transparency."""
     first = "V11" if violation is None else violation.rule
     related = _RELATED.get(first, ())
-    if violation is not None and not related:
-        related = _by_situation(violation.fields, seen, expected)
+    if violation is not None and place is not None and not related:
+        seen = None if place.moment.hidden else place.moment.record
+        related = _by_situation(violation.fields, seen, place.expected)
     ids = list(dict.fromkeys((first, *related)))[:RULES_MAX]
     return tuple(
         RuleText(*RULES[rule_id], violated=violation is not None and rule_id == first)
