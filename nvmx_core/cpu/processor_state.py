@@ -75,6 +75,7 @@ from nvmx_core.arch.state import (
 )
 from nvmx_core.cpu.apic import LocalApic
 from nvmx_core.cpu.entry_checks import EntryChecker, checker_for
+from nvmx_core.guests.l1 import L1Platform
 from nvmx_core.guests.memory import L2Memory
 from nvmx_core.journal import Record
 
@@ -105,14 +106,20 @@ _RF_OF_EVENT_EXITS: Final = frozenset(
 """Exits during delivery that save the RF value which the frame of the event would hold (X8)."""
 
 
-class Platform:
-    """What the processor tells the world outside: that a delivery or an entry has begun.
+class Platform(L1Platform):
+    """The machine around a processor, as the processor and L0 see it: the moments at which events arrive.
 
-    An arrival that a scenario ties to such a moment is made here; the plain platform has none.
+    An arrival that a scenario ties to a moment is made there; the plain platform has none.
     """
 
     def in_delivery(self) -> None:
         """An event delivery has started while ``Processor.delivery_armed`` was set."""
+
+    def at_entry(self) -> None:
+        """L1's entry was accepted, and the processor has not entered yet."""
+
+    def in_emulation(self) -> None:
+        """L0 emulates an instruction of L2."""
 
 
 class ProcessorState:
@@ -157,12 +164,18 @@ class ProcessorState:
     ept_read_only: int = 0
     unusual_pages: int = 0
 
-    def __init__(self, caps: Capabilities, memory: L2Memory, journal: list[Record]) -> None:
+    def __init__(
+        self,
+        caps: Capabilities,
+        memory: L2Memory,
+        journal: list[Record],
+        platform: Platform | None = None,
+    ) -> None:
         self.caps: Final = caps
         self.checker: EntryChecker = checker_for(caps)
         self.memory: L2Memory = memory
         self.journal: list[Record] = journal
-        self.platform: Platform = Platform()
+        self.platform: Platform = platform if platform is not None else Platform()
         self.apic: LocalApic = LocalApic()
         self.vmcs: Vmcs = []
 

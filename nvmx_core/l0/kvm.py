@@ -51,6 +51,5 @@ class Kvm(RunLoop):
         """Userspace saves this vCPU and restores it into a new one of the same kind."""
         saved = save_vcpu(self)
         successor = type(self)(self.config, self.cpu, self.memory, self.l1, self.journal)
-        successor.host = self.host
         restore_vcpu(successor, saved)
         return successor

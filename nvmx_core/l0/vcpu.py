@@ -45,16 +45,6 @@ from nvmx_core.scenario.config import Config
 TIMER_OFF: Final = -1
 
 
-class Host:
-    """What L0 may ask of the machine around it."""
-
-    def in_emulation(self) -> None:
-        """L0 emulates an L2 instruction: arrivals tied to this moment happen now."""
-
-    def at_entry(self) -> None:
-        """L1's entry was accepted: arrivals tied to this moment happen now."""
-
-
 class Vcpu:
     """Queues, requests and modes of one vCPU; the lowest layer of L0.
 
@@ -116,7 +106,7 @@ class Vcpu:
         self.memory: Final = memory
         self.l1: Final = l1
         self.journal: Final = journal
-        self.host: Host = Host()
+        self.platform: Final = cpu.platform
         self.log: list[L0Record] = []
         self.reach: list[int] = [0] * REACH_COUNT
         self.apic: LocalApic = LocalApic()

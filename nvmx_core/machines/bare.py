@@ -72,7 +72,7 @@ class Bare(Machine):
             return error
         if self.armed_at_entry:
             self.entering = True
-            self.fire(self.armed_at_entry)
+            self.at_entry()
             self.entering = False
         self.cpu.complete_entry(vmcs)
         self.cpu.entry_ticks = 0
@@ -92,7 +92,7 @@ class Bare(Machine):
     def _execute_emulated(self, instruction: int, operand: int) -> None:
         """Arrivals "in emulation" come while the instruction executes, if it executes at all."""
         if self.cpu.would_execute(instruction):
-            self.fire(self.armed_in_emulation)
+            self.in_emulation()
         self.cpu.execute(instruction, operand)
 
     def _after_exit(self) -> None:

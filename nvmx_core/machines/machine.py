@@ -31,7 +31,7 @@ from nvmx_core.arch.state import CR0_PE
 from nvmx_core.cpu.processor import Processor
 from nvmx_core.cpu.processor_state import Platform
 from nvmx_core.errors import ModelError
-from nvmx_core.guests.l1 import L1, L1Platform, keep_manners
+from nvmx_core.guests.l1 import L1, keep_manners
 from nvmx_core.guests.memory import NO_PAGE, PAGE_COUNT, L2Memory
 from nvmx_core.journal import L1_ENTRY, VMFAIL, Record
 from nvmx_core.scenario.config import NOTIFICATION_VECTOR, Config
@@ -87,7 +87,7 @@ _FIRST_OUTSIDE_OPERATION: Final = INTERRUPT
 _FIRST_L0_OPERATION: Final = DROP_PAGE
 
 
-class Machine(Platform, L1Platform):
+class Machine(Platform):
     """One run of one scenario. Make a new machine for every run.
 
     *caps* are those of the model processor under the machine.
@@ -99,8 +99,7 @@ class Machine(Platform, L1Platform):
         self.config: Final = config
         self.journal: list[Record] = []
         self.memory: L2Memory = L2Memory()
-        self.cpu: Processor = Processor(caps, self.memory, self.journal)
-        self.cpu.platform = self
+        self.cpu: Processor = Processor(caps, self.memory, self.journal, self)
         self.l1: L1 = L1(config.initial_vmcs, self.memory, self.journal, self)
         self.armed_at_entry: list[Step] = []
         self.armed_in_delivery: list[Step] = []
@@ -370,5 +369,12 @@ class Machine(Platform, L1Platform):
             self.arrive(op, b)
 
     def in_delivery(self) -> None:
-        """The processor has begun an event delivery while something was tied to one."""
         self.fire(self.armed_in_delivery)
+
+    def at_entry(self) -> None:
+        if self.armed_at_entry:
+            self.fire(self.armed_at_entry)
+
+    def in_emulation(self) -> None:
+        if self.armed_in_emulation:
+            self.fire(self.armed_in_emulation)

@@ -12,7 +12,6 @@ from nvmx_core.l0 import reach
 from nvmx_core.l0.audit import overdue_events
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.log import RAN_PAST
-from nvmx_core.l0.vcpu import Host
 from nvmx_core.machines.machine import Machine
 from nvmx_core.machines.modes import MODE_DEAD, MODE_L1, MODE_L2, MODE_SMM
 from nvmx_core.scenario.config import Config
@@ -28,25 +27,6 @@ from nvmx_core.scenario.steps import (
 HOST_VECTOR: Final = 0xEE
 
 
-class NestedHost(Host):
-    """The moments that L0 reports to the machine."""
-
-    def __init__(self, machine: "Nested") -> None:
-        self.machine: Final = machine
-
-    def in_emulation(self) -> None:
-        machine = self.machine
-        if machine.armed_in_emulation:
-            machine.vcpu.reach[reach.ARRIVAL_IN_EMULATION] += 1
-            machine.fire(machine.armed_in_emulation)
-
-    def at_entry(self) -> None:
-        machine = self.machine
-        if machine.armed_at_entry:
-            machine.vcpu.reach[reach.ARRIVAL_AT_ENTRY] += 1
-            machine.fire(machine.armed_at_entry)
-
-
 class Nested(Machine):
     """L1's processor is a vCPU of L0. ``l0`` is the class of L0: ``Kvm``, or one with bugs put back.
 
@@ -56,7 +36,6 @@ class Nested(Machine):
     def __init__(self, config: Config, l0: type[Kvm] = Kvm) -> None:
         super().__init__(config, config.host_caps)
         self.vcpu: Kvm = l0(config, self.cpu, self.memory, self.l1, self.journal)
-        self.vcpu.host = NestedHost(self)
         self.log_starts: list[int] = []
 
     def mark_step(self) -> None:
@@ -143,7 +122,17 @@ class Nested(Machine):
 
     def in_delivery(self) -> None:
         self.vcpu.reach[reach.ARRIVAL_IN_DELIVERY] += 1
-        super().in_delivery()
+        self.fire(self.armed_in_delivery)
+
+    def at_entry(self) -> None:
+        if self.armed_at_entry:
+            self.vcpu.reach[reach.ARRIVAL_AT_ENTRY] += 1
+            self.fire(self.armed_at_entry)
+
+    def in_emulation(self) -> None:
+        if self.armed_in_emulation:
+            self.vcpu.reach[reach.ARRIVAL_IN_EMULATION] += 1
+            self.fire(self.armed_in_emulation)
 
     def rsm(self) -> None:
         if not self.vcpu.in_smm:
