@@ -40,11 +40,14 @@ def read_small_file(name: str) -> bytes:
     try:
         # Opening a named pipe would wait for its other end, so not even that.
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+        try:
+            mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
                 raise BadFile(name, f"is {_kind(mode)}, not a file")
-            return _limited(name, file.read(SIZE_MAX + 1))
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return _limited(name, file.read(SIZE_MAX + 1))
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise BadFile(name, _reason(error)) from None
     except ValueError as error:  # a zero byte in the name

@@ -6,8 +6,10 @@ from typing import Any, Final
 
 from nvmx_core.bugs.catalogue import l0_class
 from nvmx_core.journal import Record
+from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.machine import Machine
-from nvmx_core.oracle.judge import run_and_judge
+from nvmx_core.machines.nested import Nested
+from nvmx_core.oracle.judge import judge
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
@@ -93,13 +95,16 @@ class Replay:
 def replay(loaded: Loaded, l0_name: str) -> Replay:
     """Run on ``bare`` and on ``nested`` with the L0 of that name (KeyError), and check ``expect``."""
     scenario = loaded.scenario
-    l0 = l0_class(l0_name)
+    config = config_for(scenario.config)
+    bare, nested = Bare(config), Nested(config, l0_class(l0_name))
     try:
-        verdict = run_and_judge(scenario, config_for(scenario.config), l0)
+        bare.run(scenario)
+        nested.run(scenario)
+        violations = judge(bare, nested)
     except Exception as error:  # noqa: BLE001 - whatever the model raises is our own bug
         report = "".join(traceback.format_exception(error))
         return Replay(loaded.name, l0_name, scenario, model_error=report)
-    runs = (_run("bare", verdict.bare), _run("nested", verdict.nested))
+    runs = (_run("bare", bare), _run("nested", nested))
     broken: list[tuple[str, str]] = []
     if loaded.text is not None:
         for run in runs:
@@ -110,7 +115,7 @@ def replay(loaded: Loaded, l0_name: str) -> Replay:
         l0_name,
         scenario,
         runs,
-        verdict.violations,
+        violations,
         tuple(broken),
         len(loaded.text.expects) if loaded.text is not None else 0,
     )
