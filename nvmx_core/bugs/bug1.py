@@ -13,5 +13,7 @@ class Bug1(Kvm):
     the exit follows at the handler's first instruction (O11, X13).
     """
 
+    __slots__ = ()
+
     def blocks_boundary_events(self) -> bool:
         return False

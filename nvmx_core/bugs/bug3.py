@@ -12,5 +12,7 @@ class Bug3(Kvm):
     instruction (O11).
     """
 
+    __slots__ = ()
+
     def request_immediate_exit(self) -> None:
         """No immediate exit."""

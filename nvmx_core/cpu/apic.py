@@ -12,12 +12,18 @@ class LocalApic:
     The ledger lists vectors in order; the conservation oracle balances it at the end of a run.
     """
 
-    irr: int = 0
-    isr: int = 0
+    __slots__ = (
+        "accepted",
+        "acknowledged",
+        "irr",
+        "isr",
+    )
 
     def __init__(self) -> None:
         self.accepted: list[int] = []
         self.acknowledged: list[int] = []
+        self.irr: int = 0
+        self.isr: int = 0
 
     def request(self, vector: int) -> None:
         """Latch an interrupt; a vector that is already latched is the same interrupt."""

@@ -71,6 +71,8 @@ from nvmx_core.journal import SMM_ENTRY
 class Boundary(Delivery):
     """The layer that ranks what is pending."""
 
+    __slots__ = ()
+
     def boundary(self) -> None:
         """Take what is pending, highest rank first, until an instruction may execute or none may."""
         while self.non_root and not self.in_smm:

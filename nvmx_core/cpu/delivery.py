@@ -111,6 +111,8 @@ _HANDLER_CLEARS: Final = RFLAGS_IF | RFLAGS_TF | RFLAGS_NT | RFLAGS_RF
 class Delivery(ProcessorState):
     """The layer that takes events through the IDT."""
 
+    __slots__ = ()
+
     def intercepts(self, vector: int, error_code: int) -> bool:
         """Whether the host intercepts an exception: its bit; for #PF compared with mask and match."""
         vmcs = self.vmcs

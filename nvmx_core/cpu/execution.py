@@ -95,6 +95,8 @@ BOTTOM_FLAGS = RFLAGS_FIXED | RFLAGS_IF
 class Execution(Boundary):
     """The layer that executes L2's instructions."""
 
+    __slots__ = ()
+
     def execute(self, index: int, operand: int) -> None:
         """Execute one instruction of the table in active non-root operation, then its boundary.
 

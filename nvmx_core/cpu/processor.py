@@ -64,6 +64,8 @@ LAUNCHED: Final = 1
 class Processor(Execution):
     """The model processor: ``vm_entry``, then ``execute`` and arrivals while ``non_root`` holds."""
 
+    __slots__ = ()
+
     def vm_entry(self, vmcs: Vmcs) -> int:
         """VMLAUNCH or VMRESUME with a VMCS whose launch state the caller has checked.
 

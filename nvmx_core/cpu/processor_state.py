@@ -129,40 +129,48 @@ class ProcessorState:
     instruction length (soft types) and the RF value that its frame would hold.
     """
 
-    non_root: bool = False
-    in_smm: bool = False
-    rip: int = 0
-    rsp: int = 0
-    rflags: int = 0
-    cpl: int = 0
-    real_mode: bool = False
-    cr2: int = 0
-    dr6: int = 0
-    activity: int = ACTIVE
-    blocking: int = 0
-    pending: int = 0
-    pending_dbg: int = 0
-    timer: int = TIMER_OFF
-    entry_ticks: int = 0
-    watches_boundaries: bool = False
-    trap_exit_reason: int = 0
-    sipi_vector: int = 0
-    trap_exit_qualification: int = 0
-    root_nmi_blocked: bool = False
-    delivery_armed: bool = False
-    event_info: int = NO_EVENT
-    event_error_code: int = POISON
-    event_length: int = 0
-    event_rf: int = 0
-    nmi_unblocked_by_iret: int = 0
-    fault_error_code: int = 0
-    fault_payload: int = 0
-    # Who lacks which page, as this processor's paging sees it; see load_tables.
-    pt_absent: int = 0
-    ept_absent: int = 0
-    ept_misconfigured: int = 0
-    ept_read_only: int = 0
-    unusual_pages: int = 0
+    __slots__ = (
+        "activity",
+        "apic",
+        "blocking",
+        "caps",
+        "checker",
+        "cpl",
+        "cr2",
+        "delivery_armed",
+        "dr6",
+        "entry_ticks",
+        "ept_absent",
+        "ept_misconfigured",
+        "ept_read_only",
+        "event_error_code",
+        "event_info",
+        "event_length",
+        "event_rf",
+        "fault_error_code",
+        "fault_payload",
+        "in_smm",
+        "journal",
+        "memory",
+        "nmi_unblocked_by_iret",
+        "non_root",
+        "pending",
+        "pending_dbg",
+        "platform",
+        "pt_absent",
+        "real_mode",
+        "rflags",
+        "rip",
+        "root_nmi_blocked",
+        "rsp",
+        "sipi_vector",
+        "timer",
+        "trap_exit_qualification",
+        "trap_exit_reason",
+        "unusual_pages",
+        "vmcs",
+        "watches_boundaries",
+    )
 
     def __init__(
         self,
@@ -178,6 +186,40 @@ class ProcessorState:
         self.platform: Platform = platform if platform is not None else Platform()
         self.apic: LocalApic = LocalApic()
         self.vmcs: Vmcs = []
+        self.non_root: bool = False
+        self.in_smm: bool = False
+        self.rip: int = 0
+        self.rsp: int = 0
+        self.rflags: int = 0
+        self.cpl: int = 0
+        self.real_mode: bool = False
+        self.cr2: int = 0
+        self.dr6: int = 0
+        self.activity: int = ACTIVE
+        self.blocking: int = 0
+        self.pending: int = 0
+        self.pending_dbg: int = 0
+        self.timer: int = TIMER_OFF
+        self.entry_ticks: int = 0
+        self.watches_boundaries: bool = False
+        self.trap_exit_reason: int = 0
+        self.sipi_vector: int = 0
+        self.trap_exit_qualification: int = 0
+        self.root_nmi_blocked: bool = False
+        self.delivery_armed: bool = False
+        self.event_info: int = NO_EVENT
+        self.event_error_code: int = POISON
+        self.event_length: int = 0
+        self.event_rf: int = 0
+        self.nmi_unblocked_by_iret: int = 0
+        self.fault_error_code: int = 0
+        self.fault_payload: int = 0
+        # Who lacks which page, as this processor's paging sees it; see load_tables.
+        self.pt_absent: int = 0
+        self.ept_absent: int = 0
+        self.ept_misconfigured: int = 0
+        self.ept_read_only: int = 0
+        self.unusual_pages: int = 0
 
     def uses_virtual_interrupts(self) -> bool:
         """Whether virtual-interrupt delivery is on in the current VMCS."""

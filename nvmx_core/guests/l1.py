@@ -134,6 +134,19 @@ class L1Platform:
 class L1:
     """L1's VMCSs, what it knows of the last exit, and what it still owes to it."""
 
+    __slots__ = (
+        "has_current",
+        "in_mov_ss_shadow",
+        "info_reason",
+        "initial",
+        "journal",
+        "memory",
+        "owed_reason",
+        "platform",
+        "regions",
+        "vmcs",
+    )
+
     def __init__(
         self, initial: Vmcs, memory: L2Memory, journal: list[Record], platform: L1Platform
     ) -> None:

@@ -63,21 +63,36 @@ class L2Memory:
     descriptor.
     """
 
-    l2_absent: int = 0
-    ept12_absent: int = 0
-    ept12_misconfigured: int = 0
-    l0_absent: int = 0
-    apic_page: int = NO_PAGE
-    pml_full: bool = False
-    vtpr: int = 0
-    virr: int = 0
-    visr: int = 0
-    pir: int = 0
-    posted_on: bool = False
+    __slots__ = (
+        "apic_page",
+        "ept12_absent",
+        "ept12_misconfigured",
+        "frames",
+        "gates",
+        "l0_absent",
+        "l2_absent",
+        "pir",
+        "pml_full",
+        "posted_on",
+        "virr",
+        "visr",
+        "vtpr",
+    )
 
     def __init__(self) -> None:
         self.gates: dict[int, int] = {}
         self.frames: list[Frame] = []
+        self.l2_absent: int = 0
+        self.ept12_absent: int = 0
+        self.ept12_misconfigured: int = 0
+        self.l0_absent: int = 0
+        self.apic_page: int = NO_PAGE
+        self.pml_full: bool = False
+        self.vtpr: int = 0
+        self.virr: int = 0
+        self.visr: int = 0
+        self.pir: int = 0
+        self.posted_on: bool = False
 
     def gate(self, vector: int) -> int:
         """The kind of gate that L2's IDT holds for a vector."""

@@ -27,6 +27,8 @@ from nvmx_core.l0.tables import Tables
 class ExceptionQueue(Tables):
     """The layer that queues exceptions."""
 
+    __slots__ = ()
+
     def queue_exception(
         self, info: int, error_code: int, payload: int, length: int, trap: bool
     ) -> None:

@@ -63,6 +63,8 @@ DB_TRAP_INFO: Final = VALID | HARDWARE_EXCEPTION << TYPE_SHIFT | DB
 class Injection(NestedCheck):
     """The layer that fills the entry field."""
 
+    __slots__ = ()
+
     def check_and_inject_events(self) -> bool:
         """One evaluation of everything that is pending; True when an immediate exit is needed."""
         if self.vmcs02[GUEST_PENDING_DBG]:

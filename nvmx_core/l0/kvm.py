@@ -11,6 +11,8 @@ from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER
 class Kvm(RunLoop):
     """L0 as the machine around it uses it: arrivals, then ``run``."""
 
+    __slots__ = ()
+
     def arrive(self, op: int, operand: int) -> None:
         """An event reaches L1's virtual processor: into the queues, and a reason to look at them."""
         self.log.append((ARRIVAL, len(self.journal), op, operand))

@@ -69,6 +69,8 @@ STOP: Final = 3
 class NestedCheck(NestedExit):
     """The layer that decides what L1 gets."""
 
+    __slots__ = ()
+
     def check_nested_events(self) -> bool:
         """Walk the rows; True when something is due that has to wait (busy)."""
         if self.is_quiet():

@@ -84,6 +84,8 @@ ENTRY_INJECTION_FIELDS: Final = slice(ENTRY_INTR_INFO, ENTRY_INSTRUCTION_LEN + 1
 class NestedEntry(Injection):
     """The layer that enters L2 on behalf of L1."""
 
+    __slots__ = ()
+
     def nested_vmx_run(self) -> int:
         """L1's entry after the permission checks; returns the VM-instruction error, 0 when accepted."""
         vmcs12 = self.vmcs12 = self.l1.vmcs

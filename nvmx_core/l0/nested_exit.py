@@ -90,6 +90,8 @@ _REACH_OF_REASON: Final[dict[int, int]] = {
 class NestedExit(ExceptionQueue):
     """The layer that leaves L2 for L1."""
 
+    __slots__ = ()
+
     def nested_vmexit(
         self,
         reason: int,

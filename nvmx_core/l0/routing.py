@@ -84,6 +84,8 @@ HOST_EXITS: Final = frozenset({EXTERNAL_INTERRUPT_EXIT, PREEMPTION_TIMER})
 class Routing(NestedEntry):
     """The layer that handles hardware exits."""
 
+    __slots__ = ()
+
     def handle_exit(self) -> None:
         """Everything between a hardware exit from L2 and the next decision to enter."""
         vmcs02 = self.vmcs02

@@ -39,6 +39,8 @@ ROUND_TRIPS_MAX: Final = 64
 class RunLoop(Routing):
     """The outermost layer: runs until L1 acts, L2 executes or sleeps, or userspace is wanted."""
 
+    __slots__ = ()
+
     def run(self) -> None:
         """Run until nothing more happens by itself."""
         self.round_trips = 0

@@ -18,6 +18,8 @@ L0_REPAIRS: Final = 0
 class Tables(Vcpu):
     """The layer that knows who lacks a page."""
 
+    __slots__ = ()
+
     def load_tables(self) -> None:
         """Give the processor the tables that L0 built for L2.
 

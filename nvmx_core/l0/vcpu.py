@@ -52,51 +52,64 @@ class Vcpu:
     flag is set.
     """
 
-    processor_controls02: int = 0
-    guest_mode: bool = False
-    nested_run_pending: bool = False
-    mp_state: int = ACTIVE
-    in_smm: bool = False
-    smm_guest_mode: bool = False
-    l1_nmi_blocked: bool = False
-    physical_nmi_blocked: bool = False
-    nmi_pending: bool = False
-    smi_pending: bool = False
-    init_pending: bool = False
-    sipi_vector: int = NO_VECTOR
-    mtf_pending: bool = False
-    timer: int = TIMER_OFF
-    timer_expired: bool = False
-    entry_ticks: int = 0
-    request_event: bool = False
-    request_triple_fault: bool = False
-    cancel_armed: bool = False
-    userspace_exit: bool = False
-    kick_after_entry: bool = False
-    restarts_instruction: bool = False
-    entered_info: int = 0
-    entered_rf: int = 0
-    round_trips: int = 0
-    dead: bool = False
-    exception_pending: bool = False
-    exception_injected: bool = False
-    exception_info: int = 0
-    exception_error_code: int = POISON
-    exception_payload: int = 0
-    exception_length: int = 0
-    exception_trap: bool = False
-    vmexit_pending: bool = False
-    vmexit_info: int = 0
-    vmexit_error_code: int = POISON
-    vmexit_payload: int = 0
-    vmexit_length: int = POISON
-    vmexit_trap: bool = False
-    nmi_injected: bool = False
-    interrupt_injected: bool = False
-    interrupt_info: int = 0
-    interrupt_length: int = 0
-    mtf_injected: bool = False
-    soft_event_holds_traps: bool = False
+    __slots__ = (
+        "apic",
+        "cancel_armed",
+        "config",
+        "cpu",
+        "dead",
+        "entered_info",
+        "entered_rf",
+        "entry_ticks",
+        "exception_error_code",
+        "exception_info",
+        "exception_injected",
+        "exception_length",
+        "exception_payload",
+        "exception_pending",
+        "exception_trap",
+        "guest_mode",
+        "in_smm",
+        "init_pending",
+        "interrupt_info",
+        "interrupt_injected",
+        "interrupt_length",
+        "journal",
+        "kick_after_entry",
+        "l1",
+        "l1_nmi_blocked",
+        "log",
+        "memory",
+        "mp_state",
+        "mtf_injected",
+        "mtf_pending",
+        "nested_run_pending",
+        "nmi_injected",
+        "nmi_pending",
+        "physical_nmi_blocked",
+        "platform",
+        "processor_controls02",
+        "reach",
+        "request_event",
+        "request_triple_fault",
+        "restarts_instruction",
+        "round_trips",
+        "sipi_vector",
+        "smi_pending",
+        "smm_guest_mode",
+        "soft_event_holds_traps",
+        "timer",
+        "timer_expired",
+        "userspace_exit",
+        "vmcs02",
+        "vmcs12",
+        "vmexit_error_code",
+        "vmexit_info",
+        "vmexit_length",
+        "vmexit_payload",
+        "vmexit_pending",
+        "vmexit_trap",
+    )
 
     def __init__(
         self, config: Config, cpu: Processor, memory: L2Memory, l1: L1, journal: list[Record]
@@ -112,6 +125,51 @@ class Vcpu:
         self.apic: LocalApic = LocalApic()
         self.vmcs12: Vmcs = l1.vmcs
         self.vmcs02: Vmcs = [0] * FIELD_COUNT
+        self.processor_controls02: int = 0
+        self.guest_mode: bool = False
+        self.nested_run_pending: bool = False
+        self.mp_state: int = ACTIVE
+        self.in_smm: bool = False
+        self.smm_guest_mode: bool = False
+        self.l1_nmi_blocked: bool = False
+        self.physical_nmi_blocked: bool = False
+        self.nmi_pending: bool = False
+        self.smi_pending: bool = False
+        self.init_pending: bool = False
+        self.sipi_vector: int = NO_VECTOR
+        self.mtf_pending: bool = False
+        self.timer: int = TIMER_OFF
+        self.timer_expired: bool = False
+        self.entry_ticks: int = 0
+        self.request_event: bool = False
+        self.request_triple_fault: bool = False
+        self.cancel_armed: bool = False
+        self.userspace_exit: bool = False
+        self.kick_after_entry: bool = False
+        self.restarts_instruction: bool = False
+        self.entered_info: int = 0
+        self.entered_rf: int = 0
+        self.round_trips: int = 0
+        self.dead: bool = False
+        self.exception_pending: bool = False
+        self.exception_injected: bool = False
+        self.exception_info: int = 0
+        self.exception_error_code: int = POISON
+        self.exception_payload: int = 0
+        self.exception_length: int = 0
+        self.exception_trap: bool = False
+        self.vmexit_pending: bool = False
+        self.vmexit_info: int = 0
+        self.vmexit_error_code: int = POISON
+        self.vmexit_payload: int = 0
+        self.vmexit_length: int = POISON
+        self.vmexit_trap: bool = False
+        self.nmi_injected: bool = False
+        self.interrupt_injected: bool = False
+        self.interrupt_info: int = 0
+        self.interrupt_length: int = 0
+        self.mtf_injected: bool = False
+        self.soft_event_holds_traps: bool = False
 
     def clear_queues(self) -> None:
         """Forget every queued exception and every event in flight (nested exit, Y5)."""
