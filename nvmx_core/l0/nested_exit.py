@@ -70,7 +70,6 @@ from nvmx_core.l0.log import (
 from nvmx_core.l0.vcpu import TIMER_OFF
 
 _REACH_OF_REASON: Final[dict[int, int]] = {
-    EXTERNAL_INTERRUPT_EXIT: reach.NESTED_EXIT_INTERRUPT,
     TRIPLE_FAULT: reach.NESTED_EXIT_TRIPLE_FAULT,
     INIT_SIGNAL: reach.NESTED_EXIT_INIT,
     SIPI_SIGNAL: reach.NESTED_EXIT_SIPI,
@@ -243,8 +242,10 @@ class NestedExit(ExceptionQueue):
                 counts[reach.NESTED_EXIT_NMI] += 1
             elif info & VECTOR_MASK == DF:
                 counts[reach.NESTED_EXIT_DOUBLE_FAULT] += 1
-        elif reason == EXTERNAL_INTERRUPT_EXIT and info:
-            counts[reach.NESTED_EXIT_INTERRUPT_ACKNOWLEDGED] += 1
+        elif reason == EXTERNAL_INTERRUPT_EXIT:
+            counts[reach.NESTED_EXIT_INTERRUPT] += 1
+            if info:
+                counts[reach.NESTED_EXIT_INTERRUPT_ACKNOWLEDGED] += 1
         elif reason in INSTRUCTION_EXITS:
             counts[reach.NESTED_EXIT_INSTRUCTION] += 1
         elif reason in _REACH_OF_REASON:

@@ -83,6 +83,7 @@ class SavedRun(NamedTuple):
     log: list[L0Record]
     reach: list[int]
     cancel_armed: bool
+    alarmed: bool
 
 
 class SavedVcpu(NamedTuple):
@@ -107,7 +108,7 @@ def save_vcpu(vcpu: RunLoop) -> SavedVcpu:
         _save_events(vcpu),
         _save_nested(vcpu),
         SavedApic(vcpu.apic.irr, vcpu.apic.isr, vcpu.apic.accepted[:], vcpu.apic.acknowledged[:]),
-        SavedRun(vcpu.log, vcpu.reach, vcpu.cancel_armed),
+        SavedRun(vcpu.log, vcpu.reach, vcpu.cancel_armed, vcpu.alarmed),
     )
     vcpu.cpu.cr2 = 0
     vcpu.cpu.dr6 = 0
@@ -176,6 +177,7 @@ def restore_vcpu(vcpu: RunLoop, saved: SavedVcpu) -> None:
     vcpu.log = run.log
     vcpu.reach = run.reach
     vcpu.cancel_armed = run.cancel_armed
+    vcpu.alarmed = run.alarmed
     apic = saved.apic
     vcpu.apic.irr = apic.irr
     vcpu.apic.isr = apic.isr

@@ -53,6 +53,7 @@ class Vcpu:
     """
 
     __slots__ = (
+        "alarmed",
         "apic",
         "cancel_armed",
         "config",
@@ -151,6 +152,7 @@ class Vcpu:
         self.entered_rf: int = 0
         self.round_trips: int = 0
         self.dead: bool = False
+        self.alarmed: bool = False
         self.exception_pending: bool = False
         self.exception_injected: bool = False
         self.exception_info: int = 0
@@ -253,4 +255,5 @@ class Vcpu:
 
     def self_check(self, code: int) -> None:
         """L0 found a state that must not be, its WARN_ON."""
+        self.alarmed = True
         self.log.append((SELF_CHECK, len(self.journal), code))

@@ -90,10 +90,12 @@ _FIRST_L0_OPERATION: Final = DROP_PAGE
 class Machine(Platform):
     """One run of one scenario. Make a new machine for every run.
 
-    *caps* are those of the model processor under the machine.
+    *caps* are those of the model processor under the machine. ``arrived`` has a bit for every kind of
+    outside step that took effect.
     """
 
     skipped: int = 0
+    arrived: int = 0
 
     def __init__(self, config: Config, caps: Capabilities) -> None:
         self.config: Final = config
@@ -359,6 +361,7 @@ class Machine(Platform):
                 self._arrive(op, b)
 
     def _arrive(self, op: int, b: int) -> None:
+        self.arrived |= 1 << op
         if op == INTERRUPT:
             self.arrive(op, b if b >= LOWEST_VECTOR else b + LOWEST_VECTOR)
         elif op == POST_INTERRUPT:

@@ -44,6 +44,13 @@ from nvmx_core.journal import (
     Record,
 )
 from nvmx_core.l0.log import ARRIVAL, INJECT, NESTED_EXIT, POSTED
+from nvmx_core.l0.reach import (
+    INTERRUPT_INJECTED_FOR_L2,
+    NESTED_EXIT_INTERRUPT,
+    NESTED_EXIT_NMI,
+    NMI_INJECTED_FOR_L2,
+    POSTED_INTERRUPT_PROCESSED,
+)
 from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.timeline import step_of
 from nvmx_core.oracle.violation import Violation
@@ -178,9 +185,10 @@ def _wrote(record: Record) -> bool:
 
 
 def _interrupts(nested: Nested) -> Iterator[Violation]:
-    apic = nested.vcpu.apic
-    if apic.accepted:
+    if nested.vcpu.apic.accepted and not _balances(nested):
         yield from _ledger(nested)
+    if not nested.vcpu.reach[NESTED_EXIT_INTERRUPT]:
+        return
     for record in nested.vcpu.log:
         if record[0] == NESTED_EXIT and record[2] == EXTERNAL_INTERRUPT_EXIT and not record[5]:
             yield _violation(
@@ -193,11 +201,23 @@ def _interrupts(nested: Nested) -> Iterator[Violation]:
             )
 
 
+def _balances(nested: Nested) -> bool:
+    """Whether accepted = acknowledged + pending and acknowledged = taken, vector by vector."""
+    apic = nested.vcpu.apic
+    acknowledged = sorted(apic.acknowledged)
+    if acknowledged != sorted(_taken_interrupts(nested)):
+        return False
+    if not apic.irr:
+        return acknowledged == sorted(apic.accepted)
+    pending = [vector for vector in range(256) if apic.irr >> vector & 1]
+    return sorted(apic.acknowledged + pending) == sorted(apic.accepted)
+
+
 def _ledger(nested: Nested) -> Iterator[Violation]:
     apic = nested.vcpu.apic
     accepted = Counter(apic.accepted)
     acknowledged = Counter(apic.acknowledged)
-    taken = _taken_interrupts(nested)
+    taken = Counter(_taken_interrupts(nested))
     last = len(nested.journal) - 1
     for vector in sorted(accepted):
         pending = apic.irr >> vector & 1
@@ -216,19 +236,22 @@ def _ledger(nested: Nested) -> Iterator[Violation]:
             )  # fmt: skip
 
 
-def _taken_interrupts(nested: Nested) -> Counter[int]:
-    """How often each vector was taken: by L1, as an exit, for L2, or as a posted-interrupt notification."""
-    taken: Counter[int] = Counter()
+def _taken_interrupts(nested: Nested) -> list[int]:
+    """The vectors that were taken: by L1, as an exit, for L2, or as a posted-interrupt notification."""
+    taken: list[int] = []
     for record in nested.journal:
-        if record[0] == L1_INTERRUPT:
-            taken[record[1]] += 1
-        elif record[0] == EXIT and record[1] == EXTERNAL_INTERRUPT_EXIT and record[3]:
-            taken[record[3] & VECTOR_MASK] += 1
-    for entry in nested.vcpu.log:
-        if entry[0] == INJECT and entry[2] & TYPE_MASK == EXTERNAL_INTERRUPT << TYPE_SHIFT:
-            taken[entry[2] & VECTOR_MASK] += 1
-        elif entry[0] == POSTED:
-            taken[entry[2]] += 1
+        kind = record[0]
+        if kind == L1_INTERRUPT:
+            taken.append(record[1])
+        elif kind == EXIT and record[1] == EXTERNAL_INTERRUPT_EXIT and record[3]:
+            taken.append(record[3] & VECTOR_MASK)
+    reached = nested.vcpu.reach
+    if reached[INTERRUPT_INJECTED_FOR_L2] or reached[POSTED_INTERRUPT_PROCESSED]:
+        for entry in nested.vcpu.log:
+            if entry[0] == INJECT and entry[2] & TYPE_MASK == EXTERNAL_INTERRUPT << TYPE_SHIFT:
+                taken.append(entry[2] & VECTOR_MASK)
+            elif entry[0] == POSTED:
+                taken.append(entry[2])
     return taken
 
 
@@ -237,9 +260,12 @@ def _taken_interrupts(nested: Nested) -> Counter[int]:
 
 def _nmis(nested: Nested) -> Iterator[Violation]:
     """Replay arrivals and takings in order against one latch."""
-    events = _nmi_events(nested)
-    if not events:
+    reached = nested.vcpu.reach
+    if not (
+        nested.arrived >> NMI_STEP & 1 or reached[NESTED_EXIT_NMI] or reached[NMI_INJECTED_FOR_L2]
+    ):
         return
+    events = _nmi_events(nested)
     latched = False
     for position, arrives in events:
         if arrives:
@@ -270,8 +296,6 @@ def _nmi_events(nested: Nested) -> list[tuple[int, bool]]:
             events.append((record[1], True))
         elif record[0] == INJECT and record[2] & TYPE_MASK == NMI << TYPE_SHIFT:
             events.append((record[1], False))
-    if not events:
-        return events
     for position, entry in enumerate(nested.journal):
         if entry[0] == L1_NMI or (
             entry[0] == EXIT

@@ -29,10 +29,11 @@ RULE_OF_CHECK: Final[dict[int, str]] = {
 
 def self_check(nested: Nested) -> Iterator[Violation]:
     """Report every failed self-check of the run; the end of the run is one more check."""
-    for index, record in enumerate(nested.vcpu.log):
-        if record[0] == SELF_CHECK:
-            yield _violation(record[2], step_of(nested.log_starts, index), record[1])
     vcpu = nested.vcpu
+    if vcpu.alarmed:
+        for index, record in enumerate(vcpu.log):
+            if record[0] == SELF_CHECK:
+                yield _violation(record[2], step_of(nested.log_starts, index), record[1])
     if vcpu.nested_run_pending and not vcpu.guest_mode and not vcpu.in_smm:
         yield _violation(
             CHECK_RUN_PENDING_OUTSIDE_GUEST, len(nested.log_starts) - 1, len(nested.journal)
