@@ -268,8 +268,8 @@ ENTRY_RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "O11",
         "What waited for the host exits before L2 runs",
-        "An unblocked interrupt, NMI or INIT that is pending for L1 at the entry exits after the "
-        "injection and before the first instruction of L2.",
+        "An unblocked interrupt, NMI or INIT that is pending for L1 at the entry, or arrives during the "
+        "injection, exits after the injection and before the first instruction of L2.",
         "SDM: Other Causes of VM Exits; tests vmx_pending_event_test, vmx_pending_event_hlt_test",
     ),
     Rule(
