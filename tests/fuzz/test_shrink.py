@@ -1,0 +1,46 @@
+"""The quick greedy shrink of a new finding."""
+
+from nvmx_core.scenario.config import DEFAULT_FLAGS, FLAG_BIT
+from nvmx_core.scenario.steps import ENTER, NMI, RUN, Scenario, Step
+from nvmx_fuzz.shrink import shrink
+
+DEFAULT = (DEFAULT_FLAGS, 0, 0, 0)
+MATTERS: tuple[Step, ...] = ((NMI, 0, 0, 0), (ENTER, 0, 0, 0))
+NOISE: Step = (RUN, 1, 0, 0)
+
+
+def holds(scenario: Scenario) -> bool:
+    """Both steps that matter are there, in their order."""
+    steps = iter(scenario.steps)
+    return all(step in steps for step in MATTERS)
+
+
+def test_only_the_steps_that_matter_remain() -> None:
+    noisy = (NOISE,) * 9 + MATTERS[:1] + (NOISE,) * 17 + MATTERS[1:] + (NOISE,) * 5
+    assert shrink(Scenario(DEFAULT, noisy), holds) == Scenario(DEFAULT, MATTERS)
+
+
+def test_configuration_becomes_the_default_where_it_does_not_matter() -> None:
+    real, single = FLAG_BIT["real-mode"], FLAG_BIT["single-step"]
+    scenario = Scenario((DEFAULT_FLAGS | real | single, 3, 5, 2), MATTERS)
+    small = shrink(scenario, lambda other: holds(other) and other.config[0] & real != 0)
+    assert small == Scenario((DEFAULT_FLAGS | real, 0, 0, 0), MATTERS)
+
+
+def test_nothing_is_left_out_that_matters() -> None:
+    scenario = Scenario(DEFAULT, (NOISE,) * 12)
+    assert shrink(scenario, lambda other: len(other.steps) >= 7).steps == (NOISE,) * 7
+
+
+def test_the_budget_is_kept() -> None:
+    asked = 0
+
+    def count(scenario: Scenario) -> bool:
+        nonlocal asked
+        asked += 1
+        return holds(scenario)
+
+    scenario = Scenario(DEFAULT, (NOISE,) * 30 + MATTERS)
+    small = shrink(scenario, count, runs_max=10)
+    assert asked == 10
+    assert holds(small)
