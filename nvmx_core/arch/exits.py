@@ -101,6 +101,9 @@ INSTRUCTION_EXITS: Final = frozenset(
 )
 """Fault-like exits caused by an instruction: length valid, RIP at the instruction, RF saved as 0."""
 
+RF_OF_EVENT_EXITS: Final = frozenset({9, 44, 48, 49, 62})
+"""Exits during delivery that save the RF value which the frame of the event would hold (X8)."""
+
 _SOFT_TYPES: Final = (
     SOFTWARE_INTERRUPT << TYPE_SHIFT,
     PRIVILEGED_SOFTWARE_EXCEPTION << TYPE_SHIFT,

@@ -187,9 +187,16 @@ class Delivery(ProcessorState):
         self.event_error_code = error_code
         self.event_length = length
         self.event_rf = rf
-        # An arrival in a delivery that keeps a debug trap would have to be seen before that trap, which no
-        # hypervisor under us could arrange; it waits for the next delivery.
-        if self.delivery_armed and not self.pending_dbg:
+        if self.delivery_armed:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Let the arrivals tied to a delivery happen.
+
+        An arrival in a delivery that keeps a debug trap would have to be seen before that trap, which no
+        hypervisor under us could arrange; it waits until the trap is gone.
+        """
+        if not self.pending_dbg:
             self.delivery_armed = False
             self.platform.in_delivery()
 
@@ -222,6 +229,9 @@ class Delivery(ProcessorState):
         self.event_error_code = error_code
         self.event_length = 0
         self.event_rf = 1
+        self.pending_dbg = 0
+        if self.delivery_armed:
+            self._announce()
         return True
 
     # -- one walk -------------------------------------------------------------------------------------

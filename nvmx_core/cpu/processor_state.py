@@ -26,7 +26,6 @@ from nvmx_core.arch.events import (
     VECTOR_MASK,
 )
 from nvmx_core.arch.exits import (
-    APIC_ACCESS,
     APIC_WRITE,
     EOI_INDUCED,
     EPT_MISCONFIG,
@@ -35,7 +34,7 @@ from nvmx_core.arch.exits import (
     INIT_SIGNAL,
     MONITOR_TRAP_FLAG,
     PML_FULL,
-    TASK_SWITCH,
+    RF_OF_EVENT_EXITS,
     TPR_BELOW_THRESHOLD,
     is_soft,
 )
@@ -100,10 +99,6 @@ _KEEPS_PENDING_DEBUG: Final = frozenset(
 
 _ADDRESS_EXITS: Final = frozenset({EPT_VIOLATION, EPT_MISCONFIG})
 _NMI_UNBLOCKING_EXITS: Final = frozenset({EPT_VIOLATION, PML_FULL})
-_RF_OF_EVENT_EXITS: Final = frozenset(
-    {TASK_SWITCH, APIC_ACCESS, EPT_VIOLATION, EPT_MISCONFIG, PML_FULL}
-)
-"""Exits during delivery that save the RF value which the frame of the event would hold (X8)."""
 
 
 class Platform(L1Platform):
@@ -258,7 +253,7 @@ class ProcessorState:
             vmcs[IDT_VECTORING_ERROR_CODE] = self.event_error_code
             if is_soft(event):
                 length = self.event_length
-            if reason in _RF_OF_EVENT_EXITS:
+            if reason in RF_OF_EVENT_EXITS:
                 rf = self.event_rf
             self.event_info = NO_EVENT
         else:

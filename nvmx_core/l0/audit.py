@@ -4,7 +4,9 @@ The immediate-exit oracle compares L0's decisions with these; they share no code
 check.
 """
 
-from nvmx_core.arch.state import ACTIVE, HLT, WAIT_FOR_SIPI
+from nvmx_core.arch.events import is_vectoring
+from nvmx_core.arch.fields import ENTRY_INTR_INFO, GUEST_INTERRUPTIBILITY
+from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI, HLT, WAIT_FOR_SIPI
 from nvmx_core.l0.log import (
     WAITS_FAULT,
     WAITS_FOR_L2,
@@ -41,7 +43,7 @@ def waiting_events(vcpu: Vcpu) -> int:
         waiting |= WAITS_TRAP if vcpu.vmexit_trap else WAITS_FAULT
     if vcpu.request_triple_fault:
         waiting |= WAITS_TRIPLE_FAULT
-    if vcpu.nmi_pending and not Vcpu.nmi_blocked(vcpu):
+    if vcpu.nmi_pending and not _nmi_blocked_after_entry(vcpu):
         waiting |= WAITS_NMI if Vcpu.l1_wants_nmis(vcpu) else WAITS_FOR_L2
     if vcpu.apic.irr and vcpu.mp_state <= HLT and vcpu.apic.deliverable() >= 0:
         if Vcpu.l1_wants_interrupts(vcpu):
@@ -49,6 +51,13 @@ def waiting_events(vcpu: Vcpu) -> int:
         elif Vcpu.interrupts_open(vcpu):
             waiting |= WAITS_FOR_L2
     return waiting
+
+
+def _nmi_blocked_after_entry(vcpu: Vcpu) -> bool:
+    """NMI blocking at the first boundary: the injection of an event ends every interrupt shadow (O4)."""
+    if Vcpu.l1_wants_nmis(vcpu) or not is_vectoring(vcpu.vmcs02[ENTRY_INTR_INFO]):
+        return Vcpu.nmi_blocked(vcpu)
+    return vcpu.vmcs02[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_NMI != 0
 
 
 def _is_quiet(vcpu: Vcpu) -> bool:

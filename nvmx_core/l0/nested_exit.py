@@ -10,7 +10,9 @@ from typing import Final
 
 from nvmx_core.arch.controls import EXIT_SAVE_PREEMPTION_TIMER
 from nvmx_core.arch.events import (
+    DB,
     DF,
+    HARDWARE_EXCEPTION,
     NMI,
     NMI_INFO,
     TYPE_MASK,
@@ -34,6 +36,7 @@ from nvmx_core.arch.exits import (
     NMI_WINDOW,
     PML_FULL,
     PREEMPTION_TIMER,
+    RF_OF_EVENT_EXITS,
     SIPI_SIGNAL,
     TASK_SWITCH,
     TPR_BELOW_THRESHOLD,
@@ -54,12 +57,13 @@ from nvmx_core.arch.fields import (
     GUEST_PENDING_DBG,
     GUEST_PHYSICAL_ADDRESS,
     GUEST_PREEMPTION_TIMER,
+    GUEST_RFLAGS,
     GUEST_STATE_FIELDS,
     IDT_VECTORING_ERROR_CODE,
     IDT_VECTORING_INFO,
     POISON,
 )
-from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI
+from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI, RFLAGS_RF
 from nvmx_core.l0 import reach
 from nvmx_core.l0.exception_queue import ExceptionQueue
 from nvmx_core.l0.log import (
@@ -107,6 +111,7 @@ class NestedExit(ExceptionQueue):
         self.save_pending_event(reason, info, length)
         self.sync_vmcs02_to_vmcs12()
         self._merge_trap_into_pending_debug()
+        self._save_resume_flag(reason, info)
         vmcs12[ENTRY_INTR_INFO] &= ~VALID
         vmcs12[EXIT_REASON] = reason
         vmcs12[EXIT_QUALIFICATION] = qualification
@@ -196,6 +201,14 @@ class NestedExit(ExceptionQueue):
         elif self.vmexit_pending and self.vmexit_trap:
             pending_dbg = self.vmexit_payload
         vmcs12[GUEST_PENDING_DBG] |= pending_dbg
+
+    def _save_resume_flag(self, reason: int, info: int) -> None:
+        """X8, Y3: RF as the exit determines it; an exit that L0 kept for itself must leave no trace."""
+        is_fault = reason == EXCEPTION_NMI and info & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT
+        if is_fault and info & VECTOR_MASK != DB:
+            self.vmcs12[GUEST_RFLAGS] |= RFLAGS_RF
+        elif reason not in RF_OF_EVENT_EXITS:
+            self.vmcs12[GUEST_RFLAGS] &= ~RFLAGS_RF
 
     def _save_addresses(self, reason: int) -> None:
         vmcs12 = self.vmcs12

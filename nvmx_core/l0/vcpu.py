@@ -181,6 +181,7 @@ class Vcpu:
         self.nmi_injected = False
         self.interrupt_injected = False
         self.mtf_injected = False
+        self.soft_event_holds_traps = False
 
     # -- predicates -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from nvmx_core.arch.state import RFLAGS_RF
 from nvmx_core.cpu.apic import NO_VECTOR
 from nvmx_core.cpu.processor import Processor
 from nvmx_core.errors import ModelError
+from nvmx_core.guests.memory import PAGE_COUNT
 from nvmx_core.journal import END
 from nvmx_core.l0 import reach
 from nvmx_core.l0.audit import overdue_events
@@ -25,6 +26,8 @@ from nvmx_core.scenario.steps import (
 )
 
 HOST_VECTOR: Final = 0xEE
+STARTS_MAX: Final = 2 * PAGE_COUNT
+"""How often an instruction may start: L0 repairs a page each time, and it needs two at most."""
 
 
 class Nested(Machine):
@@ -81,8 +84,13 @@ class Nested(Machine):
     def execute(self, instruction: int, operand: int) -> None:
         """Run an instruction; one that met a page which L0 had dropped runs again from its start."""
         runs = True
+        starts = 0
         while runs:
             runs = False
+            starts += 1
+            if starts > STARTS_MAX:
+                self.vcpu.give_up()
+                return
             vcpu = self.vcpu
             overdue = overdue_events(vcpu)
             if overdue:

@@ -124,11 +124,12 @@ def _ends_injection(event: int, ending: Record) -> bool:
 
 
 def _is_repeated(event: int, ending: Record, following: list[Record]) -> bool:
-    """The same external interrupt again at its handler's first instruction was injected twice.
+    """The same interrupt or NMI again at its handler's first instruction was injected twice.
 
     A fault of that instruction shows RF in its frame, INT n a return address behind itself.
     """
-    if event & TYPE_MASK != EXTERNAL_INTERRUPT << TYPE_SHIFT or ending[0] != DELIVER:
+    event_type = (event & TYPE_MASK) >> TYPE_SHIFT
+    if event_type not in (EXTERNAL_INTERRUPT, NMI) or ending[0] != DELIVER:
         return False
     if not following or following[0][0] != DELIVER or following[0][1] != ending[1]:
         return False
