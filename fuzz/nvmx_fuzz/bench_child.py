@@ -1,0 +1,120 @@
+"""One measurement under atheris, in a process of its own: libFuzzer has no second run.
+
+`bench.py` starts it as `python -m nvmx_fuzz.bench_child KIND WARM_UP RUNS CORPUS [MODE]` and reads
+one line of JSON from its standard output. The first WARM_UP executions load seeds and fill caches. KIND is
+"empty" (a target that does nothing) or "target" (the real one, with mutator and counters).
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import atheris
+
+from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
+
+_MOMENTS: Final = 10
+
+
+def resident_kib() -> int:
+    """The memory that this process has in RAM."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def finish(result: dict[str, object]) -> None:
+    """Print the result and end, past libFuzzer."""
+    os.write(1, f"{json.dumps(result)}\n".encode())
+    os._exit(0)
+
+
+class Meter:
+    """Counts executions, and ends the process with rates when there were enough."""
+
+    def __init__(self, warm_up: int, runs: int, one_input: Callable[[bytes], int]) -> None:
+        """Measure *runs* executions of *one_input*, which returns the number of its steps."""
+        self._warm_up: Final = warm_up
+        self._runs: Final = runs
+        self._one_input: Final = one_input
+        self._moment: Final = max(runs // _MOMENTS, 1)
+        self._executions = 0
+        self._steps = 0
+        self._steps_at_begin = 0
+        self._started = 0.0
+        self._resident: list[int] = []
+
+    def test_one_input(self, data: bytes) -> None:
+        """What libFuzzer calls."""
+        self._steps += self._one_input(data)
+        executions = self._executions = self._executions + 1
+        measured = executions - self._warm_up
+        if measured == 0:
+            self._steps_at_begin = self._steps
+            self._started = time.perf_counter()
+        elif measured > 0 and measured % self._moment == 0:
+            self._resident.append(resident_kib())
+        if measured == self._runs:
+            seconds = time.perf_counter() - self._started
+            finish(
+                {
+                    "executions_per_second": measured / seconds,
+                    "steps_per_second": (self._steps - self._steps_at_begin) / seconds,
+                    "resident_kib": self._resident,
+                }
+            )
+
+
+def arguments(corpus: str) -> list[str]:
+    """The arguments for libFuzzer; a fixed seed, so that repetitions do the same."""
+    return ["nvmx-bench", "-seed=1", "-reload=0", "-verbosity=0", "-print_final_stats=0", corpus]
+
+
+def empty_harness(warm_up: int, runs: int, corpus: str) -> None:
+    """Measure atheris and libFuzzer alone."""
+    meter = Meter(warm_up, runs, lambda _data: 0)
+    setup(arguments(corpus), meter.test_one_input)
+    atheris.Fuzz()
+
+
+def target(warm_up: int, runs: int, corpus: str, mode: str) -> None:
+    """Measure the target with everything that a campaign has."""
+    with instrument(["nvmx_core"], mode) as probes:
+        from nvmx_fuzz import codec, mutate, nested_events, state_feedback  # noqa: PLC0415
+
+    states = ExtraCounters(state_feedback.COUNTERS)
+    events = nested_events.NestedEvents(
+        nested_events.FIXED, state_feedback.StateFeedback(states.buffer)
+    )
+
+    def one_input(data: bytes) -> int:
+        scenario = codec.decode(data)
+        events.run(scenario)
+        return len(scenario.steps)
+
+    meter = Meter(warm_up, runs, one_input)
+    setup(
+        nested_events.with_defaults(arguments(corpus)),
+        meter.test_one_input,
+        probes=probes,
+        counters=[states],
+        custom_mutator=mutate.mutate,
+        custom_crossover=mutate.crossover,
+    )
+    atheris.Fuzz()
+
+
+def main(kind: str, warm_up: int, runs: int, corpus: str, mode: str = "auto") -> int:
+    """Measure; only a wrong KIND returns."""
+    if kind == "empty":
+        empty_harness(warm_up, runs, corpus)
+    elif kind == "target":
+        target(warm_up, runs, corpus, mode)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))
