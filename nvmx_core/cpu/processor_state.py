@@ -117,6 +117,9 @@ class Platform(L1Platform):
         """L0 emulates an instruction of L2."""
 
 
+NO_PLATFORM: Final = Platform()
+
+
 class ProcessorState:
     """Registers, blocking, what is pending, the current VMCS; and the VM exit.
 
@@ -172,13 +175,12 @@ class ProcessorState:
         caps: Capabilities,
         memory: L2Memory,
         journal: list[Record],
-        platform: Platform | None = None,
     ) -> None:
         self.caps: Final = caps
         self.checker: EntryChecker = checker_for(caps)
         self.memory: L2Memory = memory
         self.journal: list[Record] = journal
-        self.platform: Platform = platform if platform is not None else Platform()
+        self.platform: Platform = NO_PLATFORM
         self.apic: LocalApic = LocalApic()
         self.vmcs: Vmcs = []
         self.non_root: bool = False

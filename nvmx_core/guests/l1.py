@@ -124,9 +124,6 @@ class L1Platform:
     def l1_iret(self) -> None:
         """L1 executed IRET: NMIs are open again, and one that was latched arrives."""
 
-    def l1_write_cr2(self, value: int) -> None:
-        """L1 wrote CR2, which L2 will find."""
-
     def l1_changed_tables(self) -> None:
         """L1 changed its EPT or repaired L2's tables."""
 
@@ -142,18 +139,14 @@ class L1:
         "journal",
         "memory",
         "owed_reason",
-        "platform",
         "regions",
         "vmcs",
     )
 
-    def __init__(
-        self, initial: Vmcs, memory: L2Memory, journal: list[Record], platform: L1Platform
-    ) -> None:
+    def __init__(self, initial: Vmcs, memory: L2Memory, journal: list[Record]) -> None:
         self.initial: Final = initial
         self.memory: Final = memory
         self.journal: Final = journal
-        self.platform: Final = platform
         self.vmcs: Vmcs = initial[:]
         self.regions: list[Vmcs] = [self.vmcs]
         self.has_current: bool = True
@@ -182,9 +175,8 @@ class L1:
         if region is self.vmcs:
             self.has_current = False
 
-    def open_interrupts(self, ends_them: bool = True) -> None:
+    def open_interrupts(self, platform: L1Platform, ends_them: bool = True) -> None:
         """L1 sets IF for a moment: every interrupt that its controller offers arrives in order."""
-        platform = self.platform
         vector = platform.l1_take_interrupt()
         while vector >= 0:
             self.journal.append((L1_INTERRUPT, vector))
@@ -257,7 +249,7 @@ NO_IRET: Final = 1 << 4
 NO_ADJUST: Final = 1 << 5
 
 
-def keep_manners(l1: L1, left_out: int) -> None:
+def keep_manners(l1: L1, platform: L1Platform, left_out: int) -> None:
     """Do before an entry what a well-behaved hypervisor does about the last exit, once.
 
     *left_out* has a bit for each manner that this entry does without.
@@ -273,7 +265,7 @@ def keep_manners(l1: L1, left_out: int) -> None:
     interruption = l1.vmcs[EXIT_INTR_INFO] if l1.vmcs[EXIT_INTR_INFO] & VALID else 0
     vectoring = l1.vmcs[IDT_VECTORING_INFO] if l1.vmcs[IDT_VECTORING_INFO] & VALID else 0
     if not left_out & NO_REPAIR:
-        _repair(l1, reason, interruption, vectoring)
+        _repair(l1, platform, reason, interruption, vectoring)
     if not left_out & NO_REINJECT and not l1.vmcs[ENTRY_INTR_INFO] & VALID:
         _reinject(l1, reason, interruption, vectoring)
     if not left_out & NO_ADVANCE and not vectoring:
@@ -281,9 +273,9 @@ def keep_manners(l1: L1, left_out: int) -> None:
     if not left_out & NO_ADJUST:
         _adjust(l1, reason)
     if reason == EXTERNAL_INTERRUPT_EXIT:
-        _serve_interrupt(l1, interruption, not left_out & NO_EOI)
+        _serve_interrupt(l1, platform, interruption, not left_out & NO_EOI)
     elif interruption & TYPE_MASK == NMI << TYPE_SHIFT and interruption and not left_out & NO_IRET:
-        l1.platform.l1_iret()
+        platform.l1_iret()
 
 
 def _repair_failed_entry(l1: L1, reason: int) -> None:
@@ -299,7 +291,7 @@ def _repair_failed_entry(l1: L1, reason: int) -> None:
     vmcs[ENTRY_MSR_LOAD_BAD] = 0
 
 
-def _repair(l1: L1, reason: int, interruption: int, vectoring: int) -> None:
+def _repair(l1: L1, platform: L1Platform, reason: int, interruption: int, vectoring: int) -> None:
     """Make the page, gate or log usable that the exit complained about; restart a dead L2."""
     memory = l1.memory
     vmcs = l1.vmcs
@@ -325,7 +317,7 @@ def _repair(l1: L1, reason: int, interruption: int, vectoring: int) -> None:
             return
     else:
         return
-    l1.platform.l1_changed_tables()
+    platform.l1_changed_tables()
 
 
 def _restart_l2(l1: L1) -> None:
@@ -415,10 +407,10 @@ def _adjust(l1: L1, reason: int) -> None:
         vmcs[GUEST_ACTIVITY] = ACTIVE
 
 
-def _serve_interrupt(l1: L1, interruption: int, ends_it: bool) -> None:
+def _serve_interrupt(l1: L1, platform: L1Platform, interruption: int, ends_it: bool) -> None:
     """K1: an acknowledged vector is in service already; without acknowledge L1 opens interrupts."""
     if interruption:
         if ends_it:
-            l1.platform.l1_end_interrupt()
+            platform.l1_end_interrupt()
     else:
-        l1.open_interrupts(ends_it)
+        l1.open_interrupts(platform, ends_it)

@@ -96,7 +96,7 @@ class NestedEntry(Injection):
             return error
         self.nested_run_pending = True
         self.entry_ticks = 0
-        self.platform.at_entry()
+        self.cpu.platform.at_entry()
         qualification, rule = checker.judge_guest_state(vmcs12)
         if rule != PASSED:
             self.fail_entry(INVALID_STATE, qualification)

@@ -273,7 +273,7 @@ class Routing(NestedEntry):
         vmcs02 = self.vmcs02
         self.reach[reach.EMULATED_INSTRUCTION] += 1
         self.log.append((EMULATE, len(self.journal), instruction.exit_reason))
-        self.platform.in_emulation()
+        self.cpu.platform.in_emulation()
         if instruction.action == HALT:
             self.mp_state = HLT
             self.reach[reach.SLEEP] += 1

@@ -88,7 +88,6 @@ class Vcpu:
         "nmi_injected",
         "nmi_pending",
         "physical_nmi_blocked",
-        "platform",
         "processor_controls02",
         "reach",
         "request_event",
@@ -120,7 +119,6 @@ class Vcpu:
         self.memory: Final = memory
         self.l1: Final = l1
         self.journal: Final = journal
-        self.platform: Final = cpu.platform
         self.log: list[L0Record] = []
         self.reach: list[int] = [0] * REACH_COUNT
         self.apic: LocalApic = LocalApic()

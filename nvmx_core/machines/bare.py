@@ -51,9 +51,6 @@ class Bare(Machine):
         self.cpu.root_nmi_blocked = False
         self._root_boundary()
 
-    def l1_write_cr2(self, value: int) -> None:
-        self.cpu.cr2 = value
-
     def l1_changed_tables(self) -> None:
         memory = self.memory
         if self.config.l1_ept:

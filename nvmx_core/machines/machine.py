@@ -101,8 +101,8 @@ class Machine(Platform):
         self.config: Final = config
         self.journal: list[Record] = []
         self.memory: L2Memory = L2Memory()
-        self.cpu: Processor = Processor(caps, self.memory, self.journal, self)
-        self.l1: L1 = L1(config.initial_vmcs, self.memory, self.journal, self)
+        self.cpu: Processor = Processor(caps, self.memory, self.journal)
+        self.l1: L1 = L1(config.initial_vmcs, self.memory, self.journal)
         self.armed_at_entry: list[Step] = []
         self.armed_in_delivery: list[Step] = []
         self.armed_in_emulation: list[Step] = []
@@ -196,7 +196,7 @@ class Machine(Platform):
         """VMLAUNCH or VMRESUME with L1's manners; the permission checks of E0, classes 1 to 3."""
         l1 = self.l1
         if l1.has_current:
-            keep_manners(l1, manners)
+            keep_manners(l1, self, manners)
         vmcs = l1.vmcs
         self.journal.append(
             (
@@ -247,7 +247,7 @@ class Machine(Platform):
             else:
                 vmcs[EXCEPTION_BITMAP] &= ~(1 << a)
         elif op == OPEN_INTERRUPTS:
-            l1.open_interrupts()
+            l1.open_interrupts(self)
         elif op == L1_EOI:
             self.l1_end_interrupt()
         elif op == L1_IRET:
@@ -342,6 +342,9 @@ class Machine(Platform):
             self.hidden_step(op, a)
 
     def _arm(self, step: Step, when: int) -> None:
+        self.cpu.platform = (
+            self  # only now: a machine that its own parts point to is not freed at once
+        )
         if when == AT_ENTRY:
             self.armed_at_entry.append(step)
         elif when == IN_DELIVERY:

@@ -67,9 +67,6 @@ class Nested(Machine):
         self.vcpu.l1_nmi_blocked = False
         self.vcpu.enter_l1()
 
-    def l1_write_cr2(self, value: int) -> None:
-        self.cpu.cr2 = value
-
     def l1_changed_tables(self) -> None:
         self.vcpu.load_tables()
 
