@@ -14,7 +14,12 @@ To keep going after a finding, use `nvmx-fuzz run`.
 import os
 import sys
 
-import atheris
+try:
+    import atheris
+except ModuleNotFoundError:
+    sys.stderr.write("fuzz_nested_events: atheris is missing; try: source scripts/setup-env\n")
+    sys.exit(2)
+
 from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
 
 with instrument(["nvmx_core"]) as probes:

@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         path = error.ctx.command_path if error.ctx is not None else PROGRAM
         message = error.format_message().rstrip(".").replace("\n", " ")
         return _fail(f"{message[:1].lower()}{message[1:]}; try: {path} --help")
+    except click.ClickException as error:
+        return _fail(error.format_message())
     except BadFile as error:
         return _fail(str(error))
     except (click.Abort, KeyboardInterrupt):

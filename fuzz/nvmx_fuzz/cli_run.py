@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -59,6 +60,10 @@ def command(
     """
     if corpus is not None and no_seeds:
         raise click.UsageError("--corpus and --no-seeds exclude each other")
+    if find_spec("atheris") is None:
+        raise click.ClickException(
+            "atheris is not installed, so nothing can be fuzzed; try: scripts/fuzz"
+        )
     plan = _plan(l0_name, seconds, runs, corpus, no_seeds, out, seed, feedback)
     stream = sys.stderr if as_json else sys.stdout
     click.echo(f"seed {plan.seed}: {plan.command}", file=stream)

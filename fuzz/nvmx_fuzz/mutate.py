@@ -145,18 +145,24 @@ def _change_operand(steps: Records, draw: Draw, _swarm: Swarm) -> None:
     new = records[draw() * len(records) >> 8]
     which = draw() % 3
     if which == 0:
-        steps[place] = old[:1] + new[1:2] + old[2:]
+        mixed = old[:1] + new[1:2] + old[2:]
     elif which == 1:
-        steps[place] = old[:2] + new[2:4] + old[4:]
+        mixed = old[:2] + new[2:4] + old[4:]
     else:
-        steps[place] = old[:4] + new[4:]
+        mixed = old[:4] + new[4:]
+    # Only an instruction decides by one operand whether another one counts.
+    steps[place] = _in_range(int.from_bytes(mixed, "little")) if old[0] == RUN else mixed
 
 
 def _flip_bit(steps: Records, draw: Draw, _swarm: Swarm) -> None:
     """One bit of one operand: this is how values outside the palette come in."""
     place = draw() * len(steps) >> 8
-    record = int.from_bytes(steps[place], "little") ^ 256 << draw() % 56
-    steps[place] = encode_step(
+    steps[place] = _in_range(int.from_bytes(steps[place], "little") ^ 256 << draw() % 56)
+
+
+def _in_range(record: int) -> bytes:
+    """The canonical form of a record given as a little-endian number."""
+    return encode_step(
         canonical(record & 0xFF, record >> 8 & 0xFF, record >> 16 & 0xFFFF, record >> 32)
     )
 
