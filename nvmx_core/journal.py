@@ -1,7 +1,7 @@
 """The journal: what L1 and L2 saw, one tuple of plain integers a record, the kind first.
 
 Two machines showed the same when their journals are equal lists. What L0 did in secret is a second list
-(``l0_log``), never compared.
+(``Vcpu.log``), never compared.
 """
 
 from typing import Final

@@ -121,6 +121,7 @@ APIC_ACCESS_READ: Final = 0 << 12
 APIC_ACCESS_WRITE: Final = 1 << 12
 APIC_ACCESS_IN_EVENT_DELIVERY: Final = 3 << 12
 
+TASK_SWITCH_BY_IRET: Final = 1 << 30
 TASK_SWITCH_BY_IDT_GATE: Final = 3 << 30
 
 
@@ -177,8 +178,10 @@ def exit_fields(vmcs: Vmcs, reason: int) -> tuple[int, ...]:
         vectoring &= ~NMI_UNBLOCKING_BY_IRET
         if not is_soft(vectoring) and not (reason == EXCEPTION_NMI and is_soft(interruption)):
             length = POISON
-    elif reason not in INSTRUCTION_EXITS and not (
-        reason == EXCEPTION_NMI and is_soft(interruption)
+    elif (
+        reason not in INSTRUCTION_EXITS
+        and reason != TASK_SWITCH
+        and not (reason == EXCEPTION_NMI and is_soft(interruption))
     ):
         length = POISON
     linear = physical = POISON

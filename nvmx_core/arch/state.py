@@ -35,7 +35,8 @@ RFLAGS_IF: Final = 1 << 9
 RFLAGS_OF: Final = 1 << 11
 RFLAGS_NT: Final = 1 << 14
 RFLAGS_RF: Final = 1 << 16
-RFLAGS_DEFINED: Final = 0x3F7FD7
+RFLAGS_DEFINED: Final = 0x3D7FD7
+"""Every flag of the architecture but VM: virtual-8086 mode is not modelled, so it counts as reserved."""
 
 CR0_PE: Final = 1 << 0
 

@@ -25,11 +25,11 @@ CATALOGUE: Final[tuple[Bug, ...]] = (
         "bug1",
         "51cfe38ea50aa631",
         "KVM: nVMX: Fix warning-causing idt-vectoring-info behavior",
-        "3.3",
+        "about 3.3",
         "X3",
         Bug1,
     ),
-    Bug("bug3", "d6185f20a0ef", "KVM: nVMX: Add KVM_REQ_IMMEDIATE_EXIT", "3.3", "O11", Bug3),
+    Bug("bug3", "d6185f20a0ef", "KVM: nVMX: Add KVM_REQ_IMMEDIATE_EXIT", "about 3.3", "O11", Bug3),
 )
 
 L0_BY_NAME: Final[dict[str, type[Kvm]]] = {FIXED: Kvm} | {bug.name: bug.l0 for bug in CATALOGUE}

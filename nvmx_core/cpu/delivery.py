@@ -319,8 +319,9 @@ class Delivery(ProcessorState):
     def touch(self, page: int, access: int) -> int:
         """Access a page: DONE, EXITED, or the vector of the fault with its error code and address.
 
-        *access* is EPT_READ, EPT_WRITE or EPT_FETCH. L2's own tables come first (#PF), then APIC-access
-        virtualization, then L1's or L0's second level. Source: SDM, "EPT-Induced VM Exits".
+        *access* is EPT_READ, EPT_WRITE or EPT_FETCH. L2's own tables come first (#PF), then L1's or
+        L0's second level, then APIC-access virtualization. Source: SDM, "EPT-Induced VM Exits", "Priority of
+        APIC-Access VM Exits".
         """
         bit = 1 << page
         if not self.unusual_pages & bit:
@@ -339,17 +340,6 @@ class Delivery(ProcessorState):
     def _touch_physical(self, page: int, bit: int, access: int) -> int:
         vmcs = self.vmcs
         secondary = vmcs[SECONDARY]
-        if (
-            page == self.memory.apic_page
-            and access != EPT_FETCH
-            and secondary & SECONDARY_VIRTUALIZE_APIC_ACCESSES
-        ):
-            if self.event_info:
-                kind = APIC_ACCESS_IN_EVENT_DELIVERY
-            else:
-                kind = APIC_ACCESS_WRITE if access == EPT_WRITE else 0
-            self.vm_exit(APIC_ACCESS, kind, rf=1)
-            return EXITED
         if (self.ept_absent | self.ept_misconfigured) & bit or (
             access == EPT_WRITE and self.ept_read_only & bit
         ):
@@ -365,6 +355,17 @@ class Delivery(ProcessorState):
             vmcs[GUEST_LINEAR_ADDRESS] = POISON
             vmcs[GUEST_PHYSICAL_ADDRESS] = POISON
             self.vm_exit(PML_FULL, rf=1)
+            return EXITED
+        if (
+            page == self.memory.apic_page
+            and access != EPT_FETCH
+            and secondary & SECONDARY_VIRTUALIZE_APIC_ACCESSES
+        ):
+            if self.event_info:
+                kind = APIC_ACCESS_IN_EVENT_DELIVERY
+            else:
+                kind = APIC_ACCESS_WRITE if access == EPT_WRITE else 0
+            self.vm_exit(APIC_ACCESS, kind, rf=1)
             return EXITED
         return DONE
 

@@ -19,6 +19,7 @@ from nvmx_core.arch.fields import (
     CONTROL_CHECK_FIELDS,
     ENTRY_MSR_LOAD_BAD,
     GUEST_CHECK_FIELDS,
+    GUEST_RIP,
     PIN_BASED,
     SECONDARY,
     TPR_THRESHOLD,
@@ -155,6 +156,8 @@ class EntryChecker:
 
     def judge_guest_state(self, vmcs: Vmcs) -> Verdict:
         """(qualification, failed rule) of the checks on the guest state, the rule "" when all hold."""
+        if vmcs[GUEST_RIP] >> 32:
+            return 0, "E0"  # outside IA-32e mode; not in the key, because RIP is never the same
         key = (vmcs[PIN_BASED], vmcs[SECONDARY], *vmcs[GUEST_CHECK_FIELDS])
         verdict = self._guest.get(key)
         if verdict is None:

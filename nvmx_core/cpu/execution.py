@@ -28,8 +28,11 @@ from nvmx_core.arch.exits import (
     EPT_FETCH,
     EPT_READ,
     EPT_WRITE,
+    IO_INSTRUCTION,
     MONITOR_EXIT,
     MWAIT_EXIT,
+    TASK_SWITCH,
+    TASK_SWITCH_BY_IRET,
     TPR_BELOW_THRESHOLD,
 )
 from nvmx_core.arch.fields import (
@@ -71,6 +74,7 @@ from nvmx_core.arch.state import (
     PENDING_DBG_BS,
     RFLAGS_FIXED,
     RFLAGS_IF,
+    RFLAGS_NT,
     RFLAGS_OF,
     RFLAGS_RF,
     RFLAGS_TF,
@@ -79,7 +83,16 @@ from nvmx_core.cpu.boundary import Boundary
 from nvmx_core.cpu.delivery import DONE, EXITED
 from nvmx_core.cpu.processor_state import PENDING_MTF, PENDING_TRAP_EXIT
 from nvmx_core.errors import ModelError
-from nvmx_core.guests.memory import CODE, CODE_BASE, DATA, HANDLER, HANDLER_BASE, STACK, Frame
+from nvmx_core.guests.memory import (
+    CODE,
+    CODE_BASE,
+    DATA,
+    HANDLER,
+    HANDLER_BASE,
+    STACK,
+    TASK_GATE_SELECTOR,
+    Frame,
+)
 from nvmx_core.journal import RETIRE
 
 CR8_ACCESS: int = 8
@@ -105,7 +118,7 @@ class Execution(Boundary):
         instruction = INSTRUCTIONS[index]
         if self.unusual_pages and not self._fetch():
             pass
-        elif instruction.privileged and self.cpl:
+        elif instruction.privileged and self.cpl and not self._iopl_allows(instruction):
             self.fault_error_code = 0
             self.raise_fault(UD if instruction.exit_reason in _UD_OUTSIDE_CPL_0 else GP)
         elif self._is_intercepted(instruction):
@@ -124,9 +137,18 @@ class Execution(Boundary):
             absent |= self.pt_absent
         return (
             not absent & page
-            and not (instruction.privileged and self.cpl)
+            and not (instruction.privileged and self.cpl and not self._iopl_allows(instruction))
             and not self._is_intercepted(instruction)
         )
+
+    def _iopl_allows(self, instruction: Instruction) -> bool:
+        """Whether an instruction that outside CPL 0 depends on IOPL (STI, CLI, IN, OUT) may execute."""
+        return (
+            instruction.action in (SET_IF, CLEAR_IF) or instruction.exit_reason == IO_INSTRUCTION
+        ) and self.cpl <= self._iopl()
+
+    def _iopl(self) -> int:
+        return self.rflags >> 12 & 3
 
     def _fetch(self) -> bool:
         outcome = self.touch(CODE if self.rip < HANDLER_BASE else HANDLER, EPT_FETCH)
@@ -161,6 +183,9 @@ class Execution(Boundary):
         elif action == MEMORY_READ or action == MEMORY_WRITE:
             if not self._access(DATA, EPT_WRITE if action == MEMORY_WRITE else EPT_READ):
                 return
+        elif action == INTERRUPT_RETURN and self.rflags & RFLAGS_NT and not self.real_mode:
+            self.vm_exit(TASK_SWITCH, TASK_GATE_SELECTOR | TASK_SWITCH_BY_IRET, length)
+            return
         elif action == INTERRUPT_RETURN:
             frame = self._pop_frame()
             if frame is None:
@@ -213,7 +238,7 @@ class Execution(Boundary):
         return frame
 
     def _read_frame(self) -> Frame | None:
-        """The frame on top of the stack; outside CPL 0 it cannot raise the privilege nor change IF."""
+        """The frame on top of the stack; it cannot raise the privilege, nor change IF unless CPL <= IOPL."""
         if not self._access(STACK, EPT_READ):
             return None
         depth = min(self.rsp, len(self.memory.frames))
@@ -225,13 +250,13 @@ class Execution(Boundary):
             self.fault_error_code = 0
             self.raise_fault(GP)
             return None
-        if self.cpl:
+        if self.cpl > self._iopl():
             rflags = rflags & ~RFLAGS_IF | self.rflags & RFLAGS_IF
         self.rsp = depth - 1
         return rip, rflags, cpl
 
     def perform(self, instruction: Instruction, operand: int) -> None:
-        """The operation of the instructions that neither fault nor jump; also L0's emulation of them."""
+        """The operation of the instructions that neither fault nor jump."""
         action = instruction.action
         if action == NOTHING:
             return
@@ -256,8 +281,8 @@ class Execution(Boundary):
             raise ModelError(f"no operation for {instruction.name}")
 
     def _pop_flags(self, operand: int) -> None:
-        """Operand bits 0, 1, 2 are IF, TF, OF; outside CPL 0 IF does not change (IOPL is 0)."""
-        writable = POPF_FLAGS if not self.cpl else POPF_FLAGS & ~RFLAGS_IF
+        """Operand bits 0, 1, 2 are IF, TF, OF; IF changes only if CPL <= IOPL."""
+        writable = POPF_FLAGS if self.cpl <= self._iopl() else POPF_FLAGS & ~RFLAGS_IF
         flags = 0
         if operand & 1:
             flags |= RFLAGS_IF

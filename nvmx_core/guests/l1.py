@@ -91,6 +91,7 @@ from nvmx_core.arch.state import (
     PENDING_DBG_BS,
     RFLAGS_FIXED,
     RFLAGS_IF,
+    RFLAGS_NT,
     RFLAGS_RF,
     RFLAGS_TF,
 )
@@ -303,6 +304,8 @@ def _repair(l1: L1, platform: L1Platform, reason: int, interruption: int, vector
         memory.pml_full = False
     elif reason == APIC_ACCESS and vectoring:
         memory.apic_page = NO_PAGE
+    elif reason == TASK_SWITCH and not vectoring:
+        vmcs[GUEST_RFLAGS] &= ~RFLAGS_NT
     elif reason == TASK_SWITCH:
         memory.gates.pop(vectoring & VECTOR_MASK, None)
     elif reason == TRIPLE_FAULT:

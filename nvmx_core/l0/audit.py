@@ -1,7 +1,7 @@
 """What is really due, judged from the plain state of a vCPU by functions that no L0 can override.
 
-The immediate-exit oracle compares L0's decisions with these; they share no code with the nested-event
-check.
+The immediate-exit oracle compares L0's decisions with these. They share the plain predicates of ``Vcpu`` with
+L0, never an override of them, and nothing with the nested-event check.
 """
 
 from nvmx_core.arch.events import is_vectoring

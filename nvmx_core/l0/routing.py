@@ -102,7 +102,7 @@ class Routing(NestedEntry):
         if reason == EXCEPTION_NMI:
             self.handle_exception(vmcs02[EXIT_INTR_INFO])
         elif reason in HOST_EXITS:
-            self._count_host_exit(reason)
+            return
         elif reason == EPT_VIOLATION:
             self.handle_ept_violation()
         elif reason == INTERRUPT_WINDOW or reason == NMI_WINDOW:
@@ -123,10 +123,6 @@ class Routing(NestedEntry):
         apic.isr = 0
         cpu.update_interrupt_line()
         cpu.pending &= ~PENDING_NMI
-
-    def _count_host_exit(self, reason: int) -> None:
-        if reason == EXTERNAL_INTERRUPT_EXIT:
-            self.reach[reach.HOST_INTERRUPT] += 1
 
     def complete_interrupts(self) -> None:
         """Derive the events in flight from the exit: the one source of truth about them (S7)."""

@@ -47,7 +47,7 @@ class RunLoop(Routing):
         while not (self.userspace_exit or self.in_smm or self.dead):
             self.round_trips += 1
             if self.round_trips > ROUND_TRIPS_MAX:
-                self.give_up()
+                self.give_up(self.round_trips)
                 return
             if not self.guest_mode:
                 self.enter_l1()
@@ -58,9 +58,9 @@ class RunLoop(Routing):
             elif self.enter_guest():
                 return
 
-    def give_up(self) -> None:
+    def give_up(self, round_trips: int) -> None:
         """L0 goes round in circles; the virtual machine is stopped so that the run can end."""
-        self.log.append((STUCK, len(self.journal), self.round_trips))
+        self.log.append((STUCK, len(self.journal), round_trips))
         self.journal.append((VM_DEAD, 0))
         self.dead = True
         self.cpu.non_root = False

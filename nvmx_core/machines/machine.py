@@ -26,6 +26,7 @@ from nvmx_core.arch.fields import (
     LAUNCH_STATE,
     POSTED_INTR_NV,
     SECONDARY,
+    VM_INSTRUCTION_ERROR,
 )
 from nvmx_core.arch.state import CR0_PE
 from nvmx_core.cpu.processor import Processor
@@ -186,10 +187,6 @@ class Machine(Platform):
         """Write the END record."""
         raise ModelError("a machine ends a run")
 
-    def end_of_life(self) -> bool:
-        """Whether the virtual machine has stopped for good."""
-        return False
-
     # -- L1 -------------------------------------------------------------------------------------------
 
     def _enter(self, manners: int) -> None:
@@ -222,6 +219,8 @@ class Machine(Platform):
             if not error:
                 return
         self.journal.append((VMFAIL, error))
+        if l1.has_current:
+            vmcs[VM_INSTRUCTION_ERROR] = error
         l1.observe_vmfail(error)
 
     def _l1_step(self, op: int, a: int, b: int, c: int) -> None:
@@ -274,6 +273,9 @@ class Machine(Platform):
         elif op == APIC_PAGE:
             memory.apic_page = a if a < PAGE_COUNT else NO_PAGE
         elif op == VIRTUAL_INTERRUPT:
+            if not self.l1.has_current:
+                self.skipped += 1
+                return
             memory.virr |= 1 << b
             vmcs = self.l1.vmcs
             status = vmcs[GUEST_INTR_STATUS]

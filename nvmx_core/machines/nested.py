@@ -86,7 +86,7 @@ class Nested(Machine):
             runs = False
             starts += 1
             if starts > STARTS_MAX:
-                self.vcpu.give_up()
+                self.vcpu.give_up(starts)
                 return
             vcpu = self.vcpu
             overdue = overdue_events(vcpu)
@@ -171,6 +171,7 @@ class Nested(Machine):
     def _host_interrupt(self) -> None:
         cpu = self.cpu
         if cpu.non_root:
+            self.vcpu.reach[reach.HOST_INTERRUPT] += 1
             cpu.apic.request(HOST_VECTOR)
             cpu.update_interrupt_line()
             self.settle()

@@ -99,6 +99,16 @@ def _injections(nested: Nested) -> Iterator[Violation]:
                     f"the event that L1 injected ({info_text(event)}) is neither delivered nor handed "
                     f"back",
                 )
+            elif _is_handed_back_too(event, ending, journal[position + 2 : position + 3]):
+                yield _violation(
+                    nested,
+                    "V2",
+                    "injection delivered and handed back",
+                    position + 2,
+                    f"the event that L1 injected ({info_text(event)}) is delivered and then handed back "
+                    f"as interrupted",
+                    "IDT-vectoring info",
+                )
             elif _is_repeated(event, ending, journal[position + 2 : position + 3]):
                 yield _violation(
                     nested,
@@ -116,11 +126,33 @@ def _ends_injection(event: int, ending: Record) -> bool:
     if kind == EXIT:
         return (
             ending[1] & FAILED_ENTRY != 0
-            or ending[5] != 0
+            or ending[5] == event
+            or _is_delivery_fault(ending[5])
             or ending[1] == TRIPLE_FAULT
             or (ending[1] == EXCEPTION_NMI and ending[3] & VECTOR_MASK == DF)
         )
     return kind in (VMFAIL, VM_DEAD)
+
+
+def _is_delivery_fault(vectoring: int) -> bool:
+    """Whether the event that an exit interrupted is an exception that replaced the injected one (D4)."""
+    return (
+        vectoring & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT
+        and vectoring & VECTOR_MASK in _DELIVERY_FAULTS
+    )
+
+
+def _is_handed_back_too(event: int, ending: Record, following: list[Record]) -> bool:
+    """An interrupt or NMI whose handler is about to run cannot be in delivery again: IF or NMIs are off."""
+    event_type = (event & TYPE_MASK) >> TYPE_SHIFT
+    return (
+        event_type in (EXTERNAL_INTERRUPT, NMI)
+        and ending[0] == DELIVER
+        and ending[1] == event & VECTOR_MASK
+        and len(following) > 0
+        and following[0][0] == EXIT
+        and following[0][5] == event
+    )
 
 
 def _is_repeated(event: int, ending: Record, following: list[Record]) -> bool:

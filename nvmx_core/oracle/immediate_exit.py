@@ -1,6 +1,6 @@
 """IMMEDIATE-EXIT: what had to wait for an injection comes right after it.
 
-Three halves of one rule: L2 never executes an instruction while an exit for L1 is due (O11, O7); an
+Three parts of one rule: L2 never executes an instruction while an exit for L1 is due (O11, O7); an
 immediate exit is requested exactly when something waits (V10); and each request also asks for the
 evaluation that the exit is for (V10). What waits is judged by ``l0.audit``, not by L0.
 """
