@@ -224,7 +224,7 @@ class Injection(NestedCheck):
         if self.has_interrupt() and not self.interrupt_blocked() and not self.kick_after_entry:
             if not can_inject or self.l1_wants_interrupts() or self.nested_run_pending:
                 busy = True
-            else:
+            elif not self.must_ask_userspace():
                 self.inject_interrupt()
         return busy
 

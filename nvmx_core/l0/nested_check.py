@@ -93,6 +93,7 @@ class NestedCheck(NestedExit):
         """Whether no row can apply, which is so at most entries: nothing is pending, no window is open."""
         return not (
             self.apic.irr
+            or self.userspace_vector >= 0
             or self.nmi_pending
             or self.exception_pending
             or self.vmexit_pending
@@ -250,12 +251,18 @@ class NestedCheck(NestedExit):
                 return BUSY
             if not self.l1_wants_interrupts():
                 return STOP
+            if self._wants_vector() and self.must_ask_userspace():
+                return STOP
             if not self._takes_posted_interrupts():
                 self.exit_for_interrupt()
                 return TAKEN
             if self.interrupts_open() and self.has_virtual_interrupt():
                 return self.check_interrupt_window(blocked)
         return NEXT
+
+    def _wants_vector(self) -> bool:
+        """K1: only with acknowledge-on-exit does L0 have to know which interrupt it is."""
+        return self.vmcs12[EXIT_CONTROLS] & EXIT_ACK_INTR_ON_EXIT != 0
 
     def exit_for_interrupt(self) -> None:
         """K1: with acknowledge-on-exit the vector comes along and is in service; else it stays pending."""
@@ -282,7 +289,8 @@ class NestedCheck(NestedExit):
         """K3: the notification vector is no exit; what was posted becomes L2's virtual interrupts."""
         if not self.vmcs12[PIN_BASED] & PIN_POSTED_INTR:
             return False
-        if self.apic.deliverable() != self.vmcs12[POSTED_INTR_NV]:
+        vector = self.apic.deliverable() if self.userspace_vector < 0 else self.userspace_vector
+        if vector != self.vmcs12[POSTED_INTR_NV]:
             return False
         notification = self.take_interrupt()
         self.apic.end_of_interrupt()

@@ -44,7 +44,7 @@ class RunLoop(Routing):
     def run(self) -> None:
         """Run until nothing more happens by itself."""
         self.round_trips = 0
-        while not (self.userspace_exit or self.in_smm or self.dead):
+        while not (self.userspace_exit or self.asks_userspace or self.in_smm or self.dead):
             self.round_trips += 1
             if self.round_trips > ROUND_TRIPS_MAX:
                 self.give_up(self.round_trips)
@@ -77,7 +77,7 @@ class RunLoop(Routing):
         if self.request_event:
             self.request_event = False
             immediate = self.check_and_inject_events()
-            if not self.guest_mode:
+            if not self.guest_mode or self.asks_userspace:
                 return False
         if self.cancel_armed:
             self.cancel_armed = False
@@ -166,7 +166,7 @@ class RunLoop(Routing):
         What L1 gets comes before L2 wakes, so that the exit records the activity L2 was in (Y4).
         """
         self.check_before_waking()
-        if not self.guest_mode:
+        if not self.guest_mode or self.asks_userspace:
             return True
         if self.smi_pending and self.mp_state != WAIT_FOR_SIPI:
             self.enter_smm()

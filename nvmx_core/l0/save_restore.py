@@ -73,6 +73,7 @@ class SavedApic(NamedTuple):
 
     irr: int
     isr: int
+    userspace_vector: int
     accepted: list[int]
     acknowledged: list[int]
 
@@ -107,7 +108,13 @@ def save_vcpu(vcpu: RunLoop) -> SavedVcpu:
     saved = SavedVcpu(
         _save_events(vcpu),
         _save_nested(vcpu),
-        SavedApic(vcpu.apic.irr, vcpu.apic.isr, vcpu.apic.accepted[:], vcpu.apic.acknowledged[:]),
+        SavedApic(
+            vcpu.apic.irr,
+            vcpu.apic.isr,
+            vcpu.userspace_vector,
+            vcpu.apic.accepted[:],
+            vcpu.apic.acknowledged[:],
+        ),
         SavedRun(vcpu.log, vcpu.reach, vcpu.cancel_armed, vcpu.alarmed),
     )
     vcpu.cpu.cr2 = 0
@@ -181,6 +188,7 @@ def restore_vcpu(vcpu: RunLoop, saved: SavedVcpu) -> None:
     apic = saved.apic
     vcpu.apic.irr = apic.irr
     vcpu.apic.isr = apic.isr
+    vcpu.userspace_vector = apic.userspace_vector
     vcpu.apic.accepted = apic.accepted
     vcpu.apic.acknowledged = apic.acknowledged
     _restore_nested(vcpu, saved.nested)

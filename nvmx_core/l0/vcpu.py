@@ -55,6 +55,7 @@ class Vcpu:
     __slots__ = (
         "alarmed",
         "apic",
+        "asks_userspace",
         "cancel_armed",
         "config",
         "cpu",
@@ -101,6 +102,7 @@ class Vcpu:
         "timer",
         "timer_expired",
         "userspace_exit",
+        "userspace_vector",
         "vmcs02",
         "vmcs12",
         "vmexit_error_code",
@@ -144,6 +146,8 @@ class Vcpu:
         self.request_triple_fault: bool = False
         self.cancel_armed: bool = False
         self.userspace_exit: bool = False
+        self.asks_userspace: bool = False
+        self.userspace_vector: int = NO_VECTOR
         self.kick_after_entry: bool = False
         self.restarts_instruction: bool = False
         self.entered_info: int = 0
@@ -240,15 +244,37 @@ class Vcpu:
         return not self.l1_wants_interrupts() and not self.interrupts_open()
 
     def has_interrupt(self) -> bool:
-        """Whether the interrupt controller, in the kernel or in userspace, has its line up."""
-        return self.apic.deliverable() >= 0
+        """Whether an interrupt is there: pending in the APIC, or handed over by userspace."""
+        return self.userspace_vector >= 0 or self.apic.deliverable() >= 0
+
+    def must_ask_userspace(self) -> bool:
+        """With an APIC in userspace L0 knows of an interrupt, but not its vector.
+
+        True when the vector is wanted and not there yet; the loop is then left for userspace (KVM's
+        KVM_EXIT_IRQ_WINDOW_OPEN), which acknowledges at its APIC and comes back with the vector
+        (KVM_INTERRUPT), and everything is looked at again.
+        """
+        if self.config.in_kernel_apic or self.userspace_vector >= 0:
+            return False
+        self.asks_userspace = True
+        self.request_event = True
+        return True
+
+    def queue_userspace_interrupt(self, vector: int) -> None:
+        """Userspace has acknowledged an interrupt at its APIC and hands it over (KVM_INTERRUPT)."""
+        self.asks_userspace = False
+        self.userspace_vector = vector
+        self.request_event = True
+        self.reach[USERSPACE_INTERRUPT] += 1
+        self.log.append((USERSPACE, len(self.journal), vector))
 
     def take_interrupt(self) -> int:
-        """Acknowledge the interrupt of :meth:`has_interrupt`; with a userspace APIC it must be asked."""
+        """The vector of the interrupt that is there, acknowledged: by userspace already, or here."""
+        if self.userspace_vector >= 0:
+            vector = self.userspace_vector
+            self.userspace_vector = NO_VECTOR
+            return vector
         vector = self.apic.deliverable()
-        if not self.config.in_kernel_apic:
-            self.log.append((USERSPACE, len(self.journal), vector))
-            self.reach[USERSPACE_INTERRUPT] += 1
         self.apic.acknowledge(vector)
         return vector
 

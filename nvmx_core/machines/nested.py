@@ -101,12 +101,24 @@ class Nested(Machine):
                 runs = runs and self.cpu.non_root
 
     def drive(self) -> None:
-        """Let L0 run until it rests; userspace saves and restores the vCPU when it was asked to."""
+        """Let L0 run until it rests, and do what it wants of userspace in between.
+
+        Userspace hands over an interrupt of its APIC, or saves and restores the vCPU.
+        """
         self.vcpu.run()
-        while self.vcpu.userspace_exit:
-            self.vcpu.userspace_exit = False
-            self._replace_vcpu()
+        while self.vcpu.userspace_exit or self.vcpu.asks_userspace:
+            if self.vcpu.asks_userspace:
+                self._hand_over_interrupt()
+            else:
+                self.vcpu.userspace_exit = False
+                self._replace_vcpu()
             self.vcpu.run()
+
+    def _hand_over_interrupt(self) -> None:
+        apic = self.vcpu.apic
+        vector = apic.deliverable()
+        apic.acknowledge(vector)
+        self.vcpu.queue_userspace_interrupt(vector)
 
     def _replace_vcpu(self) -> None:
         self.vcpu = self.vcpu.save_and_restore()
