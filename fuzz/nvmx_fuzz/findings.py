@@ -77,6 +77,8 @@ class Findings:
                 known = self._by_key.get(key)
                 if known is None or finding.size < known.size:
                     self._by_key[key] = finding
+                if not finding.scn.exists():
+                    self._write(self._by_key[key])
 
     def offer(self, data: bytes) -> tuple[Finding, bool] | None:
         """Shrink and keep an input that violates an oracle.
@@ -93,6 +95,9 @@ class Findings:
         if violation is None:
             return None
         key = violation.key()
+        if key not in self._by_key:
+            # Before the shrink, so that a campaign killed in it has lost nothing.
+            write_whole(self._path(key).with_suffix(".bin"), encode(scenario))
         small = shrink(scenario, lambda candidate: self._key(candidate) == key)
         violation = self._first_violation(small)
         assert violation is not None, "shrinking keeps the key"

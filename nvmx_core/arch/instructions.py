@@ -138,8 +138,6 @@ INSTRUCTION_INDEX: Final[dict[str, int]] = {
     instruction.name: index for index, instruction in enumerate(INSTRUCTIONS)
 }
 
-NOP: Final = INSTRUCTION_INDEX["nop"]
-HLT_INSTRUCTION: Final = INSTRUCTION_INDEX["hlt"]
 
 # Exit reasons that the nested L0 asks for in vmcs02 whatever L1 wants, with the action it emulates.
 EMULATED_BY_REASON: Final[dict[int, Instruction]] = {

@@ -104,7 +104,6 @@ from nvmx_core.journal import (
     Record,
 )
 
-NO_VMCS: Final = -1
 MEMORY_ACCESS_LENGTH: Final = 3
 TIMER_RELOAD: Final = 100
 

@@ -59,7 +59,7 @@ class L2Memory:
     """L2's memory with the tables above it, and the APIC structures of L1 that the processor reads.
 
     ``frames`` is the stack; RSP counts its frames. ``vtpr``, ``virr``, ``visr`` are the virtual-APIC page
-    (the interrupt registers as 256-bit integers), ``pir`` and ``posted_on`` the posted-interrupt
+    (the interrupt registers as 256-bit integers), ``pir`` the posted-interrupt
     descriptor.
     """
 
@@ -73,7 +73,6 @@ class L2Memory:
         "l2_absent",
         "pir",
         "pml_full",
-        "posted_on",
         "virr",
         "visr",
         "vtpr",
@@ -92,7 +91,6 @@ class L2Memory:
         self.virr: int = 0
         self.visr: int = 0
         self.pir: int = 0
-        self.posted_on: bool = False
 
     def gate(self, vector: int) -> int:
         """The kind of gate that L2's IDT holds for a vector."""
@@ -101,11 +99,9 @@ class L2Memory:
     def post_interrupt(self, vector: int) -> None:
         """Set a vector in the posted-interrupt descriptor, as another processor of L1 does (K3)."""
         self.pir |= 1 << vector
-        self.posted_on = True
 
     def take_posted_interrupts(self) -> int:
         """Move the posted vectors into the virtual IRR; return the highest of them, or -1 (K3)."""
-        self.posted_on = False
         posted = self.pir
         self.pir = 0
         self.virr |= posted
