@@ -9,6 +9,7 @@ same folder finds them and goes on from there.
 import hashlib
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -97,7 +98,7 @@ class Findings:
         key = violation.key()
         if key not in self._by_key:
             # Before the shrink, so that a campaign killed in it has lost nothing.
-            write_whole(self._path(key).with_suffix(".bin"), encode(scenario))
+            self._keep(self._finding(violation, scenario), self._write_bytes)
         small = shrink(scenario, lambda candidate: self._key(candidate) == key)
         violation = self._first_violation(small)
         assert violation is not None, "shrinking keeps the key"
@@ -106,12 +107,16 @@ class Findings:
         if known is not None and finding.size >= known.size:
             return None
         self._by_key[key] = finding
+        self._keep(finding, self._write)
+        return finding, known is None
+
+    def _keep(self, finding: Finding, write: Callable[[Finding], None]) -> None:
+        """Write a finding; one that cannot be written is remembered for the summary."""
         try:
-            self._write(finding)
+            write(finding)
         except BadFile:
             self.unwritten.append(finding)
             raise
-        return finding, known is None
 
     def replay_command(self, finding: Finding) -> str:
         """The command that runs a finding again."""
@@ -148,8 +153,11 @@ class Findings:
         words = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")[:48].strip("-")
         return self._folder / f"{words}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.scn"
 
-    def _write(self, finding: Finding) -> None:
+    def _write_bytes(self, finding: Finding) -> None:
         write_whole(finding.scn.with_suffix(".bin"), encode(finding.scenario))
+
+    def _write(self, finding: Finding) -> None:
+        self._write_bytes(finding)
         write_whole(finding.scn, finding.text.encode())
         write_whole(finding.scn.with_suffix(".txt"), self._explanation(finding).encode())
 
