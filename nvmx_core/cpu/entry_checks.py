@@ -120,22 +120,29 @@ Verdict = tuple[int, str]
 PASS: Final[Verdict] = (0, PASSED)
 
 
+_CHECKERS: Final[dict[Capabilities, "EntryChecker"]] = {}
+_CONTROL_VERDICTS: Final[dict[tuple[int, ...], Verdict]] = {}
+_GUEST_VERDICTS: Final[dict[tuple[int, ...], Verdict]] = {}
+
+
 class EntryChecker:
     """The checks of one processor model, with a bounded memory of earlier verdicts.
 
     A verdict depends on nothing but the fields in the key, so remembering it cannot change a result.
     """
 
-    MEMORY_LIMIT: Final = 1 << 14
+    MEMORY_LIMIT: Final = 1 << 13
 
     def __init__(self, caps: Capabilities) -> None:
         self.caps: Final = caps
-        self._controls: dict[tuple[int, ...], Verdict] = {}
-        self._guest: dict[tuple[int, ...], Verdict] = {}
+        self._number: Final = len(_CHECKERS)
+        # One memory for all checkers, so that its bound holds whatever the configurations are.
+        self._controls: Final = _CONTROL_VERDICTS
+        self._guest: Final = _GUEST_VERDICTS
 
     def judge_controls(self, vmcs: Vmcs, vtpr: int) -> Verdict:
         """The VM-instruction error of the checks on controls and host state, 0 when all hold."""
-        key = tuple(vmcs[CONTROL_CHECK_FIELDS])
+        key = (self._number, *vmcs[CONTROL_CHECK_FIELDS])
         verdict = self._controls.get(key)
         if verdict is None:
             if len(self._controls) >= self.MEMORY_LIMIT:
@@ -158,7 +165,7 @@ class EntryChecker:
         """(qualification, failed rule) of the checks on the guest state, the rule "" when all hold."""
         if vmcs[GUEST_RIP] >> 32:
             return 0, "E0"  # outside IA-32e mode; not in the key, because RIP is never the same
-        key = (vmcs[PIN_BASED], vmcs[SECONDARY], *vmcs[GUEST_CHECK_FIELDS])
+        key = (self._number, vmcs[PIN_BASED], vmcs[SECONDARY], *vmcs[GUEST_CHECK_FIELDS])
         verdict = self._guest.get(key)
         if verdict is None:
             if len(self._guest) >= self.MEMORY_LIMIT:
@@ -176,9 +183,6 @@ class EntryChecker:
 def msr_load_failure(vmcs: Vmcs) -> int:
     """The number of the VM-entry MSR-load entry that fails, 0 for none."""
     return vmcs[ENTRY_MSR_LOAD_BAD]
-
-
-_CHECKERS: Final[dict[Capabilities, EntryChecker]] = {}
 
 
 def checker_for(caps: Capabilities) -> EntryChecker:
