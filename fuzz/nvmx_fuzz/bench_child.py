@@ -1,7 +1,8 @@
 """One measurement under atheris, in a process of its own: libFuzzer has no second run.
 
 `bench.py` starts it as `python -m nvmx_fuzz.bench_child KIND WARM_UP RUNS CORPUS [MODE]` and reads
-one line of JSON from its standard output. The first WARM_UP executions load seeds and fill caches. KIND is
+one line of JSON from its standard output. The first WARM_UP executions load seeds and fill caches; of the
+others, a thousand inputs are in the result, so that the same can be run without atheris. KIND is
 "empty" (a target that does nothing) or "target" (the real one, with mutator and counters).
 """
 
@@ -18,6 +19,7 @@ import atheris
 from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
 
 _MOMENTS: Final = 10
+_SAMPLE: Final = 1000
 
 
 def resident_kib() -> int:
@@ -28,7 +30,8 @@ def resident_kib() -> int:
 
 def finish(result: dict[str, object]) -> None:
     """Print the result and end, past libFuzzer."""
-    os.write(1, f"{json.dumps(result)}\n".encode())
+    sys.stdout.write(f"{json.dumps(result)}\n")
+    sys.stdout.flush()
     os._exit(0)
 
 
@@ -41,6 +44,8 @@ class Meter:
         self._runs: Final = runs
         self._one_input: Final = one_input
         self._moment: Final = max(runs // _MOMENTS, 1)
+        self._every: Final = max(runs // _SAMPLE, 1)
+        self._sample: Final[list[str]] = []
         self._executions = 0
         self._steps = 0
         self._steps_at_begin = 0
@@ -55,8 +60,11 @@ class Meter:
         if measured == 0:
             self._steps_at_begin = self._steps
             self._started = time.perf_counter()
-        elif measured > 0 and measured % self._moment == 0:
-            self._resident.append(resident_kib())
+        elif measured > 0:
+            if measured % self._every == 0:
+                self._sample.append(data.hex())
+            if measured % self._moment == 0:
+                self._resident.append(resident_kib())
         if measured == self._runs:
             seconds = time.perf_counter() - self._started
             finish(
@@ -64,6 +72,7 @@ class Meter:
                     "executions_per_second": measured / seconds,
                     "steps_per_second": (self._steps - self._steps_at_begin) / seconds,
                     "resident_kib": self._resident,
+                    "sample": self._sample,
                 }
             )
 
