@@ -20,7 +20,13 @@ except ModuleNotFoundError:
     sys.stderr.write("fuzz_nested_events: atheris is missing; try: source scripts/setup-env\n")
     sys.exit(2)
 
-from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
+from nvmx_fuzz.feedback import ExtraCounters, choose_mode, instrument, setup
+
+try:
+    choose_mode()
+except ValueError as error:
+    sys.stderr.write(f"fuzz_nested_events: {error}\n")
+    sys.exit(2)
 
 with instrument(["nvmx_core"]) as probes:
     from nvmx_fuzz import nested_events

@@ -5,7 +5,8 @@ model in it is instrumented, so that running it for other purposes would count a
 nothing is instrumented: findings are shrunk, explained and written by this process. Whatever ends
 the fuzzing process, and whenever, the summary is printed and nothing found is lost.
 
-The output folder holds ``corpus/`` (written by libFuzzer), ``findings/``, ``model-errors/``,
+The output folder holds ``corpus/`` (written by libFuzzer), ``findings/``, ``arrivals/`` (inputs on
+their way into ``findings/``), ``model-errors/``,
 ``seeds/`` (encoded anew at each start), ``libfuzzer.log`` and ``summary.json``. A second campaign
 into the same folder goes on from there.
 """
@@ -19,16 +20,19 @@ from typing import Final
 
 from nvmx_fuzz.corpus_files import encode_seeds
 from nvmx_fuzz.findings import Findings
-from nvmx_fuzz.launcher import FREE_BYTES_MIN, FuzzingProcess, Plan, free_bytes
+from nvmx_fuzz.launcher import FREE_BYTES_MIN, NO_SPACE, FuzzingProcess, Plan, free_bytes
 from nvmx_fuzz.model_errors import ModelErrors
 from nvmx_fuzz.progress import Inbox, Message
 from nvmx_fuzz.status import Reporter, Status
+from nvmx_fuzz.wording import counted
 
 POLL_SECONDS: Final = 0.2
 STOP_SECONDS: Final = 5.0
 """How long the fuzzing process may take to finish its current execution."""
 
 _SPACE_CHECK_SECONDS: Final = 5.0
+_KILLING: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""What only others send, such as the kernel where memory runs out; a crash has other signals."""
 
 
 class Signals:
@@ -67,7 +71,7 @@ class Campaign:
         self.status: Final = Status(
             plan,
             process.progress,
-            Findings(plan.findings, plan.l0),
+            Findings(plan.findings, plan.l0, plan.arrivals),
             ModelErrors(plan.model_errors, plan.l0),
         )
         self.status.findings.recall()
@@ -110,10 +114,9 @@ class Campaign:
             kept = status.findings.offer(message.data)
             if kept is not None:
                 finding, is_new = kept
-                reporter.tell(
-                    f"{'finding' if is_new else 'smaller'}: {finding.violation.sentence}"
-                    f" ({len(finding.scenario.steps)} steps) -> {finding.scn}"
-                )
+                steps = counted(len(finding.scenario.steps), "step")
+                what = "finding" if is_new else "smaller"
+                reporter.tell(f"{what}: {finding.violation.sentence} ({steps}) -> {finding.scn}")
 
     def _stop_if_due(self) -> None:
         """Ask the fuzzing process to end; when that takes too long, or on a second Ctrl-C, end it."""
@@ -137,7 +140,7 @@ class Campaign:
         if seconds - self._space_checked >= _SPACE_CHECK_SECONDS:
             self._space_checked = seconds
             if free_bytes(plan.out) < FREE_BYTES_MIN:
-                return "no space left on device"
+                return NO_SPACE
         return ""
 
     def _note_end(self, exit_status: int) -> None:
@@ -147,6 +150,10 @@ class Campaign:
             return
         if exit_status == 0:
             status.ended = "all runs done"
+            return
+        if -exit_status in _KILLING:
+            status.ended = f"the fuzzing process was killed ({signal.Signals(-exit_status).name})"
+            status.killed = True
             return
         how = f"status {exit_status}"
         if exit_status < 0:

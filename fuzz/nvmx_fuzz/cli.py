@@ -8,6 +8,7 @@ Exit status: 0 nothing found, 1 a finding, 2 wrong usage or bad input, 3 our own
 
 import importlib
 import os
+import signal
 import sys
 from typing import Final, cast
 
@@ -78,6 +79,9 @@ def _nvmx_fuzz() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status and prints at most one line on bad input."""
+    if not _has_streams():
+        return _fail("standard output is closed")
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = _nvmx_fuzz.main(args=argv, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
@@ -87,20 +91,39 @@ def main(argv: list[str] | None = None) -> int:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else PROGRAM
         message = error.format_message().rstrip(".").replace("\n", " ")
-        return _fail(f"{message[:1].lower()}{message[1:]}; try: {path} --help")
+        if message[1:2].islower():
+            message = f"{message[0].lower()}{message[1:]}"
+        return _fail(f"{message}; try: {path} --help")
     except click.ClickException as error:
         return _fail(error.format_message())
     except BadFile as error:
         return _fail(str(error))
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted")
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click exits when whoever read our output is gone
         _abandon_output()
         return BAD_INPUT
     except OSError as error:
         _abandon_output()
         return _fail(f"{error.filename or 'standard output'}: {(error.strerror or '').lower()}")
     return status if isinstance(status, int) else 0
+
+
+def _has_streams() -> bool:
+    """Whether there is a standard output; a closed input or error stream is replaced by nothing.
+
+    Left closed, its number would go to the next file opened, and what is meant for it there.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+    return sys.stdout is not None
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    """A request to end, before there is anything to finish first."""
+    raise KeyboardInterrupt
 
 
 def _fail(message: str) -> int:

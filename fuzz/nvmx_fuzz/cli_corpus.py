@@ -12,9 +12,10 @@ from nvmx_fuzz.cli_options import FIXED, json_option
 from nvmx_fuzz.cli_replay import show
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.corpus_files import files_in, files_of
-from nvmx_fuzz.files import STANDARD_INPUT, BadFile, read_small_file, write_whole
+from nvmx_fuzz.files import STANDARD_INPUT, BadFile, read_small_file, write_output
 from nvmx_fuzz.replaying import replay
 from nvmx_fuzz.scenario_files import Loaded, load, load_content
+from nvmx_fuzz.wording import counted
 
 BAD_INPUT: Final = 2
 
@@ -68,7 +69,7 @@ def list_command(folder: str, as_json: bool) -> int:
     else:
         width = max((len(row["name"]) for row in rows), default=0)
         for row in rows:
-            line = f"{row['name']:{width}}  {row['form']:5}  {row['steps']:3} steps"
+            line = f"{row['name']:{width}}  {row['form']:5}  {counted(row['steps'], 'step'):>9}"
             click.echo(f"{line}  {row['about']}".rstrip())
     return status
 
@@ -81,6 +82,8 @@ def check_command(names: tuple[str, ...], as_json: bool) -> int:
     status = 0
     results: list[dict[str, Any]] = []
     files = files_of(names)
+    if not files:
+        raise BadFile(names[0], "holds no scenarios")
     for name in files:
         try:
             loaded = _load_canonical(name)
@@ -98,7 +101,7 @@ def check_command(names: tuple[str, ...], as_json: bool) -> int:
         click.echo(json.dumps(results, indent=2))
     else:
         good = sum(result["verdict"] == "ok" for result in results)
-        click.echo(f"{good} of {len(files)} scenarios are as they should be")
+        click.echo(f"as they should be: {good} of {counted(len(files), 'scenario')}")
     return status
 
 
@@ -132,7 +135,7 @@ def _write(target: str, content: bytes) -> None:
     if target == STANDARD_INPUT:
         sys.stdout.buffer.write(content)
     else:
-        write_whole(Path(target), content)
+        write_output(target, content)
 
 
 def _tell_written(loaded: Loaded, target: str) -> None:

@@ -1,9 +1,13 @@
 """Arguments that several subcommands share."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import click
+
+L0_VARIABLE = "NVMX_L0"
+"""The environment variable that chooses the L0, for the target as well."""
 
 FIXED = "fixed"
 """The L0 that keeps every rule; the name is that of `nvmx_core.bugs.catalogue.FIXED`."""
@@ -24,7 +28,9 @@ def l0_option(text: str) -> Callable[[Any], Any]:
         "--l0",
         "l0_name",
         default=FIXED,
+        envvar=L0_VARIABLE,
         show_default=True,
+        show_envvar=True,
         metavar="NAME",
         callback=_known_l0,
         help=text,
@@ -32,3 +38,21 @@ def l0_option(text: str) -> Callable[[Any], Any]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg] # generic in some releases only
+    """A time that is longer than nothing and not endless."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number of seconds."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not 0 < seconds < math.inf:
+            self.fail(f"{value!r} is not a time above 0", param, ctx)
+        return seconds

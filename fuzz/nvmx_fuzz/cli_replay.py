@@ -1,17 +1,19 @@
 """`nvmx-fuzz replay`: run scenarios again and say what they violate."""
 
 import json
+import os
 import shlex
 import shutil
 from typing import Any
 
 import click
 
-from nvmx_fuzz.cli_options import FIXED, json_option, l0_option
+from nvmx_fuzz.cli_options import FIXED, L0_VARIABLE, json_option, l0_option
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.journal_view import journal_lines, journals_json
 from nvmx_fuzz.replaying import Replay, replay
 from nvmx_fuzz.scenario_files import load
+from nvmx_fuzz.wording import counted
 
 
 @click.command("replay")
@@ -49,10 +51,12 @@ def command(files: tuple[str, ...], l0_name: str, journal: bool, as_json: bool) 
 
 def show(replayed: Replay) -> None:
     """Print the verdict, what it rests on, and the next command where something is wrong."""
-    steps = f"{len(replayed.scenario.steps)} steps"
+    steps = counted(len(replayed.scenario.steps), "step")
     if replayed.runs and replayed.runs[-1].skipped:
         steps += f", {replayed.runs[-1].skipped} could not apply"
-    expectations = f", {replayed.expectations} expectations" if replayed.expectations else ""
+    expectations = (
+        f", {counted(replayed.expectations, 'expectation')}" if replayed.expectations else ""
+    )
     click.echo(f"{replayed.name}: {replayed.verdict} on {replayed.l0} ({steps}{expectations})")
     for violation in replayed.violations:
         click.echo(f"  step {violation.step + 1}: {violation.sentence}  [{violation.key()}]")
@@ -67,6 +71,7 @@ def show(replayed: Replay) -> None:
 
 def next_command(replayed: Replay) -> str:
     """What a person would type now."""
-    l0 = "" if replayed.l0 == FIXED else f" --l0 {replayed.l0}"
+    is_default = replayed.l0 == FIXED and not os.environ.get(L0_VARIABLE)
+    l0 = "" if is_default else f" --l0 {replayed.l0}"
     what = "explain" if replayed.violations else "replay --journal"
     return f"nvmx-fuzz {what}{l0} {shlex.quote(replayed.name)}"

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from nvmx_fuzz.cli_options import FIXED, json_option
+from nvmx_fuzz.cli_options import FIXED, L0_VARIABLE, Seconds, json_option
 from nvmx_fuzz.files import BadFile, write_whole
 from nvmx_fuzz.launcher import FuzzingProcess, Plan, output_folder
 from nvmx_fuzz.seeds import seed_folder
@@ -24,11 +24,11 @@ _SEED_BITS: Final = 31
 
 
 @click.command("run")
-@click.option("--l0", "l0_name", default=FIXED, show_default=True, metavar="NAME",
-              help="The L0 that is judged.")  # fmt: skip
-@click.option("--time", "seconds", type=click.FloatRange(0), default=0, metavar="SECONDS",
+@click.option("--l0", "l0_name", default=FIXED, envvar=L0_VARIABLE, show_default=True,
+              show_envvar=True, metavar="NAME", help="The L0 that is judged.")  # fmt: skip
+@click.option("--time", "seconds", type=Seconds(), metavar="SECONDS",
               help="Stop after that long (default: run until stopped).")  # fmt: skip
-@click.option("--runs", type=click.IntRange(0), default=0, metavar="N",
+@click.option("--runs", type=click.IntRange(1), metavar="N",
               help="Stop after so many executions.")  # fmt: skip
 @click.option("--corpus", type=click.Path(path_type=Path), metavar="DIR",
               help="Start from these scenarios, text or bytes (default: our own seeds).")  # fmt: skip
@@ -43,8 +43,8 @@ _SEED_BITS: Final = 31
 @click.option("--plain", is_flag=True, help="Plain lines, also on a terminal.")
 def command(
     l0_name: str,
-    seconds: float,
-    runs: int,
+    seconds: float | None,
+    runs: int | None,
     corpus: Path | None,
     no_seeds: bool,
     out: Path | None,
@@ -64,10 +64,8 @@ def command(
         raise click.ClickException(
             "atheris is not installed, so nothing can be fuzzed; try: scripts/fuzz"
         )
-    plan = _plan(l0_name, seconds, runs, corpus, no_seeds, out, seed, feedback)
-    stream = sys.stderr if as_json else sys.stdout
-    click.echo(f"seed {plan.seed}: {plan.command}", file=stream)
-    return _campaign(plan, stream, as_json, plain)
+    plan = _plan(l0_name, seconds or 0, runs or 0, corpus, no_seeds, out, seed, feedback)
+    return _campaign(plan, sys.stderr if as_json else sys.stdout, as_json, plain)
 
 
 def _plan(
@@ -109,6 +107,7 @@ def _plan(
 def _campaign(plan: Plan, stream: IO[str], as_json: bool, plain: bool) -> int:
     with ExitStack() as stack:
         stack.enter_context(output_folder(plan))
+        click.echo(f"seed {plan.seed}: {plan.command}", file=stream)
         process = FuzzingProcess(plan)
         stack.callback(process.kill)
         # The fuzzing process loads its copy of the model while we load ours.
@@ -124,20 +123,22 @@ def _campaign(plan: Plan, stream: IO[str], as_json: bool, plain: bool) -> int:
         campaign = Campaign(plan, process, signals)
         reporter = _reporter(stream, plain or as_json)
         stack.callback(reporter.close)
-        problem: BadFile | None = None
+        problem: BadFile | OSError | None = None
         try:
             campaign.run(reporter)
-        except BadFile as error:
+            reporter.close()
+        except (BadFile, OSError) as error:  # an OSError is about our output, not about a file
             problem = error
-        reporter.close()
         summary = summarise(campaign.status)
         as_text = json.dumps(summary, indent=2)
-        click.echo(as_text if as_json else f"\n{summary_text(summary)}", nl=as_json)
-        if problem is not None:
+        if not isinstance(problem, BadFile):
+            write_whole(plan.out / "summary.json", f"{as_text}\n".encode())
+        if not isinstance(problem, OSError):
+            click.echo(as_text if as_json else f"\n{summary_text(summary)}", nl=as_json)
             for finding in campaign.status.findings.unwritten:
                 click.echo(f"not written: {finding.scn}\n{finding.text}", file=stream)
+        if problem is not None:
             raise problem
-        write_whole(plan.out / "summary.json", f"{as_text}\n".encode())
         return exit_status(summary)
 
 

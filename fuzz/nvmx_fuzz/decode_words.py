@@ -102,8 +102,12 @@ def event_word(info: int) -> str:
 
 
 def vector_word(vector: int) -> str:
-    """A vector that L2 takes: the mnemonic of an exception, ``NMI``, or a number."""
-    return VECTOR_NAMES.get(vector, f"{vector:#x}")
+    """A vector that L2 takes: ``0x40``, ``vector 0x2 (NMI)``.
+
+    The name is what the vector is meant for; an interrupt may have the same one.
+    """
+    name = VECTOR_NAMES.get(vector)
+    return f"{vector:#x}" if name is None else f"vector {vector:#x} ({name})"
 
 
 def address_word(address: int) -> str:

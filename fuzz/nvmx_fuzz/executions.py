@@ -3,15 +3,18 @@
 This module imports the model; `worker.py` imports it inside `feedback.instrument`.
 """
 
+import hashlib
 import os
 import traceback
 from operator import add
+from pathlib import Path
 from typing import Final
 
 from nvmx_core.l0.reach import REACH_COUNT
 from nvmx_core.oracle.judge import Verdict
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.codec import decode
+from nvmx_fuzz.files import BadFile, write_whole
 from nvmx_fuzz.nested_events import NestedEvents
 from nvmx_fuzz.progress import Message, Order, Progress, send
 from nvmx_fuzz.state_feedback import StateFeedback
@@ -63,7 +66,17 @@ class Executions:
         if verdict.violations:
             self._violating += 1
             key = verdict.violations[0].key()
+            if key not in self._smallest:
+                self._leave(data)
             self._report("finding", key, "", len(scenario.steps), data)
+
+    def _leave(self, data: bytes) -> None:
+        """Write a new finding where the next campaign looks, should the reader of our messages die."""
+        name = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+        try:
+            write_whole(Path(self._order.arrivals) / name, data)
+        except BadFile:
+            return  # the disk is full: the other process will notice, and show what it cannot write
 
     def _report_model_error(self, data: bytes, error: Exception) -> None:
         """Errors raised at the same place with the same words are the same one."""

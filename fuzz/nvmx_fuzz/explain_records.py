@@ -6,7 +6,7 @@ The words are those of KVM's source and trace points. A record of an unknown kin
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from nvmx_core.arch.events import VALID
+from nvmx_core.arch.events import VALID, VECTOR_NAMES
 from nvmx_core.arch.exits import (
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
@@ -130,8 +130,10 @@ def _end_text(record: Record) -> str:
 
 def _deliver_text(record: Record) -> str:
     error_code = record_field(record, "error code")
-    code = "" if error_code == POISON else f", error code {hexadecimal(error_code)}"
-    return f"takes {vector_word(record[1])}{code}, return rip {address_word(record[3])}"
+    taken = vector_word(record[1])
+    if error_code != POISON:  # so it is an exception
+        taken = f"{VECTOR_NAMES.get(record[1], taken)}, error code {hexadecimal(error_code)}"
+    return f"takes {taken}, return rip {address_word(record[3])}"
 
 
 def _entry_text(record: Record) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-SIZE_MAX: Final = 1 << 20
+SIZE_MAX: Final = 1 << 18
 """No scenario comes near; whatever is larger is not one."""
 
 STANDARD_INPUT: Final = "-"
@@ -36,6 +36,8 @@ def read_small_file(name: str) -> bytes:
     Raises BadFile for everything else, without waiting on what is no regular file.
     """
     if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise BadFile("standard input", "is closed")
         return _limited(name, sys.stdin.buffer.read(SIZE_MAX + 1))
     try:
         # Opening a named pipe would wait for its other end, so not even that.
@@ -62,11 +64,36 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            draft.chmod(stat.S_IMODE(path.stat().st_mode))
         draft.replace(path)
     except OSError as error:
         with suppress(OSError):
             draft.unlink()
         raise BadFile(path, _reason(error)) from None
+
+
+def write_output(name: str, content: bytes) -> None:
+    """Write the file that a person named, whole or not at all; a link stays a link.
+
+    Raises BadFile, also for what is there and is no regular file or must not be written.
+    """
+    path = Path(os.path.realpath(name))
+    if path.exists():
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise BadFile(name, f"is {_kind(mode)}, not a file; - is standard output")
+        if not os.access(path, os.W_OK):
+            raise BadFile(name, "permission denied")
+    write_whole(path, content)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there; raises BadFile."""
+    if path.exists() and not path.is_dir():
+        raise BadFile(path, "is not a directory")
+    with about(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

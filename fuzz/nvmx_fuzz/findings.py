@@ -49,9 +49,13 @@ class Finding:
 class Findings:
     """The findings in one folder, judged with one L0."""
 
-    def __init__(self, folder: Path, l0_name: str) -> None:
-        """Keep findings about the L0 called *l0_name* in *folder*, which exists."""
+    def __init__(self, folder: Path, l0_name: str, arrivals: Path) -> None:
+        """Keep findings about the L0 called *l0_name* in *folder*.
+
+        In *arrivals* are inputs that were found but may not have been offered. Both folders exist.
+        """
         self._folder: Final = folder
+        self._arrivals: Final = arrivals
         self._l0_name: Final = l0_name
         self._l0: Final = l0_class(l0_name)
         self._by_key: dict[str, Finding] = {}
@@ -80,18 +84,31 @@ class Findings:
                     self._by_key[key] = finding
                 if not finding.scn.exists():
                     self._write(self._by_key[key])
+        with about(self._arrivals):
+            arrived = [path.read_bytes() for path in sorted(self._arrivals.iterdir())]
+        for data in arrived:
+            self.offer(data)
+        with about(self._arrivals):
+            for path in self._arrivals.iterdir():
+                path.unlink()
 
     def offer(self, data: bytes) -> tuple[Finding, bool] | None:
         """Shrink and keep an input that violates an oracle.
 
         Returns:
             The finding and whether its key is new; None when nothing is violated, or when no
-            smaller scenario came of it.
+            scenario with fewer steps came of it.
 
         Raises:
             BadFile: it could not be written.
         """
-        scenario = decode(data)
+        kept = self._offer(decode(data))
+        arrival = self._arrivals / hashlib.sha1(data, usedforsecurity=False).hexdigest()
+        with about(arrival):
+            arrival.unlink(missing_ok=True)
+        return kept
+
+    def _offer(self, scenario: Scenario) -> tuple[Finding, bool] | None:
         violation = self._first_violation(scenario)
         if violation is None:
             return None
@@ -104,7 +121,7 @@ class Findings:
         assert violation is not None, "shrinking keeps the key"
         finding = self._finding(violation, small)
         known = self._by_key.get(key)
-        if known is not None and finding.size >= known.size:
+        if known is not None and len(small.steps) >= len(known.scenario.steps):
             return None
         self._by_key[key] = finding
         self._keep(finding, self._write)

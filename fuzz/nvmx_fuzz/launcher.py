@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from nvmx_fuzz.files import BadFile, about, write_whole
+from nvmx_fuzz.files import BadFile, about, make_folder, write_whole
 from nvmx_fuzz.progress import MEMORY_SIZE, Order, Progress
 
 FREE_BYTES_MIN: Final = 1 << 20
+NO_SPACE: Final = f"no space left: less than {FREE_BYTES_MIN >> 20} MiB is free"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Plan:
         return self.out / "findings"
 
     @property
+    def arrivals(self) -> Path:
+        """Where the fuzzing process leaves what violates an oracle until it is in `findings`."""
+        return self.out / "arrivals"
+
+    @property
     def model_errors(self) -> Path:
         """Where the inputs are written that make the model contradict itself."""
         return self.out / "model-errors"
@@ -74,15 +80,15 @@ def free_bytes(folder: Path) -> int:
 @contextmanager
 def output_folder(plan: Plan) -> Iterator[None]:
     """Make the folders of a plan and keep other campaigns out of them; raises BadFile."""
-    with about(plan.out):
-        plan.out.mkdir(parents=True, exist_ok=True)
-    for folder in (plan.corpus, plan.encoded_seeds, plan.findings, plan.model_errors):
-        with about(folder):
-            folder.mkdir(exist_ok=True)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise BadFile(folder, "cannot be written")
+    make_folder(plan.out)
+    for folder in (
+        plan.corpus, plan.encoded_seeds, plan.findings, plan.arrivals, plan.model_errors
+    ):  # fmt: skip
+        make_folder(folder)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise BadFile(folder, "cannot be written")
     if free_bytes(plan.out) < FREE_BYTES_MIN:
-        raise BadFile(plan.out, "no space left on device")
+        raise BadFile(plan.out, NO_SPACE)
     with about(plan.out):
         lock = (plan.out / ".lock").open("wb")
     with lock:
@@ -117,6 +123,7 @@ class FuzzingProcess:
             runs=plan.runs,
             corpus=(str(plan.corpus), str(plan.encoded_seeds)),
             artifacts=str(plan.model_errors),
+            arrivals=str(plan.arrivals),
             memory=memory,
             messages=sender,
             parent=os.getpid(),

@@ -71,7 +71,7 @@ def raise_on_violation(target: NestedEvents, data: bytes, artifact_prefix: str =
 
 def finding_text(violations: Sequence[Violation], replay: str) -> str:
     """What a violated run says: a sentence and a key for each rule, then the next command."""
-    lines = [f"{len(violations)} rule(s) broken" if len(violations) > 1 else "a rule is broken"]
+    lines = [f"{len(violations)} rules are broken" if len(violations) > 1 else "a rule is broken"]
     for violation in violations:
         lines += [
             f"  step {violation.step + 1}: {violation.sentence}",

@@ -35,6 +35,7 @@ class Order:
     runs: int
     corpus: tuple[str, ...]
     artifacts: str
+    arrivals: str
     memory: int
     messages: int
     parent: int

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import ScenarioFile, parse_scenario
 from nvmx_core.scenario.words import ScenarioError
-from nvmx_fuzz.codec import CodecError, decode, require_version
+from nvmx_fuzz.codec import SIZE_MAX, CodecError, decode, require_version
 from nvmx_fuzz.files import BadFile, read_small_file
 
 TEXT_SUFFIX: Final = ".scn"
@@ -34,6 +34,8 @@ def load_content(name: str, content: bytes) -> Loaded:
     if is_text(name, content):
         text = parse(name, content)
         return Loaded(name, text.scenario, text)
+    if len(content) > SIZE_MAX:
+        raise BadFile(name, f"has {len(content)} bytes, but a scenario has at most {SIZE_MAX}")
     try:
         require_version(content)
     except CodecError as error:

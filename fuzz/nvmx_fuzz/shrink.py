@@ -1,10 +1,10 @@
-"""A quick greedy shrink: leave out steps, and what the configuration adds, while a property holds."""
+"""A quick greedy shrink: fewer steps, a plainer configuration, plainer steps, while a property holds."""
 
 from collections.abc import Callable
 from typing import Final
 
 from nvmx_core.scenario.config import DEFAULT_FLAGS, FLAG_BIT
-from nvmx_core.scenario.steps import Scenario
+from nvmx_core.scenario.steps import Scenario, Step, canonical
 
 RUNS_MAX: Final = 1500
 """Enough for a scenario of 64 steps; a longer search is the minimiser's business."""
@@ -19,7 +19,7 @@ def shrink(
     """
     budget = _Budget(holds, runs_max)
     scenario = _fewer_steps(scenario, budget)
-    simpler = _plainer_config(scenario, budget)
+    simpler = _plainer_steps(_plainer_config(scenario, budget), budget)
     return _fewer_steps(simpler, budget) if simpler != scenario else scenario
 
 
@@ -71,3 +71,28 @@ def _plainer_config(scenario: Scenario, budget: _Budget) -> Scenario:
             if budget.allows(candidate):
                 scenario, flags = candidate, flags ^ bit
     return scenario
+
+
+def _plainer_steps(scenario: Scenario, budget: _Budget) -> Scenario:
+    """Make each operand of each step 0 where that is enough, or else leave out bits of it."""
+    for index in range(len(scenario.steps)):
+        for place in range(1, len(scenario.steps[index])):
+            value = scenario.steps[index][place]
+            bits = [1 << number for number in range(value.bit_length()) if value >> number & 1]
+            for mask in (value, *bits):
+                step = scenario.steps[index]
+                candidate = _with_step(scenario, index, _without(step, place, mask))
+                if candidate.steps[index] < step and budget.allows(candidate):
+                    scenario = candidate
+    return scenario
+
+
+def _without(step: Step, place: int, bits: int) -> Step:
+    operands = [*step]
+    operands[place] &= ~bits
+    return canonical(*operands)
+
+
+def _with_step(scenario: Scenario, index: int, step: Step) -> Scenario:
+    steps = scenario.steps
+    return scenario._replace(steps=(*steps[:index], step, *steps[index + 1 :]))

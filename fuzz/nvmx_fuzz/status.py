@@ -31,8 +31,8 @@ class Coverage(NamedTuple):
 class Status:
     """A campaign.
 
-    `mode` and `probes` say how branches are counted, `seconds` how long it has been fuzzing, and
-    `ended` why it no longer is.
+    `mode` and `probes` say how branches are counted, `seconds` how long it has been fuzzing,
+    `ended` why it no longer is, and `killed` whether somebody killed the fuzzing process.
     """
 
     plan: Plan
@@ -43,6 +43,7 @@ class Status:
     probes: int = 0
     seconds: float = 0.0
     ended: str = ""
+    killed: bool = False
 
     def coverage(self) -> Coverage:
         """The newest numbers in libFuzzer's log."""

@@ -7,11 +7,13 @@ from nvmx_core.l0.reach import REACH_COUNT, REACH_NAMES
 from nvmx_fuzz.findings import Finding, Findings
 from nvmx_fuzz.status import Status
 from nvmx_fuzz.version import revision
+from nvmx_fuzz.wording import counted
 
 SUMMARY_VERSION: Final = 1
 
 NOTHING_FOUND: Final = 0
 FOUND: Final = 1
+CUT_SHORT: Final = 2
 OUR_OWN_BUG: Final = 3
 
 Summary = dict[str, Any]
@@ -34,6 +36,7 @@ def summarise(status: Status) -> Summary:
         "command": plan.command,
         "out": str(plan.out),
         "ended": status.ended,
+        "killed": status.killed,
         "feedback": status.mode,
         "probes": status.probes,
         "seconds": round(status.seconds, 3),
@@ -55,10 +58,15 @@ def summarise(status: Status) -> Summary:
 
 
 def exit_status(summary: Summary) -> int:
-    """3 when the model contradicted itself, for then nothing else can be relied on; else 1 or 0."""
+    """3 when the model contradicted itself, for then nothing else can be relied on.
+
+    Else 1 for findings; 2 when somebody killed the fuzzing process before there was one.
+    """
     if summary["model_errors"]:
         return OUR_OWN_BUG
-    return FOUND if summary["findings"] else NOTHING_FOUND
+    if summary["findings"]:
+        return FOUND
+    return CUT_SHORT if summary["killed"] else NOTHING_FOUND
 
 
 def summary_text(summary: Summary) -> str:
@@ -131,7 +139,7 @@ def _results(summary: Summary) -> Iterator[str]:
     findings = summary["findings"]
     errors = summary["model_errors"]
     if errors:
-        yield f"OUR OWN BUG: the model contradicted itself, {len(errors)} time(s)"
+        yield f"OUR OWN BUG: the model contradicted itself, {counted(len(errors), 'time')}"
         for error in errors:
             yield f"  {error['error']}"
             if error["file"]:
@@ -140,7 +148,7 @@ def _results(summary: Summary) -> Iterator[str]:
         yield "no findings"
         yield f"next: {summary['command']}"
         return
-    yield f"{len(findings)} finding(s) in {summary['out']}/findings"
+    yield f"{counted(len(findings), 'finding')} in {summary['out']}/findings"
     for finding in findings:
         known = ", known from an earlier campaign" if finding["earlier"] else ""
         yield f"  {finding['key']}"

@@ -1,5 +1,6 @@
 """Campaigns through real processes: what they find, what they keep, and how they end."""
 
+import hashlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from nvmx_fuzz.findings import Findings
 from nvmx_fuzz.generate import random_bytes
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.status import read_coverage
+from nvmx_fuzz.summary import exit_status
 
 RUNS_TO_FIND = 4000
 """From an empty corpus; a tenth of it has been enough for both bugs with every seed tried."""
@@ -274,15 +276,43 @@ def test_kill_loses_nothing_and_leaves_no_process(bug3: subprocess.Popen[str], o
     assert run_json(out, "--l0", "bug3", "--runs", "10")[1]["findings"]
 
 
-def test_death_of_the_fuzzing_process_is_our_own_bug(
+def test_crash_of_the_fuzzing_process_is_our_own_bug(
     bug3: subprocess.Popen[str], out: Path
 ) -> None:
-    os.kill(children_of(bug3.pid)[0], signal.SIGKILL)
+    os.kill(children_of(bug3.pid)[0], signal.SIGSEGV)
     stdout, _ = bug3.communicate(timeout=60)
     assert bug3.returncode == 3
     assert "OUR OWN BUG" in stdout
-    assert "ended by itself (signal SIGKILL)" in stdout
+    assert "ended by itself (" in stdout
     assert_kept(out)
+
+
+def test_killed_fuzzing_process_is_nobodys_bug(bug3: subprocess.Popen[str], out: Path) -> None:
+    os.kill(children_of(bug3.pid)[0], signal.SIGKILL)
+    stdout, _ = bug3.communicate(timeout=60)
+    assert bug3.returncode == 1  # for its findings
+    assert "OUR OWN BUG" not in stdout
+    assert "the fuzzing process was killed (SIGKILL)" in stdout
+    assert json.loads((out / "summary.json").read_text())["killed"] is True
+    assert_kept(out)
+
+
+def test_exit_status_of_a_campaign_cut_short_is_2() -> None:
+    results: dict[str, Any] = {"model_errors": [], "findings": [], "killed": True}
+    assert exit_status(results) == 2
+    assert exit_status(results | {"killed": False}) == 0
+
+
+def test_what_arrived_and_was_not_read_is_found_by_the_next_campaign(out: Path) -> None:
+    assert run_json(out, "--l0", "bug3", "--runs", "1", "--no-seeds")[0] == 0
+    scenario = out / "x.scn"
+    scenario.write_text("version 1\noutside interrupt 0x51\nL1 enter\n")
+    data = encode(load(str(scenario)).scenario)
+    (out / "arrivals" / hashlib.sha1(data).hexdigest()).write_bytes(data)
+    status, summary = run_json(out, "--l0", "bug3", "--runs", "1", "--no-seeds")
+    assert status == 1
+    assert len(summary["findings"]) == 1
+    assert list((out / "arrivals").iterdir()) == []
 
 
 def test_one_campaign_per_folder(bug3: subprocess.Popen[str], out: Path) -> None:
@@ -318,7 +348,7 @@ def test_contradicting_arguments_are_refused(out: Path) -> None:
 
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert refusal(tmp_path / "file").endswith("file exists")
+    assert refusal(tmp_path / "file").endswith("file: is not a directory")
     assert refusal(tmp_path / "file" / "below").endswith("not a directory")
 
 
@@ -355,7 +385,7 @@ def test_finding_that_cannot_be_written_is_shown(
         raise BadFile(path, "no space left on device")
 
     monkeypatch.setattr("nvmx_fuzz.findings.write_whole", full)
-    findings = Findings(tmp_path, "bug3")
+    findings = Findings(tmp_path, "bug3", tmp_path)
     scenario = tmp_path / "x.scn"
     scenario.write_text("version 1\noutside interrupt 0x51\nL1 enter\n")
     with pytest.raises(BadFile, match="no space left"):

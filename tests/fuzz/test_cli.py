@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nvmx_fuzz import cli
+from nvmx_fuzz.codec import decode
 
 SCENARIO = """\
 # an interrupt that waits for the entry; the exit comes right after it
@@ -73,7 +74,7 @@ def data(scn: Path) -> Path:
 def test_replay_says_that_nothing_is_wrong(scn: Path) -> None:
     finished = nvmx("replay", scn)
     assert finished.returncode == 0, finished
-    assert finished.stdout == f"{scn}: ok on fixed (2 steps, 1 expectations)\n"
+    assert finished.stdout == f"{scn}: ok on fixed (2 steps, 1 expectation)\n"
 
 
 def test_replay_takes_both_forms_and_standard_input(scn: Path, data: Path) -> None:
@@ -188,7 +189,7 @@ def test_list_shows_form_steps_and_comment(scn: Path, data: Path) -> None:
 def test_check_accepts_what_is_as_it_should_be(scn: Path, data: Path) -> None:
     finished = nvmx("corpus", "check", scn.parent, data)
     assert finished.returncode == 0, finished
-    assert finished.stdout == "3 of 3 scenarios are as they should be\n"
+    assert finished.stdout == "as they should be: 3 of 3 scenarios\n"
 
 
 def test_check_names_the_line_that_is_not_canonical(scn: Path) -> None:
@@ -196,7 +197,7 @@ def test_check_names_the_line_that_is_not_canonical(scn: Path) -> None:
     finished = nvmx("corpus", "check", scn)
     assert finished.returncode == 2
     assert f"{scn}:4: is not canonical, expected 'L1       enter'" in finished.stderr
-    assert finished.stdout == "0 of 1 scenarios are as they should be\n"
+    assert finished.stdout == "as they should be: 0 of 1 scenario\n"
 
 
 def test_check_reports_a_broken_expectation(scn: Path) -> None:
@@ -235,9 +236,10 @@ def test_bad_text_is_refused_with_file_and_line(command: str, kind: str, tmp_pat
     ("content", "words"),
     [
         (b"\x82" + bytes(15), "version 2 was made by a newer nvmx-fuzz"),
-        (bytes((1 << 20) + 1), "is larger than 1048576 bytes"),
+        (bytes(1 << 20), "is larger than 262144 bytes"),
+        (bytes(2057), "has 2057 bytes, but a scenario has at most 2056"),
     ],
-    ids=["future", "oversized"],
+    ids=["future", "1 MiB", "oversized"],
 )
 def test_bad_bytes_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "bad"
@@ -255,7 +257,7 @@ def test_corrupt_text_is_refused_at_its_line(tmp_path: Path) -> None:
 
 def test_truncated_bytes_are_still_a_scenario(data: Path) -> None:
     data.write_bytes(data.read_bytes()[:-3])
-    assert "(1 steps" in nvmx("replay", data).stdout
+    assert "(1 step)" in nvmx("replay", data).stdout
 
 
 @pytest.mark.parametrize("command", [["replay"], ["explain"], ["corpus", "check"]])
@@ -288,6 +290,86 @@ def test_target_that_cannot_be_written_is_refused(scn: Path) -> None:
     target = scn.parent / "absent" / "out"
     line = refused(nvmx("corpus", "encode", scn, target))
     assert line == f"{target}: no such file or directory"
+
+
+def test_target_that_is_no_file_is_refused_and_left_alone(scn: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    line = refused(nvmx("corpus", "encode", scn, pipe))
+    assert line == f"{pipe}: is a named pipe, not a file; - is standard output"
+    assert pipe.is_fifo()
+    assert "is a device" in refused(nvmx("corpus", "decode", scn, "/dev/null"))
+
+
+def test_target_that_is_a_link_stays_one(scn: Path, tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    assert nvmx("corpus", "encode", scn, link).returncode == 0
+    assert link.is_symlink()
+    assert decode(real.read_bytes()).steps
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_folder_without_scenarios_is_refused(tmp_path: Path) -> None:
+    assert refused(nvmx("corpus", "check", tmp_path)) == f"{tmp_path}: holds no scenarios"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- 2>&-"])
+def test_closed_streams_are_no_traceback(scn: Path, closed: str) -> None:
+    finished = subprocess.run(
+        ["sh", "-c", f'"$0" -m nvmx_fuzz.cli replay "$1" {closed}', sys.executable, scn],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if closed == ">&-":
+        assert refused(finished) == "standard output is closed"
+    else:
+        assert (finished.returncode, finished.stderr) == (0, "")
+        assert ": ok on fixed" in finished.stdout
+
+
+def test_closed_standard_input_cannot_be_read() -> None:
+    command = '"$0" -m nvmx_fuzz.cli replay - <&-'
+    finished = subprocess.run(
+        ["sh", "-c", command, sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused(finished) == "standard input: is closed"
+
+
+def test_reader_that_leaves_is_no_finding(scn: Path) -> None:
+    command = '"$0" -m nvmx_fuzz.cli replay --journal "$1"; echo $? >&2'
+    with subprocess.Popen(
+        ["sh", "-c", command, sys.executable, scn],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--time=0", "'0' is not a time above 0"),
+        ("--time=nan", "'nan' is not a time above 0"),
+        ("--time=inf", "'inf' is not a time above 0"),
+        ("--time=abc", "'abc' is not a number"),
+        ("--runs=0", "0 is not in the range x>=1"),
+    ],
+)
+def test_limits_that_limit_nothing_are_refused(option: str, words: str) -> None:
+    assert words in refused(nvmx("run", option))
 
 
 def test_full_disk_leaves_the_old_file(scn: Path) -> None:
@@ -328,6 +410,16 @@ def test_unknown_l0_is_refused_with_near_names(command: str, scn: Path) -> None:
     line = refused(nvmx(command, "--l0", "bugg3", scn))
     assert line.startswith("there is no L0 called 'bugg3'; did you mean bug3")
     assert line.endswith(f"try: nvmx-fuzz {command} --help")
+
+
+def test_environment_chooses_the_l0(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVMX_L0", "bug3")
+    finished = nvmx("replay", data)
+    assert finished.returncode == 1
+    assert f"next: nvmx-fuzz explain --l0 bug3 {data}" in finished.stdout
+    assert nvmx("replay", "--l0", "fixed", data).returncode == 0
+    monkeypatch.setenv("NVMX_L0", "bugg3")
+    assert refused(nvmx("replay", data)).startswith("there is no L0 called 'bugg3'")
 
 
 def test_unknown_words_are_refused_with_the_next_command() -> None:
