@@ -20,6 +20,7 @@ except ModuleNotFoundError:
     sys.stderr.write("fuzz_nested_events: atheris is missing; try: source scripts/setup-env\n")
     sys.exit(2)
 
+from nvmx_fuzz import CODE_UNDER_TEST
 from nvmx_fuzz.feedback import ExtraCounters, choose_mode, instrument, setup
 
 try:
@@ -28,7 +29,7 @@ except ValueError as error:
     sys.stderr.write(f"fuzz_nested_events: {error}\n")
     sys.exit(2)
 
-with instrument(["nvmx_core"]) as probes:
+with instrument(CODE_UNDER_TEST) as probes:
     from nvmx_fuzz import nested_events
     from nvmx_fuzz.mutate import crossover, mutate
     from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback

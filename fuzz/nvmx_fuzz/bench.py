@@ -25,12 +25,13 @@ from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import judge, run_and_judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
+from nvmx_fuzz.bench_find import Search, searches
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.generate import random_scenario
 from nvmx_fuzz.mutate import mutate
 from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
 
-MODES: Final = ("fast", "branches", "stock", "none")
+MODES: Final = ("fast", "branches", "stock", "states")
 STEPS_MIN: Final = 12
 STEPS_MAX: Final = 20
 
@@ -262,9 +263,14 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
               help="Executions of each measurement under atheris.")  # fmt: skip
 @click.option("--memory", "memory_runs", default=0, metavar="N",
               help="Also watch the memory over N executions.")  # fmt: skip
+@click.option("--find", "searches_each", default=0, metavar="N",
+              help="Only measure how soon each kind of feedback finds, N runs each.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(repeat: int, runs: int, memory_runs: int, as_json: bool) -> None:
+def main(repeat: int, runs: int, memory_runs: int, searches_each: int, as_json: bool) -> None:
     """Measure executions and steps per second, on one core, and where the time goes."""
+    if searches_each:
+        _show_searches(list(searches(searches_each)), as_json)
+        return
     inputs = [encode(scenario) for scenario in scenarios()]
     with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
         seeds = Path(folder)
@@ -305,6 +311,20 @@ def _show(found: list[Figure], resident: dict[str, Any] | None, as_json: bool) -
         click.echo(
             f"\nresident memory over {resident['executions']:,} executions: {moments} MiB;"
             f" after the first fifth within {resident['growth_percent']:.1f} %"
+        )
+
+
+def _show_searches(found: list[Search], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([search._asdict() for search in found], indent=2))
+        return
+    width = max(len(search.feedback) for search in found)
+    click.echo(f"{'L0':14} {'feedback':{width}}  found  median CPU s   worst  median executions")
+    for search in found:
+        click.echo(
+            f"{search.l0:14} {search.feedback:{width}} {search.found:3}/{search.runs:<3}"
+            f"{search.median_seconds:13.2f}{search.worst_seconds:8.2f}"
+            f"{search.median_executions:19,.0f}"
         )
 
 

@@ -1,9 +1,11 @@
 """One measurement under atheris, in a process of its own: libFuzzer has no second run.
 
-`bench.py` starts it as `python -m nvmx_fuzz.bench_child KIND WARM_UP RUNS CORPUS [MODE]` and reads
-one line of JSON from its standard output. The first WARM_UP executions load seeds and fill caches; of the
-others, a thousand inputs are in the result, so that the same can be run without atheris. KIND is
-"empty" (a target that does nothing) or "target" (the real one, with mutator and counters).
+`bench.py` starts it as `python -m nvmx_fuzz.bench_child KIND WARM_UP RUNS CORPUS [MODE]`, or
+`… find L0 SEED SECONDS CORPUS MODE [OPTION…]`, and reads one line of JSON from its standard output.
+
+The first WARM_UP executions load seeds and fill caches; of the others, a thousand inputs are in the
+result, so that the same can be run without atheris. KIND is "empty" (a target that does nothing) or
+"target" (the real one, with mutator and counters).
 """
 
 import json
@@ -16,10 +18,14 @@ from typing import Final
 
 import atheris
 
-from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
+from nvmx_fuzz import CODE_UNDER_TEST
+from nvmx_fuzz.feedback import ExtraCounters, Probes, instrument, setup
 
 _MOMENTS: Final = 10
 _SAMPLE: Final = 1000
+
+REACH_GOAL: Final = 60
+"""So many situations are what every campaign reaches within a minute; the rest is luck."""
 
 
 def resident_kib() -> int:
@@ -91,8 +97,8 @@ def empty_harness(warm_up: int, runs: int, corpus: str) -> None:
 
 def target(warm_up: int, runs: int, corpus: str, mode: str) -> None:
     """Measure the target with everything that a campaign has."""
-    with instrument(["nvmx_core"], mode) as probes:
-        from nvmx_fuzz import codec, mutate, nested_events, state_feedback  # noqa: PLC0415
+    with instrument(CODE_UNDER_TEST, mode) as probes:
+        from nvmx_fuzz import codec, nested_events, state_feedback  # noqa: PLC0415
 
     states = ExtraCounters(state_feedback.COUNTERS)
     events = nested_events.NestedEvents(
@@ -104,10 +110,53 @@ def target(warm_up: int, runs: int, corpus: str, mode: str) -> None:
         events.run(scenario)
         return len(scenario.steps)
 
-    meter = Meter(warm_up, runs, one_input)
+    fuzz(arguments(corpus), Meter(warm_up, runs, one_input).test_one_input, probes, states)
+
+
+def find(l0_name: str, seed: str, seconds: float, corpus: str, mode: str, *options: str) -> None:
+    """Measure how long it takes to violate a rule, or on `fixed` to reach `REACH_GOAL` situations."""
+    with instrument(CODE_UNDER_TEST, mode) as probes:
+        from nvmx_core.l0.reach import REACH_COUNT  # noqa: PLC0415
+        from nvmx_fuzz import codec, nested_events, state_feedback  # noqa: PLC0415
+
+    states = ExtraCounters(state_feedback.COUNTERS)
+    events = nested_events.NestedEvents(l0_name, state_feedback.StateFeedback(states.buffer))
+    is_fixed = l0_name == nested_events.FIXED
+    reached: set[int] = set()
+    executions = 0
+    started = time.process_time()
+
+    def end(found: bool) -> None:
+        passed = time.process_time() - started
+        finish({"found": found, "executions": executions, "seconds": passed, "reach": len(reached)})
+
+    def test_one_input(data: bytes) -> None:
+        nonlocal executions
+        executions += 1
+        violations = events.run(codec.decode(data)).violations
+        if is_fixed:
+            reached.update(i for i, hits in enumerate(states.buffer[:REACH_COUNT]) if hits)
+        if violations or len(reached) >= REACH_GOAL:
+            end(not violations or not is_fixed)
+        if time.process_time() - started > seconds:
+            end(False)
+
+    words = [word for word in arguments(corpus) if not word.startswith("-seed=")]
+    fuzz([*words, f"-seed={seed}", *options], test_one_input, probes, states)
+
+
+def fuzz(
+    words: list[str],
+    test_one_input: Callable[[bytes], None],
+    probes: Probes,
+    states: ExtraCounters,
+) -> None:
+    """Fuzz with the mutator of the target; does not return."""
+    from nvmx_fuzz import mutate, nested_events  # noqa: PLC0415 - after `instrument`
+
     setup(
-        nested_events.with_defaults(arguments(corpus)),
-        meter.test_one_input,
+        nested_events.with_defaults(words),
+        test_one_input,
         probes=probes,
         counters=[states],
         custom_mutator=mutate.mutate,
@@ -116,14 +165,18 @@ def target(warm_up: int, runs: int, corpus: str, mode: str) -> None:
     atheris.Fuzz()
 
 
-def main(kind: str, warm_up: int, runs: int, corpus: str, mode: str = "auto") -> int:
+def main(kind: str, *words: str) -> int:
     """Measure; only a wrong KIND returns."""
+    if kind == "find":
+        l0_name, seed, seconds, *rest = words
+        find(l0_name, seed, float(seconds), *rest)
+    warm_up, runs, corpus, *mode = words
     if kind == "empty":
-        empty_harness(warm_up, runs, corpus)
+        empty_harness(int(warm_up), int(runs), corpus)
     elif kind == "target":
-        target(warm_up, runs, corpus, mode)
+        target(int(warm_up), int(runs), corpus, *mode)
     return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))
+    sys.exit(main(*sys.argv[1:]))

@@ -19,7 +19,7 @@ from nvmx_fuzz.seeds import seed_folder
 if TYPE_CHECKING:
     from nvmx_fuzz.status import Reporter
 
-_FEEDBACK: Final = ("auto", "fast", "branches", "stock", "none")
+_FEEDBACK: Final = ("auto", "fast", "branches", "stock", "states")
 _SEED_BITS: Final = 31
 
 

@@ -14,7 +14,7 @@ execution. Whoever has such an array therefore has coverage feedback. There are 
 | `fast`     | `_branch.c`, called without conversions | not traced  | cached                |
 | `branches` | atheris's own                           | not traced  | cached                |
 | `stock`    | atheris's own                           | traced      | made at each start    |
-| `none`     | none; only `ExtraCounters` give feedback | not traced  | none                  |
+| `states`   | none; only `ExtraCounters` give feedback | not traced | none                  |
 
 The environment variable `NVMX_FEEDBACK` chooses one. Its default, `auto`, is `fast` where the
 native helper was built, `branches` where it was not, and `stock` inside a frozen program, whose
@@ -23,7 +23,7 @@ modules have no source files.
 Order matters and `setup` keeps it: libFuzzer binds a custom mutator at the moment it is loaded, and
 counters can be registered only after that. So a target reads::
 
-    with instrument(["nvmx_core"]) as probes:
+    with instrument(["nvmx_core.l0"]) as probes:
         from nvmx_core import machines
     setup(sys.argv, test_one_input, probes=probes, counters=[states], custom_mutator=mutate)
     atheris.Fuzz()
@@ -44,9 +44,9 @@ from typing import Final, Literal, cast, get_args
 import atheris
 import atheris.native
 
-from nvmx_fuzz.instrumentation import InstrumentingFinder, Numbering
+from nvmx_fuzz.instrumentation import InstrumentingFinder, Numbering, is_within
 
-Mode = Literal["fast", "branches", "stock", "none"]
+Mode = Literal["fast", "branches", "stock", "states"]
 TestOneInput = Callable[[bytes], None]
 CustomMutator = Callable[[bytes, int, int], bytes]
 CustomCrossover = Callable[[bytes, bytes, int, int], bytes]
@@ -102,7 +102,7 @@ class Probes:
     Attributes:
         mode: how branches are counted.
         numbering: the numbers given to probes; it stays at 0 in the modes `stock`, where atheris
-            keeps count, and `none`.
+            keeps count, and `states`.
     """
 
     mode: Mode
@@ -147,7 +147,8 @@ def instrument(packages: Sequence[str], mode: str | None = None) -> Iterator[Pro
     """Insert probes into every module of `packages` that is imported inside the block.
 
     Args:
-        packages: top-level package names.
+        packages: names of packages; `package.part` leaves the rest of it alone, except in the mode
+            `stock`, since atheris itself knows whole packages only.
         mode: see `choose_mode`.
 
     Yields:
@@ -158,14 +159,16 @@ def instrument(packages: Sequence[str], mode: str | None = None) -> Iterator[Pro
         ValueError: see `choose_mode`.
     """
     probes = Probes(choose_mode(mode))
-    if probes.mode == "none":
+    if probes.mode == "states":
         yield probes
         return
-    early = sorted(name for name in sys.modules if name.partition(".")[0] in packages)
+    early = sorted(name for name in sys.modules if is_within(name, packages))
     if early:
         raise RuntimeError(f"imported before instrument(), so without probes: {', '.join(early)}")
     if probes.mode == "stock":
-        with atheris.instrument_imports(include=list(packages)):
+        with atheris.instrument_imports(
+            include=sorted({name.partition(".")[0] for name in packages})
+        ):
             yield probes
         return
     # `fast` calls the helper, `branches` whatever atheris puts in place when fuzzing begins.

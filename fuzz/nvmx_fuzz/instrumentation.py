@@ -15,7 +15,7 @@ import importlib.util
 import marshal
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import CO_OPTIMIZED
@@ -57,7 +57,7 @@ class InstrumentingFinder:
     def __init__(
         self, packages: frozenset[str], probe_module: ModuleType | None, numbering: Numbering
     ) -> None:
-        """Instrument top-level `packages`; probes call `probe_module._trace_branch(number)`."""
+        """Instrument `packages`, which may have dots; probes call `probe_module._trace_branch(number)`."""
         self._packages = packages
         self._probe_module = probe_module
         self._numbering = numbering
@@ -66,7 +66,7 @@ class InstrumentingFinder:
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return the spec that the other finders give, with an instrumenting loader."""
-        if name.partition(".")[0] not in self._packages:
+        if not is_within(name, self._packages):
             return None
         for finder in sys.meta_path:
             find_spec = getattr(finder, "find_spec", None)
@@ -79,6 +79,11 @@ class InstrumentingFinder:
                     )
                 return cast("importlib.machinery.ModuleSpec", spec)
         return None
+
+
+def is_within(name: str, packages: Collection[str]) -> bool:
+    """Whether the module `name` is one of `packages` or in one of them."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 class _InstrumentingLoader(importlib.machinery.SourceFileLoader):

@@ -78,7 +78,7 @@ def run_target(target: Path, *arguments: str, **environment: str) -> tuple[int, 
     finished = subprocess.run(
         [sys.executable, target.name, *arguments],
         cwd=target.parent,
-        env={**os.environ, "NVMX_FEEDBACK": "none", **environment},
+        env={**os.environ, "NVMX_FEEDBACK": "states", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -179,7 +179,7 @@ def test_merge_starts_the_target_again(target: Path, started: str) -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "NVMX_FEEDBACK": "none",
+        "NVMX_FEEDBACK": "states",
         "USE_STATES": "1",
     }
     subprocess.run(
@@ -196,7 +196,7 @@ def test_merge_starts_the_target_again(target: Path, started: str) -> None:
 def test_fork_mode_runs_and_reports_coverage_of_extra_counters(target: Path) -> None:
     (target.parent / "corpus").mkdir()
     status, output = run_target(
-        target, "-fork=1", "-max_total_time=2", "corpus", NVMX_FEEDBACK="none", USE_STATES="1"
+        target, "-fork=1", "-max_total_time=2", "corpus", NVMX_FEEDBACK="states", USE_STATES="1"
     )
     assert status == 0, output
     assert corpus_size(target.parent / "corpus") > 50

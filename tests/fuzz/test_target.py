@@ -25,7 +25,7 @@ UNBOUND = """
 import sys
 import atheris
 from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
-with instrument(["nvmx_core"]) as probes:
+with instrument(["nvmx_core.l0"]) as probes:
     from nvmx_fuzz import nested_events, state_feedback
 states = ExtraCounters(state_feedback.COUNTERS)
 target = nested_events.NestedEvents("fixed", state_feedback.StateFeedback(states.buffer))
