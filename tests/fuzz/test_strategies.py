@@ -1,5 +1,7 @@
 """The public strategies give what they promise."""
 
+from random import Random
+
 import pytest
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
@@ -54,7 +56,8 @@ def test_scenarios_shrink_to_the_default_and_to_enter() -> None:
     found = find(
         scenarios(),
         lambda scenario: len(scenario.steps) >= 2,
-        settings=settings(max_examples=500),
+        settings=settings(max_examples=500, database=None),
+        random=Random(1),  # noqa: S311 - where the search begins decides how far the shrink comes
     )
     assert found == Scenario((DEFAULT_FLAGS, 0, 0, 0), ((0, 0, 0, 0),) * 2)
 
