@@ -23,8 +23,7 @@ from typing import Final
 from hypothesis import strategies as st
 
 from nvmx_core.scenario.config import DEFAULT_FLAGS, FLAGS
-from nvmx_core.scenario.step_text import pack_step
-from nvmx_core.scenario.steps import OPERATIONS, Operand, Scenario, Step, canonical
+from nvmx_core.scenario.steps import OPERATIONS, Scenario, Step, canonical
 from nvmx_core.scenario.text import STEPS_MAX
 from nvmx_fuzz.codec import HEADER_SIZE, PackedConfig, decode
 from nvmx_fuzz.palette import ALL
@@ -32,6 +31,7 @@ from nvmx_fuzz.palette import ALL
 __all__ = ["configs", "scenarios", "steps"]
 
 _FLIPS_MAX: Final = 4
+_OPERANDS_MAX: Final = (0xFF, 0xFFFF, 0xFFFFFFFF)
 
 
 def configs(*, any_combination: bool = False) -> st.SearchStrategy[PackedConfig]:
@@ -54,8 +54,7 @@ def steps(*, typical: bool = True) -> st.SearchStrategy[Step]:
     Half of the steps come from ``palette.py``, the others have any operands that the table of
     operations allows; with ``typical=False`` all have.
     """
-    any_step = st.one_of([_any_operands(op) for op in range(len(OPERATIONS))])
-    return st.one_of(any_step, _typical_steps()) if typical else any_step
+    return st.one_of(_typical_steps(), _any_steps()) if typical else _any_steps()
 
 
 def scenarios(
@@ -72,15 +71,17 @@ def scenarios(
     return st.builds(Scenario, configs() if config is None else config, chosen.map(tuple))
 
 
-def _any_operands(op: int) -> st.SearchStrategy[Step]:
-    operands = st.tuples(*(_operand(operand) for operand in OPERATIONS[op].operands))
-    return operands.map(lambda values: canonical(*pack_step(op, values)))
+def _any_steps() -> st.SearchStrategy[Step]:
+    """Steps of any operation and operands.
 
-
-def _operand(operand: Operand) -> st.SearchStrategy[int]:
-    return st.integers(0, operand.limit - 1)
+    All draw as much, so that none is simpler than another for what it leaves out.
+    """
+    operation = st.sampled_from(range(len(OPERATIONS)))
+    record = st.tuples(operation, *(st.integers(0, limit) for limit in _OPERANDS_MAX))
+    return record.map(lambda values: canonical(*values))
 
 
 def _typical_steps() -> st.SearchStrategy[Step]:
-    records = [record for records in ALL.values() for record in dict.fromkeys(records)]
-    return st.sampled_from([decode(bytes(HEADER_SIZE) + record).steps[0] for record in records])
+    """The steps of the palette, the simplest first."""
+    records = {record for records in ALL.values() for record in records}
+    return st.sampled_from(sorted({decode(bytes(HEADER_SIZE) + r).steps[0] for r in records}))
