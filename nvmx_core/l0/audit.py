@@ -1,12 +1,26 @@
 """What is really due, judged from the plain state of a vCPU by functions that no L0 can override.
 
-The immediate-exit oracle compares L0's decisions with these. They share the plain predicates of ``Vcpu`` with
-L0, never an override of them, and nothing with the nested-event check.
+The oracles IMMEDIATE-EXIT and EVENT-RANK compare L0's decisions with these. They share the plain predicates
+of ``Vcpu`` with L0, never an override of them, and nothing with the nested-event check.
 """
 
+from typing import Final
+
+from nvmx_core.arch.controls import (
+    CPU_INTR_WINDOW_EXITING,
+    CPU_NMI_WINDOW_EXITING,
+    WINDOW_CONTROLS,
+)
 from nvmx_core.arch.events import is_vectoring
-from nvmx_core.arch.fields import ENTRY_INTR_INFO, GUEST_INTERRUPTIBILITY
-from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI, HLT, WAIT_FOR_SIPI
+from nvmx_core.arch.fields import CPU_BASED, ENTRY_INTR_INFO, GUEST_INTERRUPTIBILITY
+from nvmx_core.arch.state import (
+    ACTIVE,
+    BLOCKING_BY_MOV_SS,
+    BLOCKING_BY_NMI,
+    BLOCKING_BY_STI,
+    HLT,
+    WAIT_FOR_SIPI,
+)
 from nvmx_core.l0.log import (
     WAITS_FAULT,
     WAITS_FOR_L2,
@@ -20,6 +34,8 @@ from nvmx_core.l0.log import (
     WAITS_TRIPLE_FAULT,
 )
 from nvmx_core.l0.vcpu import Vcpu
+
+NO_RANK: Final = 99
 
 
 def waiting_events(vcpu: Vcpu) -> int:
@@ -71,6 +87,49 @@ def _is_quiet(vcpu: Vcpu) -> bool:
         or vcpu.vmexit_pending
         or vcpu.request_triple_fault
     )
+
+
+def highest_rank(vcpu: Vcpu) -> int:
+    """The rank, 4 to 12, of the highest event that is open at the boundary of L2; NO_RANK for none.
+
+    An event counts whoever it is for (P16); events that are blocked, or held by L2's activity, do not.
+    """
+    if vcpu.mp_state == WAIT_FOR_SIPI:
+        return NO_RANK
+    if vcpu.smi_pending:
+        return 4
+    if vcpu.init_pending:
+        return 5
+    may_wake = vcpu.mp_state <= HLT
+    if vcpu.mtf_pending and may_wake:
+        return 6
+    if (vcpu.vmexit_pending and vcpu.vmexit_trap) or (
+        vcpu.exception_pending and vcpu.exception_trap
+    ):
+        return 7
+    if vcpu.timer_expired:
+        return 8
+    windows = vcpu.vmcs12[CPU_BASED] & WINDOW_CONTROLS
+    if windows & CPU_NMI_WINDOW_EXITING and _nmi_window_is_open(
+        vcpu, vcpu.vmcs02[GUEST_INTERRUPTIBILITY]
+    ):
+        return 9
+    if vcpu.nmi_pending and not Vcpu.nmi_blocked(vcpu):
+        return 10
+    if windows & CPU_INTR_WINDOW_EXITING and may_wake and Vcpu.interrupts_open(vcpu):
+        return 11
+    return 12 if may_wake and _has_open_interrupt(vcpu) else NO_RANK
+
+
+def _nmi_window_is_open(vcpu: Vcpu, blocking: int) -> bool:
+    """B6: neither virtual-NMI blocking nor an interrupt shadow that holds NMIs."""
+    if blocking & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS):
+        return False
+    return not (vcpu.config.caps.sti_blocks_nmi and blocking & BLOCKING_BY_STI)
+
+
+def _has_open_interrupt(vcpu: Vcpu) -> bool:
+    return Vcpu.has_interrupt(vcpu) and not Vcpu.interrupt_blocked(vcpu)
 
 
 def overdue_events(vcpu: Vcpu) -> int:

@@ -7,11 +7,12 @@ from typing import Final
 
 HARDWARE_ENTRY: Final = 0
 """(kind, position, entry info, immediate exit requested, nested_run_pending, re-injection, waiting mask,
-request to re-evaluate raised)"""
+request to re-evaluate raised, highest rank left behind by an event injected for this entry)"""
 HIDDEN_EXIT: Final = 1
 """(kind, position, reason, IDT-vectoring info)"""
 NESTED_EXIT: Final = 2
-"""(kind, position, reason, IDT-vectoring info, nested_run_pending, an interrupt was there)"""
+"""(kind, position, reason, IDT-vectoring info, nested_run_pending, an interrupt was there, highest rank
+that was open)"""
 NESTED_ENTRY: Final = 3
 """(kind, position, entry info, activity)"""
 REINJECT: Final = 4

@@ -48,7 +48,7 @@ def waiting_text(mask: int) -> str:
 
 
 def _judge_entry(nested: Nested, index: int, record: L0Record, kicked: bool) -> Iterator[Violation]:
-    _kind, position, _info, immediate, _run_pending, _reinjection, waiting, requested = record
+    _kind, position, _info, immediate, _run_pending, _reinjection, waiting, requested, _ = record
     step = step_of(nested.log_starts, index)
     for_l1 = waiting & ~WAITS_FOR_L2  # an event for L2 itself may also come by a window
     if for_l1 and not immediate and not kicked:

@@ -6,6 +6,7 @@ from nvmx_core.l0.kvm import Kvm
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.conservation import conservation
+from nvmx_core.oracle.event_rank import event_rank
 from nvmx_core.oracle.exit_info import exit_info
 from nvmx_core.oracle.immediate_exit import immediate_exit
 from nvmx_core.oracle.liveness import liveness
@@ -15,15 +16,59 @@ from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import Config
 from nvmx_core.scenario.steps import Scenario
 
-ORACLES: Final[tuple[tuple[str, str, str], ...]] = (
-    ("EXIT-INFO", "X1, X2, X3, X4, X6", "SDM, Information for VM Exits That Occur During Event Delivery"),
-    ("IMMEDIATE-EXIT", "O7, O11, M1, V10", "KVM, vcpu_enter_guest, KVM_REQ_IMMEDIATE_EXIT"),
-    ("LIVENESS", "S1", "KVM, vcpu_run"),
-    ("SELF-CHECK", "V5, V6, X1, E0", "KVM, WARN_ON in nested.c and x86.c"),
-    ("CONSERVATION", "V2, V7, V8, K2, Y1", "SDM, Event Injection; Handling Multiple NMIs"),
-    ("TRANSPARENCY", "V11", "the definition of nested virtualization"),
-)  # fmt: skip
-"""Id, rules and source of each oracle, in the order in which findings are told."""
+
+class Oracle(NamedTuple):
+    """One property: its id, the rules that its violations cite, and where it comes from."""
+
+    id: str
+    rules: tuple[str, ...]
+    source: str
+
+
+ORACLES: Final[tuple[Oracle, ...]] = (
+    Oracle(
+        "EXIT-INFO",
+        ("X1", "X2", "X3", "X4", "X6"),
+        "SDM: Information for VM Exits During Event Delivery",
+    ),
+    Oracle(
+        "IMMEDIATE-EXIT",
+        ("O7", "O11", "M1", "V10"),
+        "KVM vcpu_enter_guest, KVM_REQ_IMMEDIATE_EXIT",
+    ),
+    Oracle(
+        "EVENT-RANK",
+        ("V4",),
+        "SDM: Priority Among Concurrent Events; KVM vmx_check_nested_events",
+    ),
+    Oracle("LIVENESS", ("S1",), "KVM vcpu_run"),
+    Oracle("SELF-CHECK", ("V5", "V6", "X1", "E0"), "KVM, WARN_ON in nested.c and x86.c"),
+    Oracle(
+        "CONSERVATION",
+        ("V2", "V7", "V8", "K2", "Y1"),
+        "SDM: Event Injection; Handling Multiple NMIs",
+    ),
+    Oracle("TRANSPARENCY", ("V11",), "the definition of nested virtualization"),
+)
+"""Every oracle, in the order in which findings are told."""
+
+INVARIANTS: Final[dict[str, tuple[str, ...]]] = {
+    "V1": ("X2", "X3"),
+    "V2": ("V2",),
+    "V3": ("O7", "O11"),
+    "V4": ("V4",),
+    "V5": ("V5",),
+    "V6": ("V6",),
+    "V7": ("V7", "K2"),
+    "V8": ("V8",),
+    "V9": ("Y1",),
+    "V10": ("V10", "O7", "O11", "M1"),
+    "V11": ("V11",),
+}
+"""Each invariant of L0 and the rules that a violation of it cites.
+
+Where an invariant says for L0 what a rule says of the processor, violations cite the processor's rule.
+"""
 
 
 class Verdict(NamedTuple):
@@ -59,6 +104,7 @@ def judge(bare: Bare, nested: Nested) -> tuple[Violation, ...]:
     return (
         *exit_info(nested),
         *immediate_exit(nested),
+        *event_rank(nested),
         *liveness(nested),
         *self_check(nested),
         *conservation(nested),

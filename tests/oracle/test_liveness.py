@@ -1,5 +1,7 @@
 """LIVENESS (S1): a loop of L0 is a finding and not a hang."""
 
+from typing import Final
+
 from nvmx_core.journal import VM_DEAD
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.run_loop import ROUND_TRIPS_MAX
@@ -18,6 +20,7 @@ class AlwaysBusy(Kvm):
 
 NEVER_RESTS = "L0 does not come to rest"
 WAITS = Planted("S1", NEVER_RESTS, AlwaysBusy, (interrupt(0x40, AT_ENTRY), enter()))
+PLANTED: Final = (WAITS,)
 
 
 def test_s1_fires_when_l0_only_asks_to_come_back() -> None:
