@@ -19,6 +19,8 @@ from nvmx_core.arch.state import (
     BLOCKING_BY_NMI,
     BLOCKING_BY_STI,
     HLT,
+    INTERRUPT_SHADOW,
+    RFLAGS_IF,
     WAIT_FOR_SIPI,
 )
 from nvmx_core.l0.log import (
@@ -26,8 +28,10 @@ from nvmx_core.l0.log import (
     WAITS_FOR_L2,
     WAITS_INIT,
     WAITS_INTERRUPT,
+    WAITS_INTERRUPT_WINDOW,
     WAITS_MTF,
     WAITS_NMI,
+    WAITS_NMI_WINDOW,
     WAITS_SMI,
     WAITS_TIMER,
     WAITS_TRAP,
@@ -133,7 +137,30 @@ def _has_open_interrupt(vcpu: Vcpu) -> bool:
 
 
 def overdue_events(vcpu: Vcpu) -> int:
-    """What L2 must not run past: the exits that are due while L2 is about to execute an instruction."""
+    """What L2 must not run past: the exits that are due while L2 is about to execute an instruction.
+
+    L1's windows count here and not in ``waiting_events``: an entry needs no immediate exit for them, because
+    the processor itself leaves L2 when they open, if L0 has told it so (O10).
+    """
     if not vcpu.guest_mode or vcpu.mp_state != ACTIVE:
         return 0
-    return waiting_events(vcpu) & ~WAITS_FOR_L2
+    overdue = waiting_events(vcpu) & ~WAITS_FOR_L2
+    if vcpu.vmcs12[CPU_BASED] & WINDOW_CONTROLS:
+        overdue |= _open_windows(vcpu)
+    return overdue
+
+
+def _open_windows(vcpu: Vcpu) -> int:
+    """B5, B6: the windows that L1 asked for and that are open, by the state in the processor."""
+    cpu = vcpu.cpu
+    windows = vcpu.vmcs12[CPU_BASED]
+    waiting = 0
+    if windows & CPU_NMI_WINDOW_EXITING and _nmi_window_is_open(vcpu, cpu.blocking):
+        waiting |= WAITS_NMI_WINDOW
+    if (
+        windows & CPU_INTR_WINDOW_EXITING
+        and cpu.rflags & RFLAGS_IF
+        and not cpu.blocking & INTERRUPT_SHADOW
+    ):
+        waiting |= WAITS_INTERRUPT_WINDOW
+    return waiting

@@ -82,9 +82,11 @@ WAITS_INTERRUPT: Final = 1 << 6
 WAITS_FAULT: Final = 1 << 7
 WAITS_TRIPLE_FAULT: Final = 1 << 8
 WAITS_FOR_L2: Final = 1 << 9
+WAITS_NMI_WINDOW: Final = 1 << 10
+WAITS_INTERRUPT_WINDOW: Final = 1 << 11
 WAIT_NAMES: Final = (
     "SMI", "INIT", "MTF", "#DB trap", "preemption timer", "NMI", "external interrupt",
-    "exception", "triple fault", "event for L2",
+    "exception", "triple fault", "event for L2", "NMI window", "interrupt window",
 )  # fmt: skip
 
 L0Record = tuple[int, ...]

@@ -33,7 +33,7 @@ ORACLES: Final[tuple[Oracle, ...]] = (
     ),
     Oracle(
         "IMMEDIATE-EXIT",
-        ("O7", "O11", "M1", "V10"),
+        ("O7", "O11", "M1", "B5", "B6", "V10"),
         "KVM vcpu_enter_guest, KVM_REQ_IMMEDIATE_EXIT",
     ),
     Oracle(
@@ -55,7 +55,7 @@ ORACLES: Final[tuple[Oracle, ...]] = (
 INVARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "V1": ("X2", "X3"),
     "V2": ("V2",),
-    "V3": ("O7", "O11"),
+    "V3": ("O7", "O11", "B5", "B6"),
     "V4": ("V4",),
     "V5": ("V5",),
     "V6": ("V6",),

@@ -40,8 +40,10 @@ from nvmx_core.l0.log import (
     WAITS_FOR_L2,
     WAITS_INIT,
     WAITS_INTERRUPT,
+    WAITS_INTERRUPT_WINDOW,
     WAITS_MTF,
     WAITS_NMI,
+    WAITS_NMI_WINDOW,
     WAITS_SMI,
     WAITS_TIMER,
     WAITS_TRAP,
@@ -226,6 +228,29 @@ def test_o11_exits_are_overdue_only_while_l2_is_awake_and_current() -> None:
     assert overdue_events(vcpu) == 0
 
 
+@pytest.mark.parametrize(
+    ("blocking", "rflags", "overdue"),
+    [
+        (0, RFLAGS_IF, WAITS_NMI_WINDOW | WAITS_INTERRUPT_WINDOW),
+        (0, 0, WAITS_NMI_WINDOW),
+        (BLOCKING_BY_NMI, RFLAGS_IF, WAITS_INTERRUPT_WINDOW),
+        (BLOCKING_BY_STI, RFLAGS_IF, WAITS_NMI_WINDOW),
+        (BLOCKING_BY_MOV_SS, RFLAGS_IF, 0),
+    ],
+)
+def test_o10_a_window_is_overdue_when_it_is_open_in_the_processor(
+    blocking: int, rflags: int, overdue: int
+) -> None:
+    """B5, B6: what vmcs02 held at the last exit does not count while L2 runs; unasked for, none is due."""
+    vcpu = vcpu_with(NMI_VIRTUAL, BLOCKING_BY_NMI, 0)
+    vcpu.cpu.blocking = blocking
+    vcpu.cpu.rflags = rflags
+    assert overdue_events(vcpu) == 0
+    vcpu.vmcs12[CPU_BASED] |= WINDOW_CONTROLS
+    assert overdue_events(vcpu) == overdue
+    assert waiting_events(vcpu) == 0
+
+
 def test_v4_the_highest_rank_that_is_open_is_told() -> None:
     """Each event is taken away in the order of the ranks, and the next one shows; traps of both kinds."""
     vcpu = everything_waits()
@@ -270,5 +295,5 @@ def test_v4_a_window_is_open_only_without_what_blocks_it(blocking: int, rank: in
 
 
 def test_every_waiting_bit_has_a_name() -> None:
-    every = EXITS_ALL | WAITS_TRAP | WAITS_FOR_L2
+    every = EXITS_ALL | WAITS_TRAP | WAITS_FOR_L2 | WAITS_NMI_WINDOW | WAITS_INTERRUPT_WINDOW
     assert waiting_text(every) == ", ".join(WAIT_NAMES)
