@@ -18,9 +18,10 @@ from nvmx_core.scenario.steps import Scenario
 
 
 class Oracle(NamedTuple):
-    """One property: its id, the rules that its violations cite, and where it comes from."""
+    """One property: its id, what it says, the rules that its violations cite, and where it comes from."""
 
     id: str
+    property: str
     rules: tuple[str, ...]
     source: str
 
@@ -28,29 +29,43 @@ class Oracle(NamedTuple):
 ORACLES: Final[tuple[Oracle, ...]] = (
     Oracle(
         "EXIT-INFO",
+        "Every exit carries the event information that a processor returns with it, and no other.",
         ("X1", "X2", "X3", "X4", "X6"),
         "SDM: Information for VM Exits During Event Delivery",
     ),
     Oracle(
         "IMMEDIATE-EXIT",
+        "What had to wait for an injection comes right after it, and nothing of L2 comes before it.",
         ("O7", "O11", "M1", "B5", "B6", "V10"),
         "KVM vcpu_enter_guest, KVM_REQ_IMMEDIATE_EXIT",
     ),
     Oracle(
         "EVENT-RANK",
+        "Events of one boundary come in the order of their ranks, whoever they are for.",
         ("V4",),
         "SDM: Priority Among Concurrent Events; KVM vmx_check_nested_events",
     ),
-    Oracle("LIVENESS", ("S1",), "KVM vcpu_run"),
-    Oracle("SELF-CHECK", ("V5", "V6", "X1", "E0"), "KVM, WARN_ON in nested.c and x86.c"),
+    Oracle("LIVENESS", "L0 comes to rest.", ("S1",), "KVM vcpu_run"),
+    Oracle(
+        "SELF-CHECK",
+        "L0 never finds itself in a state that must not be.",
+        ("V5", "V6", "X1", "E0"),
+        "KVM, WARN_ON in nested.c and x86.c",
+    ),
     Oracle(
         "CONSERVATION",
+        "Nothing is lost and nothing happens twice: injections, interrupts, NMIs, CR2 and DR6.",
         ("V2", "V7", "V8", "K2", "Y1"),
         "SDM: Event Injection; Handling Multiple NMIs",
     ),
-    Oracle("TRANSPARENCY", ("V11",), "the definition of nested virtualization"),
+    Oracle(
+        "TRANSPARENCY",
+        "L1 and L2 see on nested exactly what they see on bare.",
+        ("V11",),
+        "the definition of nested virtualization",
+    ),
 )
-"""Every oracle, in the order in which findings are told."""
+"""Every oracle, in the order in which findings are told; docs/ORACLES.md is made from it."""
 
 INVARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "V1": ("X2", "X3"),

@@ -36,11 +36,19 @@ def test_each_oracle_cites_exactly_the_rules_of_its_row() -> None:
     assert cited == {oracle.id: set(oracle.rules) for oracle in ORACLES}
 
 
+def test_findings_are_told_in_the_order_of_the_table() -> None:
+    order = [oracle.id for oracle in ORACLES]
+    for planted in PLANTED:
+        told = [order.index(oracle) for oracle, _rule, _situation in run_wrong(planted).rules]
+        assert told == sorted(told)
+
+
 def test_rules_of_the_oracles_exist() -> None:
     for oracle in ORACLES:
         assert set(oracle.rules) <= RULES.keys()
         assert len(set(oracle.rules)) == len(oracle.rules)
         assert oracle.source
+        assert oracle.property.endswith(".")
 
 
 def test_v1_to_v11_each_have_a_rule_that_an_oracle_cites() -> None:
