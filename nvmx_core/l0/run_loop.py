@@ -34,7 +34,7 @@ from nvmx_core.l0.routing import Routing
 KICK_VECTOR: Final = 0xFC
 TIMER_IDLE: Final = 1 << 31
 ROUND_TRIPS_MAX: Final = 64
-"""Passes of the loop between two moments of rest; more mean that L0 makes no progress."""
+"""Passes of the loop, or returns to userspace, between two moments of rest; more are no progress."""
 
 
 class RunLoop(Routing):
