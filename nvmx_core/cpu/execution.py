@@ -81,6 +81,7 @@ from nvmx_core.arch.state import (
     RFLAGS_RF,
     RFLAGS_TF,
 )
+from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
 from nvmx_core.cpu.boundary import Boundary
 from nvmx_core.cpu.delivery import DONE, EXITED
 from nvmx_core.cpu.processor_state import PENDING_MTF, PENDING_TRAP_EXIT
@@ -306,7 +307,7 @@ class Execution(Boundary):
         self.memory.vtpr = tpr_class << 4
         if self.uses_virtual_interrupts():
             self.evaluate_virtual_interrupts()
-        elif tpr_class < vmcs[TPR_THRESHOLD] & 0xF:
+        elif tpr_is_below_threshold(self.memory.vtpr, vmcs[TPR_THRESHOLD]):
             self._trap_exit(TPR_BELOW_THRESHOLD, 0)
 
     def _end_of_interrupt(self) -> None:

@@ -29,6 +29,7 @@ from nvmx_core.arch.fields import (
     VM_INSTRUCTION_ERROR,
 )
 from nvmx_core.arch.state import CR0_PE
+from nvmx_core.arch.virtual_apic import with_request
 from nvmx_core.cpu.processor import Processor
 from nvmx_core.cpu.processor_state import Platform
 from nvmx_core.errors import ModelError
@@ -278,8 +279,7 @@ class Machine(Platform):
                 return
             memory.virr |= 1 << b
             vmcs = self.l1.vmcs
-            status = vmcs[GUEST_INTR_STATUS]
-            vmcs[GUEST_INTR_STATUS] = status & 0xFF00 | max(status & 0xFF, b)
+            vmcs[GUEST_INTR_STATUS] = with_request(vmcs[GUEST_INTR_STATUS], b)
         elif op == VTPR:
             memory.vtpr = a << 4
         else:

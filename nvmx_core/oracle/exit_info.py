@@ -25,10 +25,19 @@ from nvmx_core.arch.events import (
     info_text,
 )
 from nvmx_core.arch.exits import (
+    APIC_WRITE,
     BASIC_REASON_MASK,
+    EOI_INDUCED,
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
     FAILED_ENTRY,
+    INIT_SIGNAL,
+    INTERRUPT_WINDOW,
+    MONITOR_TRAP_FLAG,
+    NMI_WINDOW,
+    PREEMPTION_TIMER,
+    SIPI_SIGNAL,
+    TPR_BELOW_THRESHOLD,
     TRIPLE_FAULT,
     exit_name,
     may_carry_idt_vectoring,
@@ -41,7 +50,20 @@ from nvmx_core.oracle.violation import Violation
 
 ORACLE: Final = "EXIT-INFO"
 
-BOUNDARY_REASONS: Final = frozenset({1, 3, 4, 7, 8, 37, 43, 45, 52, 56})
+BOUNDARY_REASONS: Final = frozenset(
+    {
+        EXTERNAL_INTERRUPT_EXIT,
+        INIT_SIGNAL,
+        SIPI_SIGNAL,
+        INTERRUPT_WINDOW,
+        NMI_WINDOW,
+        MONITOR_TRAP_FLAG,
+        TPR_BELOW_THRESHOLD,
+        EOI_INDUCED,
+        PREEMPTION_TIMER,
+        APIC_WRITE,
+    }
+)
 _MAY_HAVE_INTERRUPTION: Final = frozenset({EXCEPTION_NMI, EXTERNAL_INTERRUPT_EXIT})
 _FIELD_INTERRUPTION: Final = "interruption info"
 _FIELD_VECTORING: Final = "IDT-vectoring info"
