@@ -125,6 +125,9 @@ INSTRUCTION_EXITS: Final = frozenset(
 )
 """Fault-like exits caused by an instruction: length valid, RIP at the instruction, RF saved as 0."""
 
+_LENGTH_EXITS: Final = INSTRUCTION_EXITS | {TASK_SWITCH}
+"""Exits with a valid instruction length, unless they come during a delivery (X9)."""
+
 RF_OF_EVENT_EXITS: Final = frozenset({9, 44, 48, 49, 62})
 """Exits during delivery that save the RF value which the frame of the event would hold (X8)."""
 
@@ -210,32 +213,19 @@ def exit_fields(vmcs: Vmcs, reason: int) -> tuple[int, ...]:
             qualification &= ~NMI_UNBLOCKING_BY_IRET
     if vectoring:
         vectoring &= ~NMI_UNBLOCKING_BY_IRET
-        if not is_soft(vectoring) and not (reason == EXCEPTION_NMI and is_soft(interruption)):
-            length = POISON
-    elif (
-        reason not in INSTRUCTION_EXITS
-        and reason != TASK_SWITCH
-        and not (reason == EXCEPTION_NMI and is_soft(interruption))
+    if (vectoring or reason not in _LENGTH_EXITS) and not (
+        (vectoring and is_soft(vectoring)) or (reason == EXCEPTION_NMI and is_soft(interruption))
     ):
         length = POISON
     linear = physical = POISON
-    if reason == EPT_VIOLATION:
+    if reason == EPT_VIOLATION or reason == EPT_MISCONFIG:
         physical = vmcs[GUEST_PHYSICAL_ADDRESS]
-        if qualification & EPT_LINEAR_VALID:
+        if reason == EPT_VIOLATION and qualification & EPT_LINEAR_VALID:
             linear = vmcs[GUEST_LINEAR_ADDRESS]
-    elif reason == EPT_MISCONFIG:
-        physical = vmcs[GUEST_PHYSICAL_ADDRESS]
     return (
-        vmcs[EXIT_REASON],
-        qualification,
-        interruption,
-        error_code,
-        vectoring,
-        vectoring_error,
-        length,
-        linear,
-        physical,
-    )
+        vmcs[EXIT_REASON], qualification, interruption, error_code, vectoring, vectoring_error,
+        length, linear, physical,
+    )  # fmt: skip
 
 
 def exit_name(reason: int) -> str:
