@@ -33,7 +33,8 @@ from nvmx_core.arch.virtual_apic import with_request
 from nvmx_core.cpu.processor import Processor
 from nvmx_core.cpu.processor_state import Platform
 from nvmx_core.errors import ModelError
-from nvmx_core.guests.l1 import L1, keep_manners
+from nvmx_core.guests.l1 import L1
+from nvmx_core.guests.manners import keep_manners
 from nvmx_core.guests.memory import NO_PAGE, PAGE_COUNT, L2Memory
 from nvmx_core.journal import L1_ENTRY, VMFAIL, Record
 from nvmx_core.scenario.config import NOTIFICATION_VECTOR, Config
