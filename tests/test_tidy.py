@@ -32,7 +32,8 @@ def python_files() -> list[Path]:
 def text_files() -> list[Path]:
     """Return what people read: sources, scripts, seeds and documents."""
     folders = [path for folder in TEXT_FOLDERS for path in (ROOT / folder).rglob("*")]
-    top = [path for path in ROOT.iterdir() if path.name != "LICENSE"]
+    # In a worktree .git is a file, and holds a path of the machine.
+    top = [path for path in ROOT.iterdir() if path.name not in ("LICENSE", ".git")]
     return sorted(
         path
         for path in {*folders, *top}

@@ -52,6 +52,7 @@ _EXPECTED_MAX: Final = 3
 # Oracles that judge L0's log: which of its records a violation is about, the most telling first.
 _LOG_KINDS: Final[dict[str, tuple[int, ...]]] = {
     "IMMEDIATE-EXIT": (l0_log.RAN_PAST, l0_log.HARDWARE_ENTRY),
+    "EVENT-RANK": (l0_log.NESTED_EXIT, l0_log.INJECT),
     "SELF-CHECK": (l0_log.SELF_CHECK,),
     "LIVENESS": (l0_log.STUCK,),
 }

@@ -56,6 +56,8 @@ _INFO_OPERANDS: Final[dict[int, tuple[int, ...]]] = {
     QUEUE_EXCEPTION: (0,),
 }
 _DROPPED_OPERANDS: Final[dict[int, tuple[int, ...]]] = {
+    HARDWARE_ENTRY: (6,),
+    NESTED_EXIT: (4,),
     ARRIVAL: (1,),
     USERSPACE: (0,),
     POSTED: (0, 1),

@@ -11,6 +11,7 @@ from nvmx_core.arch.events import (
     ERROR_CODE_VALID,
     HARDWARE_EXCEPTION,
     NMI_UNBLOCKING_BY_IRET,
+    PF,
     PRIVILEGED_SOFTWARE_EXCEPTION,
     SOFTWARE_EXCEPTION,
     SOFTWARE_INTERRUPT,
@@ -20,6 +21,7 @@ from nvmx_core.arch.events import (
     VECTOR_MASK,
 )
 from nvmx_core.arch.fields import (
+    EXCEPTION_BITMAP,
     EXIT_INSTRUCTION_LEN,
     EXIT_INTR_ERROR_CODE,
     EXIT_INTR_INFO,
@@ -29,6 +31,8 @@ from nvmx_core.arch.fields import (
     GUEST_PHYSICAL_ADDRESS,
     IDT_VECTORING_ERROR_CODE,
     IDT_VECTORING_INFO,
+    PF_ERROR_MASK,
+    PF_ERROR_MATCH,
     PIN_BASED,
     POISON,
     Vmcs,
@@ -97,9 +101,32 @@ KVM_VECTORING_EXPECTED: Final = frozenset({0, 9, 44, 48, 62, 75})
 Source: Linux, arch/x86/kvm/vmx/vmx.c, __vmx_handle_exit."""
 
 INSTRUCTION_EXITS: Final = frozenset(
-    {10, 12, 13, 14, 15, 16, 18, 20, 28, 29, 30, 31, 32, 36, 39, 40, 51, 54, 55}
+    {
+        CPUID_EXIT,
+        HLT_EXIT,
+        INVD_EXIT,
+        INVLPG_EXIT,
+        RDPMC_EXIT,
+        RDTSC_EXIT,
+        VMCALL_EXIT,
+        VMLAUNCH_EXIT,
+        CR_ACCESS,
+        MOV_DR_EXIT,
+        IO_INSTRUCTION,
+        RDMSR_EXIT,
+        WRMSR_EXIT,
+        MWAIT_EXIT,
+        MONITOR_EXIT,
+        PAUSE_EXIT,
+        RDTSCP_EXIT,
+        WBINVD_EXIT,
+        XSETBV_EXIT,
+    }
 )
 """Fault-like exits caused by an instruction: length valid, RIP at the instruction, RF saved as 0."""
+
+_LENGTH_EXITS: Final = INSTRUCTION_EXITS | {TASK_SWITCH}
+"""Exits with a valid instruction length, unless they come during a delivery (X9)."""
 
 RF_OF_EVENT_EXITS: Final = frozenset({9, 44, 48, 49, 62})
 """Exits during delivery that save the RF value which the frame of the event would hold (X8)."""
@@ -141,6 +168,17 @@ def may_carry_idt_vectoring(reason: int, interruption: int) -> bool:
     ) or is_soft(interruption)
 
 
+def exception_exits(vmcs: Vmcs, vector: int, error_code: int) -> bool:
+    """Whether the exception bitmap makes an exception exit: its bit, for #PF compared with mask and match.
+
+    *error_code* counts for #PF only. Source: SDM, "Exception Bitmap", "Page-Fault Error-Code Mask".
+    """
+    wanted = vmcs[EXCEPTION_BITMAP] >> vector & 1 != 0
+    if vector != PF:
+        return wanted
+    return wanted == (error_code & vmcs[PF_ERROR_MASK] == vmcs[PF_ERROR_MATCH])
+
+
 def nmi_unblocking_defined(vmcs: Vmcs, interruption: int, vectoring: int) -> bool:
     """Whether bit 12, "NMI unblocking due to IRET", means anything on this exit (X12)."""
     nmi_mode = vmcs[PIN_BASED] & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
@@ -175,32 +213,19 @@ def exit_fields(vmcs: Vmcs, reason: int) -> tuple[int, ...]:
             qualification &= ~NMI_UNBLOCKING_BY_IRET
     if vectoring:
         vectoring &= ~NMI_UNBLOCKING_BY_IRET
-        if not is_soft(vectoring) and not (reason == EXCEPTION_NMI and is_soft(interruption)):
-            length = POISON
-    elif (
-        reason not in INSTRUCTION_EXITS
-        and reason != TASK_SWITCH
-        and not (reason == EXCEPTION_NMI and is_soft(interruption))
+    if (vectoring or reason not in _LENGTH_EXITS) and not (
+        (vectoring and is_soft(vectoring)) or (reason == EXCEPTION_NMI and is_soft(interruption))
     ):
         length = POISON
     linear = physical = POISON
-    if reason == EPT_VIOLATION:
+    if reason == EPT_VIOLATION or reason == EPT_MISCONFIG:
         physical = vmcs[GUEST_PHYSICAL_ADDRESS]
-        if qualification & EPT_LINEAR_VALID:
+        if reason == EPT_VIOLATION and qualification & EPT_LINEAR_VALID:
             linear = vmcs[GUEST_LINEAR_ADDRESS]
-    elif reason == EPT_MISCONFIG:
-        physical = vmcs[GUEST_PHYSICAL_ADDRESS]
     return (
-        vmcs[EXIT_REASON],
-        qualification,
-        interruption,
-        error_code,
-        vectoring,
-        vectoring_error,
-        length,
-        linear,
-        physical,
-    )
+        vmcs[EXIT_REASON], qualification, interruption, error_code, vectoring, vectoring_error,
+        length, linear, physical,
+    )  # fmt: skip
 
 
 def exit_name(reason: int) -> str:

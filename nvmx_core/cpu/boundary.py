@@ -213,9 +213,7 @@ class Boundary(Delivery):
         """K3: EOI the notification, move the posted vectors to the virtual IRR, evaluate."""
         self.apic.end_of_interrupt()
         self.update_interrupt_line()
-        highest = self.memory.take_posted_interrupts()
-        status = self.vmcs[GUEST_INTR_STATUS]
-        self.vmcs[GUEST_INTR_STATUS] = status & 0xFF00 | max(status & 0xFF, highest)
+        self.memory.take_posted_interrupts(self.vmcs)
         self.evaluate_virtual_interrupts()
 
     def sipi(self, vector: int) -> None:

@@ -41,6 +41,7 @@ from nvmx_core.arch.fields import (
     Vmcs,
 )
 from nvmx_core.arch.state import CANONICAL_LIMIT
+from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
 
 
 def virtual_nmis_need_nmi_exiting(vmcs: Vmcs, caps: Capabilities) -> bool:
@@ -99,7 +100,7 @@ def tpr_threshold_is_not_above_vtpr(vmcs: Vmcs, vtpr: int) -> bool:
     return (
         not _threshold_counts(vmcs)
         or vmcs[SECONDARY] & SECONDARY_VIRTUALIZE_APIC_ACCESSES != 0
-        or vmcs[TPR_THRESHOLD] & 0xF <= vtpr >> 4
+        or not tpr_is_below_threshold(vtpr, vmcs[TPR_THRESHOLD])
     )
 
 

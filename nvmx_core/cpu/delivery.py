@@ -56,15 +56,13 @@ from nvmx_core.arch.exits import (
     TASK_SWITCH,
     TASK_SWITCH_BY_IDT_GATE,
     TRIPLE_FAULT,
+    exception_exits,
     is_soft,
 )
 from nvmx_core.arch.fields import (
     CPU_BASED,
-    EXCEPTION_BITMAP,
     GUEST_LINEAR_ADDRESS,
     GUEST_PHYSICAL_ADDRESS,
-    PF_ERROR_MASK,
-    PF_ERROR_MATCH,
     POISON,
     SECONDARY,
 )
@@ -113,15 +111,6 @@ class Delivery(ProcessorState):
 
     __slots__ = ()
 
-    def intercepts(self, vector: int, error_code: int) -> bool:
-        """Whether the host intercepts an exception: its bit; for #PF compared with mask and match."""
-        vmcs = self.vmcs
-        wanted = vmcs[EXCEPTION_BITMAP] >> vector & 1 != 0
-        if vector != PF:
-            return wanted
-        matches = error_code & vmcs[PF_ERROR_MASK] == vmcs[PF_ERROR_MATCH]
-        return wanted == matches
-
     def raise_exception(
         self, info: int, error_code: int, payload: int, length: int, rf: int
     ) -> None:
@@ -131,7 +120,7 @@ class Delivery(ProcessorState):
         only if the exception does not exit (Y1).
         """
         vector = info & VECTOR_MASK
-        if self.intercepts(vector, error_code):
+        if exception_exits(self.vmcs, vector, error_code):
             exit_length = length if is_soft(info) else POISON
             self.vm_exit(EXCEPTION_NMI, payload, exit_length, info, error_code, rf)
             return
@@ -208,7 +197,7 @@ class Delivery(ProcessorState):
         if has_error_code:
             info |= ERROR_CODE_VALID
         payload = self.fault_payload if vector == PF else 0
-        if self.intercepts(vector, error_code):
+        if exception_exits(self.vmcs, vector, error_code):
             self.vm_exit(EXCEPTION_NMI, payload, POISON, info, error_code, 1)
             return False
         if vector == PF:
@@ -221,7 +210,7 @@ class Delivery(ProcessorState):
         if merges_to_double_fault(first, EXCEPTION_CLASS[vector]):
             info = DOUBLE_FAULT_INFO
             error_code = 0
-            if self.intercepts(DF, 0):
+            if exception_exits(self.vmcs, DF, 0):
                 self.event_info = NO_EVENT
                 self.vm_exit(EXCEPTION_NMI, 0, POISON, info, error_code, 1)
                 return False

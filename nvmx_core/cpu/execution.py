@@ -74,11 +74,14 @@ from nvmx_core.arch.state import (
     PENDING_DBG_BS,
     RFLAGS_FIXED,
     RFLAGS_IF,
+    RFLAGS_IOPL,
+    RFLAGS_IOPL_SHIFT,
     RFLAGS_NT,
     RFLAGS_OF,
     RFLAGS_RF,
     RFLAGS_TF,
 )
+from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
 from nvmx_core.cpu.boundary import Boundary
 from nvmx_core.cpu.delivery import DONE, EXITED
 from nvmx_core.cpu.processor_state import PENDING_MTF, PENDING_TRAP_EXIT
@@ -148,7 +151,7 @@ class Execution(Boundary):
         ) and self.cpl <= self._iopl()
 
     def _iopl(self) -> int:
-        return self.rflags >> 12 & 3
+        return (self.rflags & RFLAGS_IOPL) >> RFLAGS_IOPL_SHIFT
 
     def _fetch(self) -> bool:
         outcome = self.touch(CODE if self.rip < HANDLER_BASE else HANDLER, EPT_FETCH)
@@ -238,21 +241,25 @@ class Execution(Boundary):
         return frame
 
     def _read_frame(self) -> Frame | None:
-        """The frame on top of the stack; it cannot raise the privilege, nor change IF unless CPL <= IOPL."""
+        """The frame on top of the stack: it cannot raise the privilege.
+
+        Outside CPL 0 it leaves IOPL alone, and IF too unless CPL <= IOPL.
+        """
         if not self._access(STACK, EPT_READ):
             return None
         depth = min(self.rsp, len(self.memory.frames))
-        if depth == 0:
-            self.rsp = 0
-            return CODE_BASE, BOTTOM_FLAGS, self.cpl
-        rip, rflags, cpl = self.memory.frames[depth - 1]
+        if depth:
+            rip, rflags, cpl = self.memory.frames[depth - 1]
+        else:
+            rip, rflags, cpl = CODE_BASE, BOTTOM_FLAGS, self.cpl
         if cpl < self.cpl:
             self.fault_error_code = 0
             self.raise_fault(GP)
             return None
-        if self.cpl > self._iopl():
-            rflags = rflags & ~RFLAGS_IF | self.rflags & RFLAGS_IF
-        self.rsp = depth - 1
+        if self.cpl:
+            kept = RFLAGS_IOPL | RFLAGS_IF if self.cpl > self._iopl() else RFLAGS_IOPL
+            rflags = rflags & ~kept | self.rflags & kept
+        self.rsp = max(depth - 1, 0)
         return rip, rflags, cpl
 
     def perform(self, instruction: Instruction, operand: int) -> None:
@@ -300,7 +307,7 @@ class Execution(Boundary):
         self.memory.vtpr = tpr_class << 4
         if self.uses_virtual_interrupts():
             self.evaluate_virtual_interrupts()
-        elif tpr_class < vmcs[TPR_THRESHOLD] & 0xF:
+        elif tpr_is_below_threshold(self.memory.vtpr, vmcs[TPR_THRESHOLD]):
             self._trap_exit(TPR_BELOW_THRESHOLD, 0)
 
     def _end_of_interrupt(self) -> None:

@@ -47,6 +47,7 @@ from nvmx_core.arch.fields import (
     Vmcs,
 )
 from nvmx_core.arch.state import PENDING_DBG_VALID, RFLAGS_RF, SHUTDOWN
+from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
 from nvmx_core.cpu.entry_checks import PASSED, msr_load_failure
 from nvmx_core.cpu.execution import Execution
 from nvmx_core.cpu.processor_state import (
@@ -132,7 +133,7 @@ class Processor(Execution):
 
     def _check_tpr_threshold(self) -> None:
         """O8: VTPR below the threshold exits after the injection; the boundary holds it in shutdown."""
-        if self.memory.vtpr >> 4 < self.vmcs[TPR_THRESHOLD] & 0xF:
+        if tpr_is_below_threshold(self.memory.vtpr, self.vmcs[TPR_THRESHOLD]):
             self.trap_exit_reason = TPR_BELOW_THRESHOLD
             self.trap_exit_qualification = 0
             self.pending |= PENDING_TRAP_EXIT

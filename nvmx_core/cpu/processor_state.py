@@ -72,6 +72,7 @@ from nvmx_core.arch.state import (
     CR0_PE,
     RFLAGS_RF,
 )
+from nvmx_core.arch.virtual_apic import virtual_interrupt_is_recognised
 from nvmx_core.cpu.apic import LocalApic
 from nvmx_core.cpu.entry_checks import EntryChecker, checker_for
 from nvmx_core.guests.l1 import L1Platform
@@ -351,20 +352,14 @@ class ProcessorState:
 
     # -- virtual interrupts (K4) ----------------------------------------------------------------------
 
-    def virtual_ppr(self) -> int:
-        """VPPR: the higher class of VTPR and SVI."""
-        vtpr = self.memory.vtpr
-        svi = self.vmcs[GUEST_INTR_STATUS] >> 8
-        return vtpr if vtpr >> 4 >= svi >> 4 else svi & 0xF0
-
     def evaluate_virtual_interrupts(self) -> None:
-        """K4: a virtual interrupt is recognised when the class of RVI is above that of VPPR."""
-        if self.uses_virtual_interrupts():
-            rvi = self.vmcs[GUEST_INTR_STATUS] & 0xFF
-            if rvi >> 4 > self.virtual_ppr() >> 4:
-                self.pending |= PENDING_VIRTUAL_INTERRUPT
-                return
-        self.pending &= ~PENDING_VIRTUAL_INTERRUPT
+        """Make the pending-virtual-interrupt bit follow RVI, SVI and VTPR (K4)."""
+        if self.uses_virtual_interrupts() and virtual_interrupt_is_recognised(
+            self.vmcs[GUEST_INTR_STATUS], self.memory.vtpr
+        ):
+            self.pending |= PENDING_VIRTUAL_INTERRUPT
+        else:
+            self.pending &= ~PENDING_VIRTUAL_INTERRUPT
 
     def update_interrupt_line(self) -> None:
         """Make the pending-interrupt bit follow the local APIC."""

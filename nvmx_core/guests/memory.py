@@ -7,6 +7,9 @@ by L0, never seen by L1). Each level is a bit mask over the pages.
 
 from typing import Final
 
+from nvmx_core.arch.fields import GUEST_INTR_STATUS, Vmcs
+from nvmx_core.arch.virtual_apic import with_request
+
 IDT_LOW: Final = 0
 IDT_HIGH: Final = 1
 GDT: Final = 2
@@ -100,9 +103,14 @@ class L2Memory:
         """Set a vector in the posted-interrupt descriptor, as another processor of L1 does (K3)."""
         self.pir |= 1 << vector
 
-    def take_posted_interrupts(self) -> int:
-        """Move the posted vectors into the virtual IRR; return the highest of them, or -1 (K3)."""
+    def take_posted_interrupts(self, vmcs: Vmcs) -> int:
+        """K3: move the posted vectors into the virtual IRR, with RVI of *vmcs* at least the highest of them.
+
+        Returns that vector, or -1 if none was posted.
+        """
         posted = self.pir
         self.pir = 0
         self.virr |= posted
-        return posted.bit_length() - 1
+        highest = posted.bit_length() - 1
+        vmcs[GUEST_INTR_STATUS] = with_request(vmcs[GUEST_INTR_STATUS], highest)
+        return highest

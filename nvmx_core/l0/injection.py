@@ -156,16 +156,25 @@ class Injection(NestedCheck):
 
     def cancel_injection(self, immediate: bool) -> None:
         """The entry does not happen: take the event back and look at everything again (S5)."""
+        self.reach[reach.CANCELLED_ENTRY] += 1
+        self.log.append((CANCEL, len(self.journal), self.vmcs02[ENTRY_INTR_INFO]))
+        if self.take_back_injection():
+            self.reach[reach.CANCELLED_INJECTION] += 1
+        self.request_event_after_cancel(immediate)
+
+    def take_back_injection(self) -> bool:
+        """Put the event of an entry that the processor has not seen back into its queue, if there is one.
+
+        It is injected exactly once then (D6), by the next entry.
+        """
         vmcs02 = self.vmcs02
         info = vmcs02[ENTRY_INTR_INFO]
-        self.reach[reach.CANCELLED_ENTRY] += 1
-        self.log.append((CANCEL, len(self.journal), info))
-        if info & VALID:
-            self.reach[reach.CANCELLED_INJECTION] += 1
-            error_code = vmcs02[ENTRY_ERROR_CODE] if info & ERROR_CODE_VALID else POISON
-            self.requeue(info, error_code, vmcs02[ENTRY_INSTRUCTION_LEN])
-            vmcs02[ENTRY_INTR_INFO] = info & ~VALID
-        self.request_event_after_cancel(immediate)
+        if not info & VALID:
+            return False
+        error_code = vmcs02[ENTRY_ERROR_CODE] if info & ERROR_CODE_VALID else POISON
+        self.requeue(info, error_code, vmcs02[ENTRY_INSTRUCTION_LEN])
+        vmcs02[ENTRY_INTR_INFO] = info & ~VALID
+        return True
 
     def request_event_after_cancel(self, immediate: bool) -> None:
         """The cancelled pass had decided something; decide again."""

@@ -7,11 +7,12 @@ from typing import Final
 
 HARDWARE_ENTRY: Final = 0
 """(kind, position, entry info, immediate exit requested, nested_run_pending, re-injection, waiting mask,
-request to re-evaluate raised)"""
+request to re-evaluate raised, highest rank left behind by an event injected for this entry)"""
 HIDDEN_EXIT: Final = 1
 """(kind, position, reason, IDT-vectoring info)"""
 NESTED_EXIT: Final = 2
-"""(kind, position, reason, IDT-vectoring info, nested_run_pending, an interrupt was there)"""
+"""(kind, position, reason, IDT-vectoring info, nested_run_pending, an interrupt was there, highest rank
+that was open)"""
 NESTED_ENTRY: Final = 3
 """(kind, position, entry info, activity)"""
 REINJECT: Final = 4
@@ -81,9 +82,11 @@ WAITS_INTERRUPT: Final = 1 << 6
 WAITS_FAULT: Final = 1 << 7
 WAITS_TRIPLE_FAULT: Final = 1 << 8
 WAITS_FOR_L2: Final = 1 << 9
+WAITS_NMI_WINDOW: Final = 1 << 10
+WAITS_INTERRUPT_WINDOW: Final = 1 << 11
 WAIT_NAMES: Final = (
     "SMI", "INIT", "MTF", "#DB trap", "preemption timer", "NMI", "external interrupt",
-    "exception", "triple fault", "event for L2",
+    "exception", "triple fault", "event for L2", "NMI window", "interrupt window",
 )  # fmt: skip
 
 L0Record = tuple[int, ...]

@@ -55,6 +55,7 @@ from nvmx_core.arch.state import (
     WAIT_FOR_SIPI,
     debug_conditions,
 )
+from nvmx_core.arch.virtual_apic import virtual_interrupt_is_recognised
 from nvmx_core.cpu.apic import NO_VECTOR
 from nvmx_core.l0 import reach
 from nvmx_core.l0.log import POSTED
@@ -279,11 +280,7 @@ class NestedCheck(NestedExit):
         """K4: whether the processor would deliver a virtual interrupt to L2 if interrupts are open."""
         if not self.vmcs12[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY:
             return False
-        status = self.vmcs02[GUEST_INTR_STATUS]
-        vtpr = self.memory.vtpr
-        svi = status >> 8
-        ppr = vtpr if vtpr >> 4 >= svi >> 4 else svi
-        return (status & 0xFF) >> 4 > ppr >> 4
+        return virtual_interrupt_is_recognised(self.vmcs02[GUEST_INTR_STATUS], self.memory.vtpr)
 
     def _takes_posted_interrupts(self) -> bool:
         """K3: the notification vector is no exit; what was posted becomes L2's virtual interrupts."""
@@ -294,9 +291,7 @@ class NestedCheck(NestedExit):
             return False
         notification = self.take_interrupt()
         self.apic.end_of_interrupt()
-        highest = self.memory.take_posted_interrupts()
-        status = self.vmcs02[GUEST_INTR_STATUS]
-        self.vmcs02[GUEST_INTR_STATUS] = status & 0xFF00 | max(status & 0xFF, highest)
+        highest = self.memory.take_posted_interrupts(self.vmcs02)
         self.reach[reach.POSTED_INTERRUPT_PROCESSED] += 1
         self.log.append((POSTED, len(self.journal), notification, highest))
         return True

@@ -65,6 +65,7 @@ from nvmx_core.arch.state import (
     PENDING_DBG_VALID,
     SHUTDOWN,
 )
+from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
 from nvmx_core.cpu.entry_checks import PASSED, checker_for, msr_load_failure
 from nvmx_core.journal import SMM_RETURN
 from nvmx_core.l0 import reach
@@ -240,7 +241,7 @@ class NestedEntry(Injection):
             self.mp_state == HLT
             and vmcs12[CPU_BASED] & CPU_TPR_SHADOW != 0
             and not vmcs12[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY
-            and self.memory.vtpr >> 4 < vmcs12[TPR_THRESHOLD] & 0xF
+            and tpr_is_below_threshold(self.memory.vtpr, vmcs12[TPR_THRESHOLD])
         )
 
     # -- RSM ------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ from nvmx_core.arch.fields import (
 )
 from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI, RFLAGS_RF
 from nvmx_core.l0 import reach
+from nvmx_core.l0.audit import highest_rank
 from nvmx_core.l0.exception_queue import ExceptionQueue
 from nvmx_core.l0.log import (
     CHECK_EXIT_WHILE_RUN_PENDING,
@@ -107,6 +108,7 @@ class NestedExit(ExceptionQueue):
         if self.nested_run_pending:
             self.self_check(CHECK_EXIT_WHILE_RUN_PENDING)
         vmcs12 = self.vmcs12
+        rank = highest_rank(self)
         self.mtf_pending = False
         self.save_pending_event(reason, info, length)
         self.sync_vmcs02_to_vmcs12()
@@ -128,6 +130,7 @@ class NestedExit(ExceptionQueue):
                 vmcs12[IDT_VECTORING_INFO],
                 1 if self.nested_run_pending else 0,
                 1 if info or self.has_interrupt() else 0,
+                rank,
             )
         )
         self.forget_queues()

@@ -19,11 +19,12 @@ from nvmx_core.arch.fields import (
 from nvmx_core.arch.state import ACTIVE, HLT, RFLAGS_RF, WAIT_FOR_SIPI
 from nvmx_core.journal import L1_NMI, L1_SPURIOUS_EVENT, SMM_ENTRY, VM_DEAD, VMFAIL
 from nvmx_core.l0 import reach
-from nvmx_core.l0.audit import waiting_events
+from nvmx_core.l0.audit import NO_RANK, highest_rank, waiting_events
 from nvmx_core.l0.log import (
     CHECK_ENTRY_FAILED,
     CHECK_EVENT_FOR_L1,
     HARDWARE_ENTRY,
+    INJECT,
     KICK,
     STUCK,
     WAKE,
@@ -33,7 +34,7 @@ from nvmx_core.l0.routing import Routing
 KICK_VECTOR: Final = 0xFC
 TIMER_IDLE: Final = 1 << 31
 ROUND_TRIPS_MAX: Final = 64
-"""Passes of the loop between two moments of rest; more mean that L0 makes no progress."""
+"""Passes of the loop, or returns to userspace, between two moments of rest; more are no progress."""
 
 
 class RunLoop(Routing):
@@ -139,6 +140,7 @@ class RunLoop(Routing):
                 1 if self.needs_reinjection() else 0,
                 waiting_events(self),
                 1 if self.request_event else 0,
+                highest_rank(self) if self.log and self.log[-1][0] == INJECT else NO_RANK,
             )
         )
 

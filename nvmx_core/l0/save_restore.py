@@ -10,13 +10,6 @@ Source: Linux, vmx_get_nested_state, vmx_set_nested_state, kvm_vcpu_ioctl_x86_ge
 
 from typing import NamedTuple
 
-from nvmx_core.arch.events import ERROR_CODE_VALID, VALID
-from nvmx_core.arch.fields import (
-    ENTRY_ERROR_CODE,
-    ENTRY_INSTRUCTION_LEN,
-    ENTRY_INTR_INFO,
-    POISON,
-)
 from nvmx_core.l0 import reach
 from nvmx_core.l0.log import SAVE_RESTORE, L0Record
 from nvmx_core.l0.run_loop import RunLoop
@@ -101,7 +94,7 @@ def save_vcpu(vcpu: RunLoop) -> SavedVcpu:
     vcpu.log.append((SAVE_RESTORE, len(vcpu.journal), 1 if vcpu.guest_mode else 0))
     if vcpu.guest_mode:
         vcpu.reach[reach.SAVE_RESTORE_IN_L2] += 1
-        _take_back_injection(vcpu)
+        vcpu.take_back_injection()
         vcpu.sync_vmcs02_to_vmcs12()
         if vcpu.needs_reinjection():
             vcpu.reach[reach.SAVE_RESTORE_IN_FLIGHT] += 1
@@ -120,16 +113,6 @@ def save_vcpu(vcpu: RunLoop) -> SavedVcpu:
     vcpu.cpu.cr2 = 0
     vcpu.cpu.dr6 = 0
     return saved
-
-
-def _take_back_injection(vcpu: RunLoop) -> None:
-    """An entry that the processor has not seen yet: its event goes back into the queue (D6)."""
-    vmcs02 = vcpu.vmcs02
-    info = vmcs02[ENTRY_INTR_INFO]
-    if info & VALID:
-        error_code = vmcs02[ENTRY_ERROR_CODE] if info & ERROR_CODE_VALID else POISON
-        vcpu.requeue(info, error_code, vmcs02[ENTRY_INSTRUCTION_LEN])
-        vmcs02[ENTRY_INTR_INFO] = info & ~VALID
 
 
 def _save_events(vcpu: RunLoop) -> SavedEvents:

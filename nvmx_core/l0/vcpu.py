@@ -13,14 +13,11 @@ from nvmx_core.arch.controls import (
     PIN_NMI_EXITING,
     PIN_VIRTUAL_NMIS,
 )
-from nvmx_core.arch.events import PF
+from nvmx_core.arch.exits import exception_exits
 from nvmx_core.arch.fields import (
-    EXCEPTION_BITMAP,
     FIELD_COUNT,
     GUEST_INTERRUPTIBILITY,
     GUEST_RFLAGS,
-    PF_ERROR_MASK,
-    PF_ERROR_MATCH,
     PIN_BASED,
     POISON,
     Vmcs,
@@ -204,12 +201,8 @@ class Vcpu:
         return self.vmcs12[PIN_BASED] & PIN_VIRTUAL_NMIS != 0
 
     def l1_intercepts(self, vector: int, error_code: int) -> bool:
-        """Whether L1 wants an exception: its bitmap bit, for #PF compared with mask and match."""
-        vmcs12 = self.vmcs12
-        wanted = vmcs12[EXCEPTION_BITMAP] >> vector & 1 != 0
-        if vector != PF:
-            return wanted
-        return wanted == (error_code & vmcs12[PF_ERROR_MASK] == vmcs12[PF_ERROR_MATCH])
+        """Whether L1 wants an exception."""
+        return exception_exits(self.vmcs12, vector, error_code)
 
     def nmi_blocked(self) -> bool:
         """Whether an NMI must wait: the table of NMI modes (B4, N1, N2)."""

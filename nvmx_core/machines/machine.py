@@ -29,10 +29,12 @@ from nvmx_core.arch.fields import (
     VM_INSTRUCTION_ERROR,
 )
 from nvmx_core.arch.state import CR0_PE
+from nvmx_core.arch.virtual_apic import with_request
 from nvmx_core.cpu.processor import Processor
 from nvmx_core.cpu.processor_state import Platform
 from nvmx_core.errors import ModelError
-from nvmx_core.guests.l1 import L1, keep_manners
+from nvmx_core.guests.l1 import L1
+from nvmx_core.guests.manners import keep_manners
 from nvmx_core.guests.memory import NO_PAGE, PAGE_COUNT, L2Memory
 from nvmx_core.journal import L1_ENTRY, VMFAIL, Record
 from nvmx_core.scenario.config import NOTIFICATION_VECTOR, Config
@@ -278,8 +280,7 @@ class Machine(Platform):
                 return
             memory.virr |= 1 << b
             vmcs = self.l1.vmcs
-            status = vmcs[GUEST_INTR_STATUS]
-            vmcs[GUEST_INTR_STATUS] = status & 0xFF00 | max(status & 0xFF, b)
+            vmcs[GUEST_INTR_STATUS] = with_request(vmcs[GUEST_INTR_STATUS], b)
         elif op == VTPR:
             memory.vtpr = a << 4
         else:

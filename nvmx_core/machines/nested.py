@@ -13,6 +13,7 @@ from nvmx_core.l0 import reach
 from nvmx_core.l0.audit import overdue_events
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.log import RAN_PAST
+from nvmx_core.l0.run_loop import ROUND_TRIPS_MAX
 from nvmx_core.machines.machine import Machine
 from nvmx_core.machines.modes import MODE_DEAD, MODE_L1, MODE_L2, MODE_SMM
 from nvmx_core.scenario.config import Config
@@ -103,10 +104,16 @@ class Nested(Machine):
     def drive(self) -> None:
         """Let L0 run until it rests, and do what it wants of userspace in between.
 
-        Userspace hands over an interrupt of its APIC, or saves and restores the vCPU.
+        Userspace hands over an interrupt of its APIC, or saves and restores the vCPU. An L0 that wants
+        nothing but userspace again makes no progress (S1).
         """
         self.vcpu.run()
-        while self.vcpu.userspace_exit or self.vcpu.asks_userspace:
+        returns = 0
+        while (self.vcpu.userspace_exit or self.vcpu.asks_userspace) and not self.vcpu.dead:
+            returns += 1
+            if returns > ROUND_TRIPS_MAX:
+                self.vcpu.give_up(returns)
+                return
             if self.vcpu.asks_userspace:
                 self._hand_over_interrupt()
             else:
@@ -115,8 +122,12 @@ class Nested(Machine):
             self.vcpu.run()
 
     def _hand_over_interrupt(self) -> None:
+        """Userspace acknowledges at its APIC; asked without an interrupt it has none to hand over."""
         apic = self.vcpu.apic
         vector = apic.deliverable()
+        if vector == NO_VECTOR:
+            self.vcpu.asks_userspace = False
+            return
         apic.acknowledge(vector)
         self.vcpu.queue_userspace_interrupt(vector)
 

@@ -1,9 +1,8 @@
 """CONSERVATION: nothing is lost and nothing happens twice.
 
-An injection by L1 ends exactly once (V2): delivered, handed back as IDT-vectoring information, replaced by
-an exception of its own delivery, or dead with L2. An interrupt that the controller accepted is pending, or
-was acknowledged and taken exactly once (V7). An NMI is taken once or latched; two may become one only while
-one is latched (V8). CR2 and DR6 change only when #PF or #DB is delivered (V9).
+An injection by L1 ends exactly once (V2, see ``injections``). An interrupt that the controller accepted is
+pending, or was acknowledged and taken exactly once (V7). An NMI is taken once or latched; two may become one
+only while one is latched (V8). CR2 and DR6 change only when #PF or #DB is delivered (Y1).
 """
 
 from collections import Counter
@@ -13,36 +12,14 @@ from typing import Final
 from nvmx_core.arch.events import (
     DF,
     EXTERNAL_INTERRUPT,
-    GP,
     HARDWARE_EXCEPTION,
     NMI,
-    NP,
-    PF,
     TYPE_MASK,
     TYPE_SHIFT,
     VECTOR_MASK,
-    info_text,
-    is_vectoring,
 )
-from nvmx_core.arch.exits import (
-    EXCEPTION_NMI,
-    EXTERNAL_INTERRUPT_EXIT,
-    FAILED_ENTRY,
-    TRIPLE_FAULT,
-)
-from nvmx_core.arch.state import RFLAGS_RF
-from nvmx_core.guests.memory import handler_rip
-from nvmx_core.journal import (
-    DELIVER,
-    END,
-    EXIT,
-    L1_ENTRY,
-    L1_INTERRUPT,
-    L1_NMI,
-    VM_DEAD,
-    VMFAIL,
-    Record,
-)
+from nvmx_core.arch.exits import EXCEPTION_NMI, EXTERNAL_INTERRUPT_EXIT, TRIPLE_FAULT
+from nvmx_core.journal import DELIVER, END, EXIT, L1_INTERRUPT, L1_NMI, Record
 from nvmx_core.l0.log import ARRIVAL, INJECT, NESTED_EXIT, POSTED
 from nvmx_core.l0.reach import (
     INTERRUPT_INJECTED_FOR_L2,
@@ -52,13 +29,13 @@ from nvmx_core.l0.reach import (
     POSTED_INTERRUPT_PROCESSED,
 )
 from nvmx_core.machines.nested import Nested
+from nvmx_core.oracle.injections import broken_injections
 from nvmx_core.oracle.timeline import step_of
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.steps import NMI as NMI_STEP
 
 ORACLE: Final = "CONSERVATION"
 
-_DELIVERY_FAULTS: Final = (DF, NP, GP, PF)
 _CR2: Final = 5
 _DR6: Final = 6
 _EXIT_CR2: Final = 22
@@ -85,88 +62,8 @@ def _violation(
 
 
 def _injections(nested: Nested) -> Iterator[Violation]:
-    journal = nested.journal
-    for position, record in enumerate(journal):
-        if record[0] == L1_ENTRY and is_vectoring(record[1]):
-            event = record[1]
-            ending = journal[position + 1]
-            if not _ends_injection(event, ending):
-                yield _violation(
-                    nested,
-                    "V2",
-                    "injection lost",
-                    position + 1,
-                    f"the event that L1 injected ({info_text(event)}) is neither delivered nor handed "
-                    f"back",
-                )
-            elif _is_handed_back_too(event, ending, journal[position + 2 : position + 3]):
-                yield _violation(
-                    nested,
-                    "V2",
-                    "injection delivered and handed back",
-                    position + 2,
-                    f"the event that L1 injected ({info_text(event)}) is delivered and then handed back "
-                    f"as interrupted",
-                    "IDT-vectoring info",
-                )
-            elif _is_repeated(event, ending, journal[position + 2 : position + 3]):
-                yield _violation(
-                    nested,
-                    "V2",
-                    "injection delivered twice",
-                    position + 2,
-                    f"the event that L1 injected once ({info_text(event)}) is delivered twice",
-                )
-
-
-def _ends_injection(event: int, ending: Record) -> bool:
-    kind = ending[0]
-    if kind == DELIVER:
-        return ending[1] == event & VECTOR_MASK or ending[1] in _DELIVERY_FAULTS
-    if kind == EXIT:
-        return (
-            ending[1] & FAILED_ENTRY != 0
-            or ending[5] == event
-            or _is_delivery_fault(ending[5])
-            or ending[1] == TRIPLE_FAULT
-            or (ending[1] == EXCEPTION_NMI and ending[3] & VECTOR_MASK == DF)
-        )
-    return kind in (VMFAIL, VM_DEAD)
-
-
-def _is_delivery_fault(vectoring: int) -> bool:
-    """Whether the event that an exit interrupted is an exception that replaced the injected one (D4)."""
-    return (
-        vectoring & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT
-        and vectoring & VECTOR_MASK in _DELIVERY_FAULTS
-    )
-
-
-def _is_handed_back_too(event: int, ending: Record, following: list[Record]) -> bool:
-    """An interrupt or NMI whose handler is about to run cannot be in delivery again: IF or NMIs are off."""
-    event_type = (event & TYPE_MASK) >> TYPE_SHIFT
-    return (
-        event_type in (EXTERNAL_INTERRUPT, NMI)
-        and ending[0] == DELIVER
-        and ending[1] == event & VECTOR_MASK
-        and len(following) > 0
-        and following[0][0] == EXIT
-        and following[0][5] == event
-    )
-
-
-def _is_repeated(event: int, ending: Record, following: list[Record]) -> bool:
-    """The same interrupt or NMI again at its handler's first instruction was injected twice.
-
-    A fault of that instruction shows RF in its frame, INT n a return address behind itself.
-    """
-    event_type = (event & TYPE_MASK) >> TYPE_SHIFT
-    if event_type not in (EXTERNAL_INTERRUPT, NMI) or ending[0] != DELIVER:
-        return False
-    if not following or following[0][0] != DELIVER or following[0][1] != ending[1]:
-        return False
-    _kind, vector, _error_code, return_rip, rflags, _cr2, _dr6 = following[0]
-    return return_rip == handler_rip(vector) and not rflags & RFLAGS_RF
+    for situation, position, sentence, fields in broken_injections(nested):
+        yield _violation(nested, "V2", situation, position, sentence, *fields)
 
 
 # -- CR2 and DR6 ------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """IMMEDIATE-EXIT: what had to wait for an injection comes right after it.
 
-Three parts of one rule: L2 never executes an instruction while an exit for L1 is due (O11, O7); an
-immediate exit is requested exactly when something waits (V10); and each request also asks for the
-evaluation that the exit is for (V10). What waits is judged by ``l0.audit``, not by L0.
+Three parts of one rule: L2 never executes an instruction while an exit for L1 is due (O11, O7; B5 and B6 for
+the windows that L1 asked for); an immediate exit is requested exactly when something waits (V10); and each
+request also asks for the evaluation that the exit is for (V10). What waits is judged by ``l0.audit``, not by
+L0.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from nvmx_core.l0.log import (
     RAN_PAST,
     WAIT_NAMES,
     WAITS_FOR_L2,
+    WAITS_INTERRUPT_WINDOW,
     WAITS_MTF,
+    WAITS_NMI_WINDOW,
     WAITS_TIMER,
     L0Record,
 )
@@ -23,6 +26,12 @@ from nvmx_core.oracle.timeline import step_of
 from nvmx_core.oracle.violation import Violation
 
 ORACLE: Final = "IMMEDIATE-EXIT"
+
+_RULE_OF_LONE_WAIT: Final[dict[int, str]] = {
+    WAITS_TIMER: "O7",
+    WAITS_NMI_WINDOW: "B6",
+    WAITS_INTERRUPT_WINDOW: "B5",
+}
 
 NO_REQUEST: Final = "no immediate exit requested"
 NEEDLESS_REQUEST: Final = "immediate exit requested without cause"
@@ -48,7 +57,7 @@ def waiting_text(mask: int) -> str:
 
 
 def _judge_entry(nested: Nested, index: int, record: L0Record, kicked: bool) -> Iterator[Violation]:
-    _kind, position, _info, immediate, _run_pending, _reinjection, waiting, requested = record
+    _kind, position, _info, immediate, _run_pending, _reinjection, waiting, requested, _ = record
     step = step_of(nested.log_starts, index)
     for_l1 = waiting & ~WAITS_FOR_L2  # an event for L2 itself may also come by a window
     if for_l1 and not immediate and not kicked:
@@ -88,7 +97,7 @@ def _ran_past(nested: Nested, index: int, record: L0Record) -> Violation:
     waiting = record[2] & ~WAITS_FOR_L2
     return Violation(
         ORACLE,
-        "O7" if waiting == WAITS_TIMER else "O11",
+        _RULE_OF_LONE_WAIT.get(waiting, "O11"),
         f"L2 runs past {waiting_text(waiting)}",
         step_of(nested.log_starts, index),
         record[1],

@@ -6,6 +6,7 @@ from nvmx_core.l0.kvm import Kvm
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.conservation import conservation
+from nvmx_core.oracle.event_rank import event_rank
 from nvmx_core.oracle.exit_info import exit_info
 from nvmx_core.oracle.immediate_exit import immediate_exit
 from nvmx_core.oracle.liveness import liveness
@@ -15,15 +16,74 @@ from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import Config
 from nvmx_core.scenario.steps import Scenario
 
-ORACLES: Final[tuple[tuple[str, str, str], ...]] = (
-    ("EXIT-INFO", "X1, X2, X3, X4, X6", "SDM, Information for VM Exits That Occur During Event Delivery"),
-    ("IMMEDIATE-EXIT", "O7, O11, M1, V10", "KVM, vcpu_enter_guest, KVM_REQ_IMMEDIATE_EXIT"),
-    ("LIVENESS", "S1", "KVM, vcpu_run"),
-    ("SELF-CHECK", "V5, V6, X1, E0", "KVM, WARN_ON in nested.c and x86.c"),
-    ("CONSERVATION", "V2, V7, V8, K2, Y1", "SDM, Event Injection; Handling Multiple NMIs"),
-    ("TRANSPARENCY", "V11", "the definition of nested virtualization"),
-)  # fmt: skip
-"""Id, rules and source of each oracle, in the order in which findings are told."""
+
+class Oracle(NamedTuple):
+    """One property: its id, what it says, the rules that its violations cite, and where it comes from."""
+
+    id: str
+    property: str
+    rules: tuple[str, ...]
+    source: str
+
+
+ORACLES: Final[tuple[Oracle, ...]] = (
+    Oracle(
+        "EXIT-INFO",
+        "Every exit carries the event information that a processor returns with it, and no other.",
+        ("X1", "X2", "X3", "X4", "X6"),
+        "SDM: Information for VM Exits During Event Delivery",
+    ),
+    Oracle(
+        "IMMEDIATE-EXIT",
+        "What had to wait for an injection comes right after it, and nothing of L2 comes before it.",
+        ("O7", "O11", "M1", "B5", "B6", "V10"),
+        "KVM vcpu_enter_guest, KVM_REQ_IMMEDIATE_EXIT",
+    ),
+    Oracle(
+        "EVENT-RANK",
+        "Events of one boundary come in the order of their ranks, whoever they are for.",
+        ("V4",),
+        "SDM: Priority Among Concurrent Events; KVM vmx_check_nested_events",
+    ),
+    Oracle("LIVENESS", "L0 comes to rest.", ("S1",), "KVM vcpu_run"),
+    Oracle(
+        "SELF-CHECK",
+        "L0 never finds itself in a state that must not be.",
+        ("V5", "V6", "X1", "E0"),
+        "KVM, WARN_ON in nested.c and x86.c",
+    ),
+    Oracle(
+        "CONSERVATION",
+        "Nothing is lost and nothing happens twice: injections, interrupts, NMIs, CR2 and DR6.",
+        ("V2", "V7", "V8", "K2", "Y1"),
+        "SDM: Event Injection; Handling Multiple NMIs",
+    ),
+    Oracle(
+        "TRANSPARENCY",
+        "L1 and L2 see on nested exactly what they see on bare.",
+        ("V11",),
+        "the definition of nested virtualization",
+    ),
+)
+"""Every oracle, in the order in which findings are told; docs/ORACLES.md is made from it."""
+
+INVARIANTS: Final[dict[str, tuple[str, ...]]] = {
+    "V1": ("X2", "X3"),
+    "V2": ("V2",),
+    "V3": ("O7", "O11", "B5", "B6"),
+    "V4": ("V4",),
+    "V5": ("V5",),
+    "V6": ("V6",),
+    "V7": ("V7", "K2"),
+    "V8": ("V8",),
+    "V9": ("Y1",),
+    "V10": ("V10", "O7", "O11", "M1"),
+    "V11": ("V11",),
+}
+"""Each invariant of L0 and the rules that a violation of it cites.
+
+Where an invariant says for L0 what a rule says of the processor, violations cite the processor's rule.
+"""
 
 
 class Verdict(NamedTuple):
@@ -59,6 +119,7 @@ def judge(bare: Bare, nested: Nested) -> tuple[Violation, ...]:
     return (
         *exit_info(nested),
         *immediate_exit(nested),
+        *event_rank(nested),
         *liveness(nested),
         *self_check(nested),
         *conservation(nested),

@@ -24,5 +24,5 @@ def liveness(nested: Nested) -> Iterator[Violation]:
                 step_of(nested.log_starts, index),
                 record[1],
                 (),
-                f"L0 enters and leaves L2 more than {record[2] - 1} times without any progress",
+                f"L0 goes round more than {record[2] - 1} times without any progress",
             )

@@ -39,7 +39,7 @@ from nvmx_core.arch.state import (
     PENDING_DBG_BS,
     WAIT_FOR_SIPI,
 )
-from nvmx_core.guests.l1 import NO_IRET
+from nvmx_core.guests.manners import NO_IRET
 from nvmx_core.guests.memory import CODE_BASE, DATA, GATE_NOT_PRESENT, GATE_TASK, STACK
 from nvmx_core.journal import EXIT, L1_NMI, SMM_ENTRY, SMM_RETURN
 from nvmx_core.scenario.steps import AT_ENTRY

@@ -4,6 +4,7 @@ Each rank has a contender: steps that make its event pending at the entry, all a
 Two contenders meet in one scenario, and the first record after the entry says who won.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from nvmx_core.arch.events import (
     OTHER_EVENT,
     PF,
     UD,
+    VECTOR_MASK,
 )
 from nvmx_core.arch.exits import (
     CPUID_EXIT,
@@ -28,26 +30,46 @@ from nvmx_core.arch.exits import (
     HLT_EXIT,
     INIT_SIGNAL,
     INTERRUPT_WINDOW,
+    MCE_DURING_ENTRY,
     MONITOR_TRAP_FLAG,
     NMI_WINDOW,
     PAUSE_EXIT,
     PREEMPTION_TIMER,
     TASK_SWITCH,
+    TASK_SWITCH_BY_IDT_GATE,
+    TASK_SWITCH_BY_IRET,
     TPR_BELOW_THRESHOLD,
     VMCALL_EXIT,
     VMLAUNCH_EXIT,
 )
 from nvmx_core.arch.fields import (
     EOI_EXIT_BITMAP,
+    GUEST_ACTIVITY,
     GUEST_PENDING_DBG,
     GUEST_PREEMPTION_TIMER,
+    GUEST_RFLAGS,
+    POISON,
     TPR_THRESHOLD,
 )
-from nvmx_core.arch.rules import RULES
-from nvmx_core.arch.state import PENDING_DBG_BS
-from nvmx_core.guests.memory import CODE, DATA, GATE_TASK
-from nvmx_core.journal import DELIVER, EXIT, L1_ENTRY, SMM_ENTRY
-from nvmx_core.scenario.steps import AT_ENTRY, OPERATIONS, Step
+from nvmx_core.arch.state import (
+    ACTIVE,
+    HLT,
+    PENDING_DBG_BS,
+    RFLAGS_FIXED,
+    RFLAGS_IF,
+    RFLAGS_NT,
+    SHUTDOWN,
+)
+from nvmx_core.guests.memory import (
+    CODE,
+    CODE_BASE,
+    DATA,
+    GATE_TASK,
+    TASK_GATE_SELECTOR,
+    handler_rip,
+)
+from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, SMM_ENTRY, VM_DEAD
+from nvmx_core.scenario.steps import AT_ENTRY, IN_DELIVERY, IN_EMULATION, NOW, Step
 from tests.support import (
     Play,
     absent,
@@ -62,8 +84,11 @@ from tests.support import (
     interrupt,
     nmi,
     play,
+    post_interrupt,
     run,
+    sipi,
     smi,
+    timer,
     virtual_interrupt,
     vmwrite,
     vtpr,
@@ -141,18 +166,49 @@ def test_p16_every_contender_shows_when_it_is_alone(rank: int) -> None:
     assert first_shown(play(*moves, on=contender.on)) == contender.shows
 
 
-def test_p1_reset_and_machine_check_do_not_arise() -> None:
-    """The table ranks them first; no step of a scenario makes one."""
-    assert RULES["P1"].title.startswith("Rank 1:")
-    names = {operation.name for operation in OPERATIONS}
-    assert not names & {"reset", "machine-check"}
-
-
-def test_p1_an_injected_machine_check_is_an_ordinary_delivery() -> None:
-    moves = (vmwrite(GUEST_PREEMPTION_TIMER, 0), inject(HARDWARE_EXCEPTION, MC), enter())
+@pytest.mark.parametrize("moment", [NOW, AT_ENTRY, IN_DELIVERY, IN_EMULATION])
+@pytest.mark.parametrize("arrives", [interrupt, nmi, smi, init, sipi, timer, post_interrupt])
+def test_p1_nothing_from_outside_is_a_reset_or_a_machine_check(
+    arrives: Callable[..., Step], moment: int
+) -> None:
+    """L2 never sees a #MC that nobody injected, L1 no exit for one, and the virtual machine lives on."""
+    operand = () if arrives in (nmi, smi, init) else (0x40,)
+    arrival = arrives(*operand, when=moment)
+    moves = (arrival, intercept(MC), inject(EXTERNAL_INTERRUPT, 0x40), enter(), arrival, run("out"))
     seen = play(*moves, on="preemption-timer")
+    assert MC not in seen.vectors
+    assert all(found.interruption & VECTOR_MASK != MC for found in seen.exits)
+    assert MCE_DURING_ENTRY not in seen.reasons
+    assert VM_DEAD not in seen.kinds
+
+
+@pytest.mark.parametrize("rank", [rank for rank in CONTENDERS if rank not in (6, 7, 14)])
+def test_p1_an_injected_machine_check_is_delivered_before_every_rank(rank: int) -> None:
+    """It is no event of the boundary: #MC is delivered uninterrupted, then its handler's boundary comes.
+
+    Left out are MTF, which is injected itself, pending debug exceptions, which an injection drops (O6), and
+    the instruction, which the handler has of its own.
+    """
+    contender = CONTENDERS[rank]
+    moves = (*contender.before, intercept(MC), inject(HARDWARE_EXCEPTION, MC), enter())
+    seen = play(*moves, on=contender.on)
+    delivery = (DELIVER, MC, POISON, CODE_BASE)
+    assert seen.journal[seen.kinds.index(L1_ENTRY) + 1][:4] == delivery
+    if rank == 11:  # the handler has IF = 0
+        assert seen.exits == []
+        return
+    assert seen.kinds[seen.kinds.index(DELIVER) + 1] == contender.shows[0]
+    for found in seen.exits:
+        assert (found.reason, found.vectoring) == (contender.shows[1], 0)
+        assert found.rip == handler_rip(MC)
+
+
+@pytest.mark.parametrize("activity", [HLT, SHUTDOWN])
+def test_p1_an_injected_machine_check_wakes_l2(activity: int) -> None:
+    """G4: of all hardware exceptions only #MC may be injected into shutdown, and L2 is active then."""
+    seen = play(vmwrite(GUEST_ACTIVITY, activity), inject(HARDWARE_EXCEPTION, MC), enter())
     assert seen.vectors == [MC]
-    assert seen.exit.reason == PREEMPTION_TIMER
+    assert seen.end.activity == ACTIVE
 
 
 @pytest.mark.parametrize("lower", below(2))
@@ -190,11 +246,37 @@ def test_p2_before_p7_for_a_virtualized_eoi() -> None:
     assert seen.exit.pending_dbg == PENDING_DBG_BS
 
 
-def test_p3_the_t_flag_of_a_tss_does_not_arise() -> None:
-    """A task gate always exits, so no new TSS, and no T flag of one, is ever loaded."""
-    moves = (gate(0x40, GATE_TASK), smi(AT_ENTRY), inject(EXTERNAL_INTERRUPT, 0x40), enter())
-    assert first_shown(play(*moves)) == (EXIT, TASK_SWITCH)
-    assert RULES["P3"].title.startswith("Rank 3:")
+TASK_SWITCHES: Final[dict[str, tuple[tuple[Step, ...], int]]] = {
+    "by a task gate": (
+        (gate(0x40, GATE_TASK), inject(EXTERNAL_INTERRUPT, 0x40), enter()),
+        TASK_SWITCH_BY_IDT_GATE,
+    ),
+    "by IRET": (
+        (vmwrite(GUEST_RFLAGS, RFLAGS_FIXED | RFLAGS_IF | RFLAGS_NT), enter(), run("iret")),
+        TASK_SWITCH_BY_IRET,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TASK_SWITCHES)
+def test_p3_no_task_switch_gets_as_far_as_a_t_flag_trap(name: str) -> None:
+    """Each is exit 9 before a TSS is loaded: no #DB, delivered or intercepted, and DR6 is as it was."""
+    moves, source = TASK_SWITCHES[name]
+    seen = play(intercept(DB), *moves)
+    assert seen.exit.reason == TASK_SWITCH
+    assert seen.exit.qualification == TASK_GATE_SELECTOR | source
+    assert (seen.exit.pending_dbg, seen.exit.dr6) == (0, 0)
+    assert (seen.delivered, seen.retired) == ([], 0)
+
+
+def test_p3_what_t_flag_traps_would_outrank_waits_for_l1_instead() -> None:
+    """An SMI that is pending meanwhile comes behind the exit, with L1 current, and there is no trap first."""
+    moves, _source = TASK_SWITCHES["by a task gate"]
+    seen = play(smi(AT_ENTRY), intercept(DB), *moves)
+    assert seen.kinds == [L1_ENTRY, EXIT, SMM_ENTRY, END]
+    assert seen.exit.reason == TASK_SWITCH
+    assert seen.exit.vectoring == event(EXTERNAL_INTERRUPT, 0x40)
+    assert seen.journal[2] == (SMM_ENTRY, 0, 0)
 
 
 @pytest.mark.parametrize("lower", below(4))

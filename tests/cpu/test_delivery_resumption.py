@@ -32,7 +32,7 @@ from nvmx_core.arch.fields import (
 from nvmx_core.arch.state import (
     BLOCKING_BY_NMI,
 )
-from nvmx_core.guests.l1 import NO_REINJECT, NO_REPAIR
+from nvmx_core.guests.manners import NO_REINJECT, NO_REPAIR
 from nvmx_core.guests.memory import (
     DATA,
     GATE_TASK,

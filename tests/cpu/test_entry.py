@@ -53,7 +53,7 @@ from nvmx_core.arch.state import (
     SHUTDOWN,
     WAIT_FOR_SIPI,
 )
-from nvmx_core.guests.l1 import NO_IRET
+from nvmx_core.guests.manners import NO_IRET
 from nvmx_core.guests.memory import CODE_BASE, GATE_TASK, handler_rip
 from nvmx_core.journal import DELIVER, L1_ENTRY
 from nvmx_core.scenario.steps import AT_ENTRY, Step

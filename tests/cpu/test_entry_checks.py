@@ -38,7 +38,7 @@ from nvmx_core.arch.fields import (
     Vmcs,
 )
 from nvmx_core.cpu.entry_checks import PASS, VMFAIL_CONTROLS, VMFAIL_HOST_STATE
-from nvmx_core.guests.l1 import NO_IRET, NO_REPAIR
+from nvmx_core.guests.manners import NO_IRET, NO_REPAIR
 from nvmx_core.journal import EXIT, L1_NMI, SMM_ENTRY
 from nvmx_core.scenario.steps import AT_ENTRY, FORCE_LAUNCH, FORCE_RESUME
 from tests.support import (

@@ -71,7 +71,7 @@ from nvmx_core.arch.state import (
     RFLAGS_RF,
     RFLAGS_TF,
 )
-from nvmx_core.guests.l1 import NO_ADVANCE
+from nvmx_core.guests.manners import NO_ADVANCE
 from nvmx_core.guests.memory import (
     CODE,
     CODE_BASE,

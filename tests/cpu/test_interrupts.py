@@ -9,7 +9,7 @@ from nvmx_core.arch.exits import EOI_INDUCED, EXTERNAL_INTERRUPT_EXIT
 from nvmx_core.arch.fields import EOI_EXIT_BITMAP, GUEST_ACTIVITY, GUEST_INTERRUPTIBILITY
 from nvmx_core.arch.state import BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, HLT
 from nvmx_core.cpu.apic import NO_VECTOR, LocalApic
-from nvmx_core.guests.l1 import NO_EOI
+from nvmx_core.guests.manners import NO_EOI
 from nvmx_core.guests.memory import CODE_BASE
 from nvmx_core.journal import EXIT, L1_INTERRUPT
 from nvmx_core.scenario.config import NOTIFICATION_VECTOR

@@ -44,7 +44,7 @@ from nvmx_core.arch.fields import (
     TPR_THRESHOLD,
 )
 from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI, PENDING_DBG_BS, WAIT_FOR_SIPI
-from nvmx_core.guests.l1 import (
+from nvmx_core.guests.manners import (
     NO_ADJUST,
     NO_ADVANCE,
     NO_EOI,

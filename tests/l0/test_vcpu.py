@@ -5,12 +5,16 @@ from typing import Final
 import pytest
 
 from nvmx_core.arch.controls import (
+    CPU_INTR_WINDOW_EXITING,
+    CPU_NMI_WINDOW_EXITING,
     PIN_EXT_INTR_EXITING,
     PIN_NMI_EXITING,
     PIN_VIRTUAL_NMIS,
+    WINDOW_CONTROLS,
 )
 from nvmx_core.arch.events import GP, PF
 from nvmx_core.arch.fields import (
+    CPU_BASED,
     EXCEPTION_BITMAP,
     GUEST_INTERRUPTIBILITY,
     GUEST_RFLAGS,
@@ -28,7 +32,7 @@ from nvmx_core.arch.state import (
     SHUTDOWN,
     WAIT_FOR_SIPI,
 )
-from nvmx_core.l0.audit import overdue_events, waiting_events
+from nvmx_core.l0.audit import NO_RANK, highest_rank, overdue_events, waiting_events
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.log import (
     WAIT_NAMES,
@@ -36,8 +40,10 @@ from nvmx_core.l0.log import (
     WAITS_FOR_L2,
     WAITS_INIT,
     WAITS_INTERRUPT,
+    WAITS_INTERRUPT_WINDOW,
     WAITS_MTF,
     WAITS_NMI,
+    WAITS_NMI_WINDOW,
     WAITS_SMI,
     WAITS_TIMER,
     WAITS_TRAP,
@@ -222,6 +228,72 @@ def test_o11_exits_are_overdue_only_while_l2_is_awake_and_current() -> None:
     assert overdue_events(vcpu) == 0
 
 
+@pytest.mark.parametrize(
+    ("blocking", "rflags", "overdue"),
+    [
+        (0, RFLAGS_IF, WAITS_NMI_WINDOW | WAITS_INTERRUPT_WINDOW),
+        (0, 0, WAITS_NMI_WINDOW),
+        (BLOCKING_BY_NMI, RFLAGS_IF, WAITS_INTERRUPT_WINDOW),
+        (BLOCKING_BY_STI, RFLAGS_IF, WAITS_NMI_WINDOW),
+        (BLOCKING_BY_MOV_SS, RFLAGS_IF, 0),
+    ],
+)
+def test_o10_a_window_is_overdue_when_it_is_open_in_the_processor(
+    blocking: int, rflags: int, overdue: int
+) -> None:
+    """B5, B6: what vmcs02 held at the last exit does not count while L2 runs; unasked for, none is due."""
+    vcpu = vcpu_with(NMI_VIRTUAL, BLOCKING_BY_NMI, 0)
+    vcpu.cpu.blocking = blocking
+    vcpu.cpu.rflags = rflags
+    assert overdue_events(vcpu) == 0
+    vcpu.vmcs12[CPU_BASED] |= WINDOW_CONTROLS
+    assert overdue_events(vcpu) == overdue
+    assert waiting_events(vcpu) == 0
+
+
+def test_v4_the_highest_rank_that_is_open_is_told() -> None:
+    """Each event is taken away in the order of the ranks, and the next one shows; traps of both kinds."""
+    vcpu = everything_waits()
+    vcpu.vmexit_trap = vcpu.exception_pending = vcpu.exception_trap = True
+    vcpu.vmcs12[CPU_BASED] |= WINDOW_CONTROLS
+    ranks = [highest_rank(vcpu)]
+    for taken in ("smi", "init", "mtf", "vmexit", "exception"):
+        setattr(vcpu, f"{taken}_pending", False)
+        ranks.append(highest_rank(vcpu))
+    vcpu.timer_expired = False
+    ranks.append(highest_rank(vcpu))
+    vcpu.vmcs12[CPU_BASED] &= ~CPU_NMI_WINDOW_EXITING
+    ranks.append(highest_rank(vcpu))
+    vcpu.nmi_pending = False
+    ranks.append(highest_rank(vcpu))
+    vcpu.vmcs12[CPU_BASED] &= ~CPU_INTR_WINDOW_EXITING
+    ranks.append(highest_rank(vcpu))
+    vcpu.apic.irr = 0
+    ranks.append(highest_rank(vcpu))
+    assert ranks == [4, 5, 6, 7, 7, 8, 9, 10, 11, 12, NO_RANK]
+
+
+@pytest.mark.parametrize(
+    ("activity", "rank"), [(ACTIVE, 6), (HLT, 6), (SHUTDOWN, 8), (WAIT_FOR_SIPI, NO_RANK)]
+)
+def test_v4_the_activity_decides_what_is_open(activity: int, rank: int) -> None:
+    vcpu = everything_waits()
+    vcpu.smi_pending = vcpu.init_pending = vcpu.vmexit_pending = False
+    vcpu.mp_state = activity
+    assert highest_rank(vcpu) == rank
+
+
+@pytest.mark.parametrize(
+    ("blocking", "rank"),
+    [(BLOCKING_BY_NMI, 11), (BLOCKING_BY_MOV_SS, NO_RANK), (BLOCKING_BY_STI, 9), (0, 9)],
+)
+def test_v4_a_window_is_open_only_without_what_blocks_it(blocking: int, rank: int) -> None:
+    """B5, B6: both windows are wanted; in the shadow of STI an NMI window is open, by our choice."""
+    vcpu = vcpu_with(NMI_VIRTUAL, blocking, RFLAGS_IF)
+    vcpu.vmcs12[CPU_BASED] |= WINDOW_CONTROLS
+    assert highest_rank(vcpu) == rank
+
+
 def test_every_waiting_bit_has_a_name() -> None:
-    every = EXITS_ALL | WAITS_TRAP | WAITS_FOR_L2
+    every = EXITS_ALL | WAITS_TRAP | WAITS_FOR_L2 | WAITS_NMI_WINDOW | WAITS_INTERRUPT_WINDOW
     assert waiting_text(every) == ", ".join(WAIT_NAMES)

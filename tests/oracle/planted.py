@@ -16,16 +16,27 @@ class Planted(NamedTuple):
     moves: tuple[Step, ...]
     on: str = ""
     off: str = ""
+    l0_exceptions: int = 0
 
 
 def run_wrong(planted: Planted) -> Pair:
     """The scenario on the wrong core."""
-    return both(*planted.moves, on=planted.on, off=planted.off, l0=planted.l0)
+    return _run(planted, planted.l0)
 
 
 def run_fixed(planted: Planted) -> Pair:
     """The same scenario on the fixed core."""
-    return both(*planted.moves, on=planted.on, off=planted.off)
+    return _run(planted, Kvm)
+
+
+def _run(planted: Planted, l0: type[Kvm]) -> Pair:
+    return both(
+        *planted.moves,
+        on=planted.on,
+        off=planted.off,
+        l0_exceptions=planted.l0_exceptions,
+        l0=l0,
+    )
 
 
 def told_by(oracle: str, pair: Pair) -> list[tuple[str, str]]:

@@ -1,4 +1,7 @@
-"""CONSERVATION (V2, V7, V8, K2, Y1): each account fires when a planted wrong core cheats it."""
+"""CONSERVATION (V7, V8, K2, Y1): each account fires when a planted wrong core cheats it.
+
+The account of injections (V2) has a file of its own, ``test_injections.py``.
+"""
 
 from typing import Final
 
@@ -6,63 +9,25 @@ import pytest
 
 from nvmx_core.arch.events import (
     DB,
-    EXTERNAL_INTERRUPT,
     NMI_INFO,
     PF,
 )
-from nvmx_core.arch.events import NMI as NMI_TYPE
-from nvmx_core.arch.events import NMI_VECTOR as VECTOR
 from nvmx_core.arch.exits import EXCEPTION_NMI, EXTERNAL_INTERRUPT_EXIT
-from nvmx_core.arch.fields import GUEST_RFLAGS
-from nvmx_core.arch.state import RFLAGS_IF
-from nvmx_core.guests.memory import DATA, IDT_HIGH, IDT_LOW
+from nvmx_core.guests.memory import DATA
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.nested_check import NEXT, TAKEN
 from nvmx_core.oracle.conservation import ORACLE
-from tests.nested_support import cancel_entry, drop_page, host_interrupt
 from tests.oracle.planted import Planted, name_of, run_fixed, run_wrong, told_by
 from tests.support import (
     absent,
     control,
     enter,
-    inject,
     intercept,
     interrupt,
     l1_iret,
     nmi,
     run,
 )
-
-
-class LosesNmiInFlight(Kvm):
-    """Wrong: an interrupted NMI is not put back into its queue (bug11)."""
-
-    def requeue(self, info: int, error_code: int, length: int) -> None:
-        if info != NMI_INFO:
-            super().requeue(info, error_code, length)
-
-
-class LosesCancelledEvent(Kvm):
-    """Wrong: what a cancelled entry had in its field is gone (bug2's kind, res3)."""
-
-    def cancel_injection(self, immediate: bool) -> None:
-        super().cancel_injection(immediate)
-        self.interrupt_injected = False
-
-
-class KeepsInterruptInFlight(Kvm):
-    """Wrong: an interrupt stays in flight after its delivery was completed (O2, X13).
-
-    The handler runs with IF = 0, where hardware refuses an interrupt (G6); so this core opens IF as well.
-    """
-
-    def complete_interrupts(self) -> None:
-        was_injected = self.interrupt_injected
-        super().complete_interrupts()
-        if was_injected:
-            self.interrupt_injected = True
-            self.request_event = True
-            self.vmcs02[GUEST_RFLAGS] |= RFLAGS_IF
 
 
 class AcknowledgesOnly(Kvm):
@@ -130,22 +95,8 @@ class WritesPayloadEarly(Kvm):
 
 FOR_L2: Final = "external-interrupt-exiting"
 NMI_FOR_L2: Final = "nmi-exiting virtual-nmis"
-HAND_OVER: Final = (inject(EXTERNAL_INTERRUPT, 0x40), enter(), run("nop"))
 
 PLANTED: Final = (
-    Planted(
-        "V2",
-        "injection lost",
-        LosesNmiInFlight,
-        (drop_page(IDT_LOW), inject(NMI_TYPE, VECTOR), enter(), run("nop")),
-    ),
-    Planted("V2", "injection lost", LosesCancelledEvent, (cancel_entry(), *HAND_OVER)),
-    Planted(
-        "V2",
-        "injection delivered twice",
-        KeepsInterruptInFlight,
-        (drop_page(IDT_HIGH), *HAND_OVER[:2], host_interrupt()),
-    ),
     Planted("V7", "interrupt lost", AcknowledgesOnly, (enter(), interrupt(0x51)), off=FOR_L2),
     Planted("V7", "interrupt doubled", NeverAcknowledges, (enter(), interrupt(0x51)), off=FOR_L2),
     Planted(

@@ -5,6 +5,7 @@ from typing import Final
 import pytest
 
 from nvmx_core.arch.events import (
+    BP,
     DB,
     DF,
     ERROR_CODE_VALID,
@@ -14,6 +15,7 @@ from nvmx_core.arch.events import (
     NMI_INFO,
     OTHER_EVENT,
     PF,
+    SOFTWARE_EXCEPTION,
 )
 from nvmx_core.arch.exits import (
     CPUID_EXIT,
@@ -42,7 +44,7 @@ from nvmx_core.arch.fields import (
 )
 from nvmx_core.arch.state import WAIT_FOR_SIPI
 from nvmx_core.bugs.bug1 import Bug1
-from nvmx_core.guests.memory import DATA, IDT_HIGH, IDT_LOW, STACK
+from nvmx_core.guests.memory import DATA, GATE_TASK, HANDLER, IDT_HIGH, IDT_LOW, STACK
 from nvmx_core.journal import EXIT
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.oracle.exit_info import BOUNDARY_REASONS, ORACLE, VECTORING, exit_info
@@ -55,6 +57,7 @@ from tests.support import (
     enter,
     ept,
     event,
+    gate,
     init,
     inject,
     intercept,
@@ -85,6 +88,23 @@ class InventsErrorCode(Kvm):
     def save_pending_event(self, reason: int, info: int, length: int) -> None:
         super().save_pending_event(reason, info, length)
         self.vmcs12[IDT_VECTORING_INFO] |= ERROR_CODE_VALID
+
+
+class ForgetsEvent(Kvm):
+    """Wrong: an exit in a delivery does not report the event that is being delivered."""
+
+    def save_pending_event(self, reason: int, info: int, length: int) -> None:
+        self.clear_queues()
+        super().save_pending_event(reason, info, length)
+
+
+class NormalisesTypes(Kvm):
+    """Wrong: a hardware exception with the vector of #BP comes back as a software exception (res2)."""
+
+    def requeue(self, info: int, error_code: int, length: int) -> None:
+        if info == event(HARDWARE_EXCEPTION, BP):
+            info = event(SOFTWARE_EXCEPTION, BP)
+        super().requeue(info, error_code, length)
 
 
 class LeavesInterruptionInfo(Kvm):
@@ -155,14 +175,21 @@ LEADS_TO: Final[dict[str, tuple[int, str, str, tuple[Step, ...]]]] = {
 }
 
 
+STALE: Final[dict[str, Planted]] = {
+    name: Planted(
+        rule, f"{exit_name(reason)} with valid IDT-vectoring", ReportsStaleEvent, moves, on
+    )
+    for name, (reason, rule, on, moves) in LEADS_TO.items()
+}
+
+
 @pytest.mark.parametrize("name", LEADS_TO)
 def test_x3_fires_on_a_stale_event(name: str) -> None:
     """X1, X2, X3: valid IDT-vectoring with a reason that cannot have it."""
-    reason, rule, on, moves = LEADS_TO[name]
-    pair = both(*moves, on=on, l0=ReportsStaleEvent)
-    assert pair.seen.exits[-1].reason == reason
-    situation = f"{exit_name(reason)} with valid IDT-vectoring"
-    assert told_by(ORACLE, pair) == [(rule, situation)]
+    planted = STALE[name]
+    pair = run_wrong(planted)
+    assert pair.seen.exits[-1].reason == LEADS_TO[name][0]
+    assert told_by(ORACLE, pair) == [(planted.rule, planted.situation)]
 
 
 @pytest.mark.parametrize("name", LEADS_TO)
@@ -227,6 +254,36 @@ def test_x3_fires_when_an_exit_overtakes_a_reinjection(reason: int) -> None:
 # -- X4, X6 --------------------------------------------------------------------------------------
 
 PLANTED: Final = (
+    Planted(
+        "X1",
+        "EPT_VIOLATION without IDT-vectoring",
+        ForgetsEvent,
+        (ept(IDT_HIGH), inject(EXTERNAL_INTERRUPT, 0x40), enter()),
+    ),
+    Planted(
+        "X1",
+        "EXCEPTION_NMI without IDT-vectoring",
+        ForgetsEvent,
+        (intercept(PF), absent(IDT_HIGH), inject(EXTERNAL_INTERRUPT, 0x40), enter()),
+    ),
+    Planted(
+        "X1",
+        "TASK_SWITCH without IDT-vectoring",
+        ForgetsEvent,
+        (gate(0x80, GATE_TASK), enter(), run("int", 0x80)),
+    ),
+    Planted(
+        "X1",
+        "EPT_VIOLATION with IDT-vectoring outside a delivery",
+        ReportsStaleEvent,
+        (ept(HANDLER), inject(EXTERNAL_INTERRUPT, 0x40), enter(), run("nop")),
+    ),
+    Planted(
+        "X4",
+        "EPT_VIOLATION with IDT-vectoring of another event",
+        NormalisesTypes,
+        (ept(IDT_LOW), inject(HARDWARE_EXCEPTION, BP), enter()),
+    ),
     Planted(
         "X4",
         "error-code bit of IDT-vectoring",

@@ -1,13 +1,21 @@
-"""IMMEDIATE-EXIT (O7, O11, M1, V10): each of its halves fires on a planted wrong core."""
+"""IMMEDIATE-EXIT (O7, O11, M1, B5, B6, V10): each of its halves fires on a planted wrong core."""
 
 from typing import Final
 
 import pytest
 
-from nvmx_core.arch.events import EXTERNAL_INTERRUPT
+from nvmx_core.arch.events import (
+    EXTERNAL_INTERRUPT,
+    HARDWARE_EXCEPTION,
+    NMI,
+    NMI_VECTOR,
+    UD,
+)
 from nvmx_core.arch.exits import (
     EXTERNAL_INTERRUPT_EXIT,
+    INTERRUPT_WINDOW,
     MONITOR_TRAP_FLAG,
+    NMI_WINDOW,
     PREEMPTION_TIMER,
 )
 from nvmx_core.arch.fields import GUEST_PREEMPTION_TIMER
@@ -79,6 +87,13 @@ class OwesNoMtf(Kvm):
         return self.timer_expired
 
 
+class AsksForNoWindow(Kvm):
+    """Wrong: the processor is not told of the windows that L1 asked for."""
+
+    def l1_windows(self) -> int:
+        return 0
+
+
 INTERRUPT_AT_ENTRY: Final = (interrupt(0x51, AT_ENTRY), inject(EXTERNAL_INTERRUPT, 0x40), enter())
 INTERRUPT_BEFORE_ENTRY: Final = (interrupt(0x51), inject(EXTERNAL_INTERRUPT, 0x40), enter())
 INTERRUPT_IN_REPAIR: Final = (
@@ -124,7 +139,53 @@ RUN_PAST: Final = (
         on="preemption-timer",
     ),
 )
-ALL: Final = (*NO_REQUESTS, NEEDLESS, FORGOTTEN, *RUN_PAST)
+HANDLER_OPENS: Final = (
+    inject(EXTERNAL_INTERRUPT, 0x40),
+    enter(),
+    run("sti"),
+    run("nop"),
+    run("nop"),
+)
+"""The window opens behind the shadow of the STI, in the handler of what L1 injected."""
+WINDOWS: Final = (
+    Planted(
+        "B5",
+        "L2 runs past interrupt window",
+        AsksForNoWindow,
+        (control("interrupt-window-exiting"), *HANDLER_OPENS),
+    ),
+    Planted(
+        "B5",
+        "L2 runs past interrupt window",
+        AsksForNoWindow,
+        (
+            control("interrupt-window-exiting"),
+            inject(HARDWARE_EXCEPTION, UD),
+            enter(),
+            run("iret"),
+            run("nop"),
+        ),
+    ),
+    Planted(
+        "B6",
+        "L2 runs past NMI window",
+        AsksForNoWindow,
+        (control("nmi-window-exiting"), inject(EXTERNAL_INTERRUPT, 0x40), enter(), run("nop")),
+    ),
+    Planted(
+        "B6",
+        "L2 runs past NMI window",
+        AsksForNoWindow,
+        (
+            control("nmi-window-exiting"),
+            inject(NMI, NMI_VECTOR),
+            enter(),
+            run("iret"),
+            run("nop"),
+        ),
+    ),
+)
+ALL: Final = (*NO_REQUESTS, NEEDLESS, FORGOTTEN, *RUN_PAST, *WINDOWS)
 
 
 @pytest.mark.parametrize("planted", NO_REQUESTS, ids=name_of)
@@ -153,6 +214,12 @@ def test_v3_fires_when_an_instruction_runs_past_a_due_exit(planted: Planted) -> 
     assert told == [(planted.rule, NO_REQUEST), (planted.rule, planted.situation)]
 
 
+@pytest.mark.parametrize("planted", WINDOWS, ids=name_of)
+def test_v3_fires_when_an_instruction_runs_past_an_open_window(planted: Planted) -> None:
+    """B5, B6: no entry was wrong in itself; the instruction behind the injection is."""
+    assert told_by(ORACLE, run_wrong(planted)) == [(planted.rule, planted.situation)]
+
+
 @pytest.mark.parametrize("planted", ALL, ids=name_of)
 def test_silent_on_the_fixed_core(planted: Planted) -> None:
     assert run_fixed(planted).violations == ()
@@ -161,7 +228,13 @@ def test_silent_on_the_fixed_core(planted: Planted) -> None:
 def test_the_fixed_core_takes_each_exit_that_was_due() -> None:
     """The scenarios do put the rule to the test: without the mistake L1 gets the exit."""
     reasons = {reason for planted in ALL for reason in run_fixed(planted).seen.reasons}
-    assert reasons >= {EXTERNAL_INTERRUPT_EXIT, PREEMPTION_TIMER, MONITOR_TRAP_FLAG}
+    assert reasons >= {
+        EXTERNAL_INTERRUPT_EXIT,
+        PREEMPTION_TIMER,
+        MONITOR_TRAP_FLAG,
+        INTERRUPT_WINDOW,
+        NMI_WINDOW,
+    }
 
 
 def test_v10_is_silent_when_a_kick_brings_l2_back_instead() -> None:
