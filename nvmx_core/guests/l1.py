@@ -189,19 +189,29 @@ class L1:
     def observe_exit(self, cr2: int, dr6: int) -> None:
         """Read the exit of the current VMCS into the journal, then make KVM's own check of it."""
         vmcs = self.vmcs
-        full_reason = vmcs[EXIT_REASON]
-        reason = full_reason & BASIC_REASON_MASK
-        failed = full_reason & FAILED_ENTRY != 0
+        reason = vmcs[EXIT_REASON] & BASIC_REASON_MASK
+        failed = vmcs[EXIT_REASON] & FAILED_ENTRY != 0
         if not failed:
             self.info_reason = reason
-        fields = exit_fields(vmcs, self.info_reason)
+        (
+            full_reason, qualification, interruption, error_code, vectoring, vectoring_error,
+            length, linear, physical,
+        ) = exit_fields(vmcs, self.info_reason)  # fmt: skip
         rflags = vmcs[GUEST_RFLAGS]
-        if not _rf_is_defined(reason, fields[2], fields[4]):
+        if rflags & RFLAGS_RF and not _rf_is_defined(reason, interruption, vectoring):
             rflags &= ~RFLAGS_RF
         self.journal.append(
             (
                 EXIT,
-                *fields,
+                full_reason,
+                qualification,
+                interruption,
+                error_code,
+                vectoring,
+                vectoring_error,
+                length,
+                linear,
+                physical,
                 vmcs[GUEST_RIP],
                 vmcs[GUEST_RSP],
                 rflags,
@@ -219,8 +229,8 @@ class L1:
             )
         )
         self.owed_reason = reason
-        if fields[4] and not failed and reason not in KVM_VECTORING_EXPECTED:
-            self.journal.append((L1_UNEXPECTED_VECTORING, reason, fields[4]))
+        if vectoring and not failed and reason not in KVM_VECTORING_EXPECTED:
+            self.journal.append((L1_UNEXPECTED_VECTORING, reason, vectoring))
 
     def observe_vmfail(self, error: int) -> None:
         """A VMLAUNCH or VMRESUME failed early; for errors 7 and 8 something in the VMCS is to be repaired."""
@@ -239,6 +249,24 @@ def _rf_is_defined(reason: int, interruption: int, vectoring: int) -> bool:
         return vectoring & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT
     return reason in INSTRUCTION_EXITS or reason in (EPT_VIOLATION, EPT_MISCONFIG, PML_FULL)
 
+
+_REPAIRABLE: Final = frozenset(
+    {
+        EPT_VIOLATION,
+        EPT_MISCONFIG,
+        PML_FULL,
+        APIC_ACCESS,
+        TASK_SWITCH,
+        TRIPLE_FAULT,
+        EXCEPTION_NMI,
+    }
+)
+"""Exits after which :func:`_repair` may find something to do."""
+
+_ADJUSTABLE: Final = frozenset(
+    {INTERRUPT_WINDOW, NMI_WINDOW, PREEMPTION_TIMER, TPR_BELOW_THRESHOLD, SIPI_SIGNAL}
+)
+"""Exits after which :func:`_adjust` may find something to do."""
 
 # Manners, one bit each; set = left out.
 NO_REINJECT: Final = 1 << 0
@@ -262,15 +290,16 @@ def keep_manners(l1: L1, platform: L1Platform, left_out: int) -> None:
         if not left_out & NO_REPAIR:
             _repair_failed_entry(l1, reason)
         return
-    interruption = l1.vmcs[EXIT_INTR_INFO] if l1.vmcs[EXIT_INTR_INFO] & VALID else 0
-    vectoring = l1.vmcs[IDT_VECTORING_INFO] if l1.vmcs[IDT_VECTORING_INFO] & VALID else 0
-    if not left_out & NO_REPAIR:
+    vmcs = l1.vmcs
+    interruption = vmcs[EXIT_INTR_INFO] if vmcs[EXIT_INTR_INFO] & VALID else 0
+    vectoring = vmcs[IDT_VECTORING_INFO] if vmcs[IDT_VECTORING_INFO] & VALID else 0
+    if reason in _REPAIRABLE and not left_out & NO_REPAIR:
         _repair(l1, platform, reason, interruption, vectoring)
-    if not left_out & NO_REINJECT and not l1.vmcs[ENTRY_INTR_INFO] & VALID:
+    if not left_out & NO_REINJECT and not vmcs[ENTRY_INTR_INFO] & VALID:
         _reinject(l1, reason, interruption, vectoring)
     if not left_out & NO_ADVANCE and not vectoring:
         _advance(l1, reason)
-    if not left_out & NO_ADJUST:
+    if reason in _ADJUSTABLE and not left_out & NO_ADJUST:
         _adjust(l1, reason)
     if reason == EXTERNAL_INTERRUPT_EXIT:
         _serve_interrupt(l1, platform, interruption, not left_out & NO_EOI)

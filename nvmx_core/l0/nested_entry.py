@@ -42,6 +42,7 @@ from nvmx_core.arch.fields import (
     ENTRY_CONTROLS,
     ENTRY_INSTRUCTION_LEN,
     ENTRY_INTR_INFO,
+    ENTRY_MSR_LOAD_BAD,
     EOI_EXIT_BITMAP,
     EXCEPTION_BITMAP,
     EXIT_CONTROLS,
@@ -65,7 +66,7 @@ from nvmx_core.arch.state import (
     PENDING_DBG_VALID,
     SHUTDOWN,
 )
-from nvmx_core.cpu.entry_checks import PASSED, checker_for, msr_load_failure
+from nvmx_core.cpu.entry_checks import PASSED, checker_for
 from nvmx_core.journal import SMM_RETURN
 from nvmx_core.l0 import reach
 from nvmx_core.l0.injection import Injection
@@ -101,7 +102,7 @@ class NestedEntry(Injection):
         if rule != PASSED:
             self.fail_entry(INVALID_STATE, qualification)
             return 0
-        bad_entry = msr_load_failure(vmcs12)
+        bad_entry = vmcs12[ENTRY_MSR_LOAD_BAD]
         if bad_entry:
             self.fail_entry(MSR_LOAD_FAIL, bad_entry)
             return 0

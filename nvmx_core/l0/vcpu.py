@@ -245,7 +245,8 @@ class Vcpu:
 
     def has_interrupt(self) -> bool:
         """Whether an interrupt is there: pending in the APIC, or handed over by userspace."""
-        return self.userspace_vector >= 0 or self.apic.deliverable() >= 0
+        apic = self.apic
+        return self.userspace_vector >= 0 or (apic.irr != 0 and apic.deliverable() >= 0)
 
     def must_ask_userspace(self) -> bool:
         """With an APIC in userspace L0 knows of an interrupt, but not its vector.
