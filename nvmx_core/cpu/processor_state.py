@@ -9,7 +9,6 @@ of ours that looks at the VMCS after an exit.
 
 from typing import Final
 
-from nvmx_core.arch.capabilities import Capabilities
 from nvmx_core.arch.controls import (
     EXIT_SAVE_PREEMPTION_TIMER,
     PIN_NMI_EXITING,
@@ -71,7 +70,7 @@ from nvmx_core.arch.state import (
     RFLAGS_RF,
 )
 from nvmx_core.cpu.apic import LocalApic
-from nvmx_core.cpu.entry_checks import EntryChecker, checker_for
+from nvmx_core.cpu.entry_checks import EntryChecker
 from nvmx_core.guests.l1 import L1Platform
 from nvmx_core.guests.memory import L2Memory
 from nvmx_core.journal import Record
@@ -175,12 +174,12 @@ class ProcessorState:
 
     def __init__(
         self,
-        caps: Capabilities,
+        checker: EntryChecker,
         memory: L2Memory,
         journal: list[Record],
     ) -> None:
-        self.caps: Final = caps
-        self.checker: EntryChecker = checker_for(caps)
+        self.caps: Final = checker.caps
+        self.checker: Final = checker
         self.memory: L2Memory = memory
         self.journal: list[Record] = journal
         self.platform: Platform = NO_PLATFORM

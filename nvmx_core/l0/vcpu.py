@@ -9,6 +9,7 @@ Source: Linux, struct kvm_vcpu_arch, struct nested_vmx; the table "State per vCP
 from typing import Final
 
 from nvmx_core.arch.controls import (
+    EXIT_ACK_INTR_ON_EXIT,
     PIN_EXT_INTR_EXITING,
     PIN_NMI_EXITING,
     PIN_VIRTUAL_NMIS,
@@ -16,6 +17,7 @@ from nvmx_core.arch.controls import (
 from nvmx_core.arch.events import PF
 from nvmx_core.arch.fields import (
     EXCEPTION_BITMAP,
+    EXIT_CONTROLS,
     FIELD_COUNT,
     GUEST_INTERRUPTIBILITY,
     GUEST_RFLAGS,
@@ -43,6 +45,10 @@ from nvmx_core.l0.reach import REACH_COUNT, USERSPACE_INTERRUPT
 from nvmx_core.scenario.config import Config
 
 TIMER_OFF: Final = -1
+
+_VMCS02_CONSTANT_STATE: Final[Vmcs] = [0] * FIELD_COUNT
+"""vmcs02 before the first entry; no entry changes the exit controls, see ``prepare_vmcs02``."""
+_VMCS02_CONSTANT_STATE[EXIT_CONTROLS] = EXIT_ACK_INTR_ON_EXIT
 
 
 class Vcpu:
@@ -125,7 +131,7 @@ class Vcpu:
         self.reach: list[int] = [0] * REACH_COUNT
         self.apic: LocalApic = LocalApic()
         self.vmcs12: Vmcs = l1.vmcs
-        self.vmcs02: Vmcs = [0] * FIELD_COUNT
+        self.vmcs02: Vmcs = _VMCS02_CONSTANT_STATE[:]
         self.processor_controls02: int = 0
         self.guest_mode: bool = False
         self.nested_run_pending: bool = False

@@ -9,7 +9,6 @@ A machine says what differs: how a VM entry happens, how an L2 instruction runs,
 
 from typing import Final
 
-from nvmx_core.arch.capabilities import Capabilities
 from nvmx_core.arch.controls import CONTROLS, SECONDARY_UNRESTRICTED_GUEST
 from nvmx_core.arch.events import (
     HARDWARE_EXCEPTION,
@@ -29,6 +28,7 @@ from nvmx_core.arch.fields import (
     VM_INSTRUCTION_ERROR,
 )
 from nvmx_core.arch.state import CR0_PE
+from nvmx_core.cpu.entry_checks import EntryChecker
 from nvmx_core.cpu.processor import Processor
 from nvmx_core.cpu.processor_state import NO_PLATFORM, Platform
 from nvmx_core.errors import ModelError
@@ -91,18 +91,18 @@ _FIRST_L0_OPERATION: Final = DROP_PAGE
 class Machine(Platform):
     """One run of one scenario. Make a new machine for every run.
 
-    *caps* are those of the model processor under the machine. ``arrived`` has a bit for every kind of
+    *checker* is that of the model processor under the machine. ``arrived`` has a bit for every kind of
     outside step that took effect.
     """
 
     skipped: int = 0
     arrived: int = 0
 
-    def __init__(self, config: Config, caps: Capabilities) -> None:
+    def __init__(self, config: Config, checker: EntryChecker) -> None:
         self.config: Final = config
         self.journal: list[Record] = []
         self.memory: L2Memory = L2Memory()
-        self.cpu: Processor = Processor(caps, self.memory, self.journal)
+        self.cpu: Processor = Processor(checker, self.memory, self.journal)
         self.l1: L1 = L1(config.initial_vmcs, self.memory, self.journal)
         self.armed_at_entry: list[Step] = []
         self.armed_in_delivery: list[Step] = []
