@@ -361,7 +361,8 @@ class ProcessorState:
 
     def update_interrupt_line(self) -> None:
         """Make the pending-interrupt bit follow the local APIC."""
-        if self.apic.deliverable() >= 0:
+        apic = self.apic
+        if apic.irr and apic.deliverable() >= 0:
             self.pending |= PENDING_INTERRUPT
         else:
             self.pending &= ~PENDING_INTERRUPT

@@ -251,15 +251,7 @@ def _rf_is_defined(reason: int, interruption: int, vectoring: int) -> bool:
 
 
 _REPAIRABLE: Final = frozenset(
-    {
-        EPT_VIOLATION,
-        EPT_MISCONFIG,
-        PML_FULL,
-        APIC_ACCESS,
-        TASK_SWITCH,
-        TRIPLE_FAULT,
-        EXCEPTION_NMI,
-    }
+    (EPT_VIOLATION, EPT_MISCONFIG, PML_FULL, APIC_ACCESS, TASK_SWITCH, TRIPLE_FAULT, EXCEPTION_NMI)
 )
 """Exits after which :func:`_repair` may find something to do."""
 
