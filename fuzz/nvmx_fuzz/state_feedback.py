@@ -41,8 +41,11 @@ TRANSITION_COUNTERS: Final = 1 << 12
 COUNTERS: Final = REACH_COUNT + TRANSITION_COUNTERS
 
 _MASK: Final = TRANSITION_COUNTERS - 1
+_ABSTRACTION_MASK: Final = 2 * TRANSITION_COUNTERS - 1
+"""What a transition reads of an abstraction: all bits of a counter's number, and the one above them."""
 _KNOWN_MAX: Final = 1 << 12
 _KINDS: Final = len(LOG_NAMES)
+_OPERANDS: Final = slice(2, None)
 
 # Which operands of a record are information words, and which are too fine to tell states apart.
 _INFO_OPERANDS: Final[dict[int, tuple[int, ...]]] = {
@@ -105,7 +108,7 @@ class _Known(dict[L0Record, int]):
     def __missing__(self, operands: L0Record) -> int:
         if len(self) >= _KNOWN_MAX:
             self.clear()
-        number = self[operands] = abstraction(self._kind, operands)
+        number = self[operands] = abstraction(self._kind, operands) & _ABSTRACTION_MASK
         return number
 
 
@@ -132,6 +135,6 @@ class StateFeedback:
         known = self._known
         before = 0
         for entry in log:
-            here = known[entry[0]](entry[2:])
+            here = known[entry[0]](entry[_OPERANDS])
             buffer[REACH_COUNT + ((before ^ here) & _MASK)] = 1
             before = here >> 1

@@ -189,12 +189,16 @@ def nmi_unblocking_defined(vmcs: Vmcs, interruption: int, vectoring: int) -> boo
     )
 
 
-def exit_fields(vmcs: Vmcs, reason: int) -> tuple[int, ...]:
+ExitFields = tuple[int, int, int, int, int, int, int, int, int]
+"""Reason, qualification, interruption information and error code, IDT-vectoring information and error
+code, instruction length, linear and physical address."""
+
+
+def exit_fields(vmcs: Vmcs, reason: int) -> ExitFields:
     """The exit-information fields as software may rely on them, the undefined ones as POISON.
 
     *reason* is the basic reason that the fields other than reason and qualification stem from: after a
-    failed entry that is the exit before. Returns reason, qualification, interruption information and
-    error code, IDT-vectoring information and error code, instruction length, linear and physical address.
+    failed entry that is the exit before.
     Source: SDM, "VM-Exit Information Fields"; the table of ``docs/SOURCES.md`` on undefined fields.
     """
     interruption = vmcs[EXIT_INTR_INFO]
@@ -207,7 +211,9 @@ def exit_fields(vmcs: Vmcs, reason: int) -> tuple[int, ...]:
         vectoring = 0
     error_code = vmcs[EXIT_INTR_ERROR_CODE] if interruption & ERROR_CODE_VALID else POISON
     vectoring_error = vmcs[IDT_VECTORING_ERROR_CODE] if vectoring & ERROR_CODE_VALID else POISON
-    if not nmi_unblocking_defined(vmcs, interruption, vectoring):
+    if (interruption | qualification) & NMI_UNBLOCKING_BY_IRET and not nmi_unblocking_defined(
+        vmcs, interruption, vectoring
+    ):
         interruption &= ~NMI_UNBLOCKING_BY_IRET
         if reason == EPT_VIOLATION or reason == PML_FULL:
             qualification &= ~NMI_UNBLOCKING_BY_IRET

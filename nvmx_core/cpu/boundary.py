@@ -96,17 +96,17 @@ class Boundary(Delivery):
             self.vm_exit(INIT_SIGNAL)
         elif pending & PENDING_MTF and activity <= HLT:  # P6
             self.vm_exit(MONITOR_TRAP_FLAG)
-        elif self._debug_trap_is_open():  # P7
+        elif self.pending_dbg and self._debug_trap_is_open():  # P7
             self._take_debug_trap()
         elif pending & PENDING_TIMER:  # P8
             self.vm_exit(PREEMPTION_TIMER)
-        elif self.nmi_window_is_open():  # P9
+        elif self.watches_boundaries and self.nmi_window_is_open():  # P9
             self.vm_exit(NMI_WINDOW)
         elif pending & PENDING_NMI and not self.nmi_is_blocked():  # P10
             self._take_nmi()
         elif activity > HLT:
             return False
-        elif self.interrupt_window_is_open():  # P11
+        elif self.watches_boundaries and self.interrupt_window_is_open():  # P11
             self.vm_exit(INTERRUPT_WINDOW)
         elif pending & PENDING_VIRTUAL_INTERRUPT and self.interrupts_are_open():  # P11
             self._take_virtual_interrupt()

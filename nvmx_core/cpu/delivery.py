@@ -165,8 +165,12 @@ class Delivery(ProcessorState):
 
     def _begin(self, info: int, error_code: int, length: int, rf: int) -> None:
         event_type = info & TYPE_MASK
-        soft = is_soft(info) and event_type != PRIVILEGED_SOFTWARE_EXCEPTION << TYPE_SHIFT
-        if not (soft and self.blocking & BLOCKING_BY_MOV_SS):
+        keeps_traps = (
+            self.blocking & BLOCKING_BY_MOV_SS
+            and is_soft(info)
+            and event_type != PRIVILEGED_SOFTWARE_EXCEPTION << TYPE_SHIFT
+        )
+        if not keeps_traps:
             self.pending_dbg = 0
         self.activity = ACTIVE
         self.blocking &= ~INTERRUPT_SHADOW

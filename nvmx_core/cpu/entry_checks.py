@@ -17,7 +17,6 @@ from typing import Final
 from nvmx_core.arch.capabilities import Capabilities
 from nvmx_core.arch.fields import (
     CONTROL_CHECK_FIELDS,
-    ENTRY_MSR_LOAD_BAD,
     GUEST_CHECK_FIELDS,
     GUEST_RIP,
     PIN_BASED,
@@ -178,11 +177,6 @@ class EntryChecker:
             if not check(vmcs, self.caps):
                 return qualification, rule
         return PASS
-
-
-def msr_load_failure(vmcs: Vmcs) -> int:
-    """The number of the VM-entry MSR-load entry that fails, 0 for none."""
-    return vmcs[ENTRY_MSR_LOAD_BAD]
 
 
 def checker_for(caps: Capabilities) -> EntryChecker:

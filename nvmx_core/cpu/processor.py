@@ -29,9 +29,11 @@ from nvmx_core.arch.fields import (
     ENTRY_ERROR_CODE,
     ENTRY_INSTRUCTION_LEN,
     ENTRY_INTR_INFO,
+    ENTRY_MSR_LOAD_BAD,
     EXIT_QUALIFICATION,
     EXIT_REASON,
     GUEST_ACTIVITY,
+    GUEST_CR0,
     GUEST_INTERRUPTIBILITY,
     GUEST_PENDING_DBG,
     GUEST_PREEMPTION_TIMER,
@@ -46,9 +48,9 @@ from nvmx_core.arch.fields import (
     TPR_THRESHOLD,
     Vmcs,
 )
-from nvmx_core.arch.state import PENDING_DBG_VALID, RFLAGS_RF, SHUTDOWN
+from nvmx_core.arch.state import CR0_PE, PENDING_DBG_VALID, RFLAGS_RF, SHUTDOWN
 from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
-from nvmx_core.cpu.entry_checks import PASSED, msr_load_failure
+from nvmx_core.cpu.entry_checks import PASSED
 from nvmx_core.cpu.execution import Execution
 from nvmx_core.cpu.processor_state import (
     PENDING_MTF,
@@ -86,7 +88,7 @@ class Processor(Execution):
         if rule != PASSED:
             self._failed_entry(INVALID_STATE, qualification)
             return
-        bad_entry = msr_load_failure(vmcs)
+        bad_entry = vmcs[ENTRY_MSR_LOAD_BAD]
         if bad_entry:
             self._failed_entry(MSR_LOAD_FAIL, bad_entry)
             return
@@ -112,7 +114,7 @@ class Processor(Execution):
         # Conditions that no enabled breakpoint and no single step goes with never become a #DB.
         pending_dbg = vmcs[GUEST_PENDING_DBG]
         self.pending_dbg = pending_dbg if pending_dbg & PENDING_DBG_VALID else 0
-        self.enter_real_mode_state()
+        self.real_mode = not vmcs[GUEST_CR0] & CR0_PE  # D5
         self.root_nmi_blocked = False
         self.watches_boundaries = vmcs[CPU_BASED] & WINDOW_CONTROLS != 0
         self._start_timer()
@@ -127,8 +129,11 @@ class Processor(Execution):
         if not vmcs[PIN_BASED] & PIN_PREEMPTION_TIMER:
             self.timer = TIMER_OFF
             return
-        self.timer = max(0, vmcs[GUEST_PREEMPTION_TIMER] - self.entry_ticks)
-        if self.timer == 0:
+        ticks = vmcs[GUEST_PREEMPTION_TIMER] - self.entry_ticks
+        if ticks > 0:
+            self.timer = ticks
+        else:
+            self.timer = 0
             self.pending |= PENDING_TIMER
 
     def _check_tpr_threshold(self) -> None:
@@ -142,7 +147,7 @@ class Processor(Execution):
         """O2-O6, O9: deliver the event of the entry field, or make the MTF exit pending."""
         vmcs = self.vmcs
         info = vmcs[ENTRY_INTR_INFO]
-        if is_vectoring(info):
+        if info and is_vectoring(info):
             has_error_code = info & ERROR_CODE_VALID
             error_code = vmcs[ENTRY_ERROR_CODE] if has_error_code else POISON
             rf = 1 if vmcs[GUEST_RFLAGS] & RFLAGS_RF else 0

@@ -9,7 +9,6 @@ of ours that looks at the VMCS after an exit.
 
 from typing import Final
 
-from nvmx_core.arch.capabilities import Capabilities
 from nvmx_core.arch.controls import (
     EXIT_SAVE_PREEMPTION_TIMER,
     PIN_NMI_EXITING,
@@ -47,7 +46,6 @@ from nvmx_core.arch.fields import (
     EXIT_QUALIFICATION,
     EXIT_REASON,
     GUEST_ACTIVITY,
-    GUEST_CR0,
     GUEST_INTERRUPTIBILITY,
     GUEST_INTR_STATUS,
     GUEST_LINEAR_ADDRESS,
@@ -69,12 +67,11 @@ from nvmx_core.arch.state import (
     ACTIVE,
     BLOCKING_BY_MOV_SS,
     BLOCKING_BY_NMI,
-    CR0_PE,
     RFLAGS_RF,
 )
 from nvmx_core.arch.virtual_apic import virtual_interrupt_is_recognised
 from nvmx_core.cpu.apic import LocalApic
-from nvmx_core.cpu.entry_checks import EntryChecker, checker_for
+from nvmx_core.cpu.entry_checks import EntryChecker
 from nvmx_core.guests.l1 import L1Platform
 from nvmx_core.guests.memory import L2Memory
 from nvmx_core.journal import Record
@@ -92,6 +89,11 @@ PENDING_SIPI: Final = 1 << 8
 
 NO_EVENT: Final = 0
 TIMER_OFF: Final = -1
+
+_KEPT_BY_EXIT: Final = ~(
+    PENDING_MTF | PENDING_TIMER | PENDING_TRAP_EXIT | PENDING_VIRTUAL_INTERRUPT | PENDING_SIPI
+)
+"""What an exit leaves pending: what comes from outside and not from the guest."""
 
 _KEEPS_PENDING_DEBUG: Final = frozenset(
     {INIT_SIGNAL, MONITOR_TRAP_FLAG, TPR_BELOW_THRESHOLD, EOI_INDUCED, APIC_WRITE}
@@ -173,12 +175,12 @@ class ProcessorState:
 
     def __init__(
         self,
-        caps: Capabilities,
+        checker: EntryChecker,
         memory: L2Memory,
         journal: list[Record],
     ) -> None:
-        self.caps: Final = caps
-        self.checker: EntryChecker = checker_for(caps)
+        self.caps: Final = checker.caps
+        self.checker: Final = checker
         self.memory: L2Memory = memory
         self.journal: list[Record] = journal
         self.platform: Platform = NO_PLATFORM
@@ -263,11 +265,11 @@ class ProcessorState:
             vmcs[IDT_VECTORING_INFO] = 0
             vmcs[IDT_VECTORING_ERROR_CODE] = POISON
             if self.nmi_unblocked_by_iret:
+                self.nmi_unblocked_by_iret = 0
                 if interruption & VALID:
                     interruption |= NMI_UNBLOCKING_BY_IRET
                 elif reason in _NMI_UNBLOCKING_EXITS:
                     qualification |= NMI_UNBLOCKING_BY_IRET
-        self.nmi_unblocked_by_iret = 0
         vmcs[EXIT_REASON] = reason
         vmcs[EXIT_QUALIFICATION] = qualification
         vmcs[EXIT_INTR_INFO] = interruption
@@ -276,17 +278,12 @@ class ProcessorState:
         if reason not in _ADDRESS_EXITS:
             vmcs[GUEST_LINEAR_ADDRESS] = POISON
             vmcs[GUEST_PHYSICAL_ADDRESS] = POISON
-        vmcs[ENTRY_INTR_INFO] &= ~VALID
+        if vmcs[ENTRY_INTR_INFO]:
+            vmcs[ENTRY_INTR_INFO] &= ~VALID
         self._save_guest_state(reason, event, rf)
         self.non_root = False
         self.timer = TIMER_OFF
-        self.pending &= ~(
-            PENDING_MTF
-            | PENDING_TIMER
-            | PENDING_TRAP_EXIT
-            | PENDING_VIRTUAL_INTERRUPT
-            | PENDING_SIPI
-        )
+        self.pending &= _KEPT_BY_EXIT
 
     def _save_guest_state(self, reason: int, event: int, rf: int) -> None:
         vmcs = self.vmcs
@@ -322,7 +319,7 @@ class ProcessorState:
             self.root_nmi_blocked = True
         else:
             self.root_nmi_blocked = (
-                self.nmi_mode_is_physical() and self.blocking & BLOCKING_BY_NMI != 0
+                self.blocking & BLOCKING_BY_NMI != 0 and self.nmi_mode_is_physical()
             )
 
     # -- paging ---------------------------------------------------------------------------------------
@@ -346,10 +343,6 @@ class ProcessorState:
             unusual = -1
         self.unusual_pages = unusual
 
-    def enter_real_mode_state(self) -> None:
-        """Recompute what follows from CR0.PE of the loaded guest (D5)."""
-        self.real_mode = not self.vmcs[GUEST_CR0] & CR0_PE
-
     # -- virtual interrupts (K4) ----------------------------------------------------------------------
 
     def evaluate_virtual_interrupts(self) -> None:
@@ -363,7 +356,8 @@ class ProcessorState:
 
     def update_interrupt_line(self) -> None:
         """Make the pending-interrupt bit follow the local APIC."""
-        if self.apic.deliverable() >= 0:
+        apic = self.apic
+        if apic.irr and apic.deliverable() >= 0:
             self.pending |= PENDING_INTERRUPT
         else:
             self.pending &= ~PENDING_INTERRUPT

@@ -134,19 +134,29 @@ class L1:
     def observe_exit(self, cr2: int, dr6: int) -> None:
         """Read the exit of the current VMCS into the journal, then make KVM's own check of it."""
         vmcs = self.vmcs
-        full_reason = vmcs[EXIT_REASON]
-        reason = full_reason & BASIC_REASON_MASK
-        failed = full_reason & FAILED_ENTRY != 0
+        reason = vmcs[EXIT_REASON] & BASIC_REASON_MASK
+        failed = vmcs[EXIT_REASON] & FAILED_ENTRY != 0
         if not failed:
             self.info_reason = reason
-        fields = exit_fields(vmcs, self.info_reason)
+        (
+            full_reason, qualification, interruption, error_code, vectoring, vectoring_error,
+            length, linear, physical,
+        ) = exit_fields(vmcs, self.info_reason)  # fmt: skip
         rflags = vmcs[GUEST_RFLAGS]
-        if not _rf_is_defined(reason, fields[2], fields[4]):
+        if rflags & RFLAGS_RF and not _rf_is_defined(reason, interruption, vectoring):
             rflags &= ~RFLAGS_RF
         self.journal.append(
             (
                 EXIT,
-                *fields,
+                full_reason,
+                qualification,
+                interruption,
+                error_code,
+                vectoring,
+                vectoring_error,
+                length,
+                linear,
+                physical,
                 vmcs[GUEST_RIP],
                 vmcs[GUEST_RSP],
                 rflags,
@@ -164,8 +174,8 @@ class L1:
             )
         )
         self.owed_reason = reason
-        if fields[4] and not failed and reason not in KVM_VECTORING_EXPECTED:
-            self.journal.append((L1_UNEXPECTED_VECTORING, reason, fields[4]))
+        if vectoring and not failed and reason not in KVM_VECTORING_EXPECTED:
+            self.journal.append((L1_UNEXPECTED_VECTORING, reason, vectoring))
 
     def observe_vmfail(self, error: int) -> None:
         """A VMLAUNCH or VMRESUME failed early; for errors 7 and 8 something in the VMCS is to be repaired."""

@@ -90,6 +90,16 @@ from nvmx_core.guests.memory import CODE_BASE, NO_PAGE, page_of
 MEMORY_ACCESS_LENGTH: Final = 3
 TIMER_RELOAD: Final = 100
 
+_REPAIRABLE: Final = frozenset(
+    (EPT_VIOLATION, EPT_MISCONFIG, PML_FULL, APIC_ACCESS, TASK_SWITCH, TRIPLE_FAULT, EXCEPTION_NMI)
+)
+"""Exits after which :func:`_repair` may find something to do."""
+
+_ADJUSTABLE: Final = frozenset(
+    {INTERRUPT_WINDOW, NMI_WINDOW, PREEMPTION_TIMER, TPR_BELOW_THRESHOLD, SIPI_SIGNAL}
+)
+"""Exits after which :func:`_adjust` may find something to do."""
+
 # Manners, one bit each; set = left out.
 NO_REINJECT: Final = 1 << 0
 NO_REPAIR: Final = 1 << 1
@@ -112,15 +122,16 @@ def keep_manners(l1: L1, platform: L1Platform, left_out: int) -> None:
         if not left_out & NO_REPAIR:
             _repair_failed_entry(l1, reason)
         return
-    interruption = l1.vmcs[EXIT_INTR_INFO] if l1.vmcs[EXIT_INTR_INFO] & VALID else 0
-    vectoring = l1.vmcs[IDT_VECTORING_INFO] if l1.vmcs[IDT_VECTORING_INFO] & VALID else 0
-    if not left_out & NO_REPAIR:
+    vmcs = l1.vmcs
+    interruption = vmcs[EXIT_INTR_INFO] if vmcs[EXIT_INTR_INFO] & VALID else 0
+    vectoring = vmcs[IDT_VECTORING_INFO] if vmcs[IDT_VECTORING_INFO] & VALID else 0
+    if reason in _REPAIRABLE and not left_out & NO_REPAIR:
         _repair(l1, platform, reason, interruption, vectoring)
-    if not left_out & NO_REINJECT and not l1.vmcs[ENTRY_INTR_INFO] & VALID:
+    if not left_out & NO_REINJECT and not vmcs[ENTRY_INTR_INFO] & VALID:
         _reinject(l1, reason, interruption, vectoring)
     if not left_out & NO_ADVANCE and not vectoring:
         _advance(l1, reason)
-    if not left_out & NO_ADJUST:
+    if reason in _ADJUSTABLE and not left_out & NO_ADJUST:
         _adjust(l1, reason)
     if reason == EXTERNAL_INTERRUPT_EXIT:
         _serve_interrupt(l1, platform, interruption, not left_out & NO_EOI)

@@ -48,7 +48,7 @@ def waiting_events(vcpu: Vcpu) -> int:
     Blocked events do not count: an interrupt for L2 with IF = 0, an NMI under blocking, anything but a
     SIPI in wait-for-SIPI.
     """
-    if _is_quiet(vcpu) or vcpu.mp_state == WAIT_FOR_SIPI:
+    if vcpu.mp_state == WAIT_FOR_SIPI:
         return 0
     waiting = 0
     if vcpu.smi_pending:
@@ -78,19 +78,6 @@ def _nmi_blocked_after_entry(vcpu: Vcpu) -> bool:
     if Vcpu.l1_wants_nmis(vcpu) or not is_vectoring(vcpu.vmcs02[ENTRY_INTR_INFO]):
         return Vcpu.nmi_blocked(vcpu)
     return vcpu.vmcs02[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_NMI != 0
-
-
-def _is_quiet(vcpu: Vcpu) -> bool:
-    return not (
-        vcpu.apic.irr
-        or vcpu.nmi_pending
-        or vcpu.smi_pending
-        or vcpu.init_pending
-        or vcpu.mtf_pending
-        or vcpu.timer_expired
-        or vcpu.vmexit_pending
-        or vcpu.request_triple_fault
-    )
 
 
 def highest_rank(vcpu: Vcpu) -> int:

@@ -15,7 +15,6 @@ from nvmx_core.arch.controls import (
     CPU_SECONDARY_CONTROLS,
     CPU_TPR_SHADOW,
     CPU_UNCOND_IO_EXITING,
-    EXIT_ACK_INTR_ON_EXIT,
     PIN_EXT_INTR_EXITING,
     PIN_NMI_EXITING,
     PIN_POSTED_INTR,
@@ -42,15 +41,14 @@ from nvmx_core.arch.fields import (
     ENTRY_CONTROLS,
     ENTRY_INSTRUCTION_LEN,
     ENTRY_INTR_INFO,
+    ENTRY_MSR_LOAD_BAD,
     EOI_EXIT_BITMAP,
     EXCEPTION_BITMAP,
-    EXIT_CONTROLS,
     GUEST_ACTIVITY,
     GUEST_INTERRUPTIBILITY,
     GUEST_PENDING_DBG,
     GUEST_PREEMPTION_TIMER,
     GUEST_STATE_FIELDS,
-    HOST_RIP,
     LAUNCH_STATE,
     PF_ERROR_MASK,
     PF_ERROR_MATCH,
@@ -66,7 +64,7 @@ from nvmx_core.arch.state import (
     SHUTDOWN,
 )
 from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
-from nvmx_core.cpu.entry_checks import PASSED, checker_for, msr_load_failure
+from nvmx_core.cpu.entry_checks import PASSED
 from nvmx_core.journal import SMM_RETURN
 from nvmx_core.l0 import reach
 from nvmx_core.l0.injection import Injection
@@ -79,6 +77,11 @@ L0_PIN_CONTROLS: Final = (
 L0_CPU_CONTROLS: Final = (
     CPU_HLT_EXITING | CPU_UNCOND_IO_EXITING | CPU_RDPMC_EXITING | CPU_SECONDARY_CONTROLS
 )
+_L1_PIN_CONTROLS: Final = ~(PIN_PREEMPTION_TIMER | PIN_POSTED_INTR)
+"""What L0 takes over from L1; the timer it keeps itself, posted interrupts it processes itself."""
+_NO_WINDOWS: Final = ~WINDOW_CONTROLS
+_PF_BIT: Final = 1 << PF
+
 ENTRY_INJECTION_FIELDS: Final = slice(ENTRY_INTR_INFO, ENTRY_INSTRUCTION_LEN + 1)
 
 
@@ -90,7 +93,7 @@ class NestedEntry(Injection):
     def nested_vmx_run(self) -> int:
         """L1's entry after the permission checks; returns the VM-instruction error, 0 when accepted."""
         vmcs12 = self.vmcs12 = self.l1.vmcs
-        checker = checker_for(self.config.caps)
+        checker = self.config.checker
         error, _rule = checker.judge_controls(vmcs12, self.memory.vtpr)
         if error:
             self.reach[reach.VMFAIL] += 1
@@ -102,7 +105,7 @@ class NestedEntry(Injection):
         if rule != PASSED:
             self.fail_entry(INVALID_STATE, qualification)
             return 0
-        bad_entry = msr_load_failure(vmcs12)
+        bad_entry = vmcs12[ENTRY_MSR_LOAD_BAD]
         if bad_entry:
             self.fail_entry(MSR_LOAD_FAIL, bad_entry)
             return 0
@@ -148,17 +151,15 @@ class NestedEntry(Injection):
         vmcs02[GUEST_ACTIVITY] = ACTIVE
         if not vmcs02[GUEST_PENDING_DBG] & PENDING_DBG_VALID:
             vmcs02[GUEST_PENDING_DBG] = 0
-        l1_pin = vmcs12[PIN_BASED] & ~(PIN_PREEMPTION_TIMER | PIN_POSTED_INTR)
-        vmcs02[PIN_BASED] = L0_PIN_CONTROLS | l1_pin
-        self.processor_controls02 = L0_CPU_CONTROLS | vmcs12[CPU_BASED] & ~WINDOW_CONTROLS
-        vmcs02[CPU_BASED] = L0_CPU_CONTROLS | vmcs12[CPU_BASED]
+        vmcs02[PIN_BASED] = L0_PIN_CONTROLS | vmcs12[PIN_BASED] & _L1_PIN_CONTROLS
+        controls = L0_CPU_CONTROLS | vmcs12[CPU_BASED]
+        vmcs02[CPU_BASED] = controls
+        self.processor_controls02 = controls & _NO_WINDOWS
         secondary = vmcs12[SECONDARY] & ~SECONDARY_PML | SECONDARY_WBINVD_EXITING
-        vmcs02[SECONDARY] = secondary | (SECONDARY_EPT if self.config.l0_ept else 0)
-        vmcs02[EXIT_CONTROLS] = EXIT_ACK_INTR_ON_EXIT
+        vmcs02[SECONDARY] = secondary | SECONDARY_EPT if self.config.l0_ept else secondary
         vmcs02[ENTRY_CONTROLS] = vmcs12[ENTRY_CONTROLS]
         vmcs02[TPR_THRESHOLD] = vmcs12[TPR_THRESHOLD]
         vmcs02[EOI_EXIT_BITMAP] = vmcs12[EOI_EXIT_BITMAP]
-        vmcs02[HOST_RIP] = 0
         self.prepare_exception_controls()
         if from_vmentry:
             vmcs02[ENTRY_INJECTION_FIELDS] = vmcs12[ENTRY_INJECTION_FIELDS]
@@ -174,7 +175,7 @@ class NestedEntry(Injection):
         vmcs02 = self.vmcs02
         if self.l0_needs_page_faults():
             vmcs02[EXCEPTION_BITMAP] = (
-                vmcs12[EXCEPTION_BITMAP] | self.config.l0_exception_bitmap | 1 << PF
+                vmcs12[EXCEPTION_BITMAP] | self.config.l0_exception_bitmap | _PF_BIT
             )
             vmcs02[PF_ERROR_MASK] = 0
             vmcs02[PF_ERROR_MATCH] = 0
@@ -186,7 +187,7 @@ class NestedEntry(Injection):
     def l0_needs_page_faults(self) -> bool:
         """Shadow paging lives on #PF; the configuration may make L0 want them with EPT too."""
         config = self.config
-        return not config.l0_ept or config.l0_exception_bitmap >> PF & 1 != 0
+        return not config.l0_ept or config.l0_exception_bitmap & _PF_BIT != 0
 
     def prepare_nmi_blocking(self) -> None:
         """Bit 3 of vmcs02 is virtual-NMI blocking, whatever L1 chose (the table of NMI modes).

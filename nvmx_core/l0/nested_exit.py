@@ -114,7 +114,8 @@ class NestedExit(ExceptionQueue):
         self.sync_vmcs02_to_vmcs12()
         self._merge_trap_into_pending_debug()
         self._save_resume_flag(reason, info)
-        vmcs12[ENTRY_INTR_INFO] &= ~VALID
+        if vmcs12[ENTRY_INTR_INFO]:
+            vmcs12[ENTRY_INTR_INFO] &= ~VALID
         vmcs12[EXIT_REASON] = reason
         vmcs12[EXIT_QUALIFICATION] = qualification
         vmcs12[EXIT_INTR_INFO] = info
@@ -197,13 +198,10 @@ class NestedExit(ExceptionQueue):
 
     def _merge_trap_into_pending_debug(self) -> None:
         """Y6: a debug trap that was queued but not taken is pending again."""
-        vmcs12 = self.vmcs12
-        pending_dbg = 0
         if self.exception_pending and self.exception_trap:
-            pending_dbg = self.exception_payload
+            self.vmcs12[GUEST_PENDING_DBG] |= self.exception_payload
         elif self.vmexit_pending and self.vmexit_trap:
-            pending_dbg = self.vmexit_payload
-        vmcs12[GUEST_PENDING_DBG] |= pending_dbg
+            self.vmcs12[GUEST_PENDING_DBG] |= self.vmexit_payload
 
     def _save_resume_flag(self, reason: int, info: int) -> None:
         """X8, Y3: RF as the exit determines it; an exit that L0 kept for itself must leave no trace."""
@@ -228,8 +226,8 @@ class NestedExit(ExceptionQueue):
             self.l1_nmi_blocked = True
         else:
             self.l1_nmi_blocked = (
-                not self.l1_uses_virtual_nmis()
-                and self.vmcs12[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_NMI != 0
+                self.vmcs12[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_NMI != 0
+                and not self.l1_uses_virtual_nmis()
             )
 
     def fail_entry(self, reason: int, qualification: int) -> None:

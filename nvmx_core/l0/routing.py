@@ -117,11 +117,12 @@ class Routing(NestedEntry):
         """The host's interrupts and NMIs are handled as soon as L0 runs."""
         cpu = self.cpu
         apic = cpu.apic
-        while apic.deliverable() >= 0:
-            apic.acknowledge(apic.deliverable())
-            apic.end_of_interrupt()
+        if apic.irr:
+            while apic.deliverable() >= 0:
+                apic.acknowledge(apic.deliverable())
+                apic.end_of_interrupt()
+            cpu.update_interrupt_line()
         apic.isr = 0
-        cpu.update_interrupt_line()
         cpu.pending &= ~PENDING_NMI
 
     def complete_interrupts(self) -> None:

@@ -9,12 +9,14 @@ Source: Linux, struct kvm_vcpu_arch, struct nested_vmx; the table "State per vCP
 from typing import Final
 
 from nvmx_core.arch.controls import (
+    EXIT_ACK_INTR_ON_EXIT,
     PIN_EXT_INTR_EXITING,
     PIN_NMI_EXITING,
     PIN_VIRTUAL_NMIS,
 )
 from nvmx_core.arch.exits import exception_exits
 from nvmx_core.arch.fields import (
+    EXIT_CONTROLS,
     FIELD_COUNT,
     GUEST_INTERRUPTIBILITY,
     GUEST_RFLAGS,
@@ -40,6 +42,10 @@ from nvmx_core.l0.reach import REACH_COUNT, USERSPACE_INTERRUPT
 from nvmx_core.scenario.config import Config
 
 TIMER_OFF: Final = -1
+
+_VMCS02_CONSTANT_STATE: Final[Vmcs] = [0] * FIELD_COUNT
+"""vmcs02 before the first entry; no entry changes the exit controls, see ``prepare_vmcs02``."""
+_VMCS02_CONSTANT_STATE[EXIT_CONTROLS] = EXIT_ACK_INTR_ON_EXIT
 
 
 class Vcpu:
@@ -122,7 +128,7 @@ class Vcpu:
         self.reach: list[int] = [0] * REACH_COUNT
         self.apic: LocalApic = LocalApic()
         self.vmcs12: Vmcs = l1.vmcs
-        self.vmcs02: Vmcs = [0] * FIELD_COUNT
+        self.vmcs02: Vmcs = _VMCS02_CONSTANT_STATE[:]
         self.processor_controls02: int = 0
         self.guest_mode: bool = False
         self.nested_run_pending: bool = False
@@ -238,7 +244,8 @@ class Vcpu:
 
     def has_interrupt(self) -> bool:
         """Whether an interrupt is there: pending in the APIC, or handed over by userspace."""
-        return self.userspace_vector >= 0 or self.apic.deliverable() >= 0
+        apic = self.apic
+        return self.userspace_vector >= 0 or (apic.irr != 0 and apic.deliverable() >= 0)
 
     def must_ask_userspace(self) -> bool:
         """With an APIC in userspace L0 knows of an interrupt, but not its vector.

@@ -21,7 +21,7 @@ class Bare(Machine):
     entering: bool = False
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, config.caps)
+        super().__init__(config, config.checker)
 
     # -- who runs -------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ A machine says what differs: how a VM entry happens, how an L2 instruction runs,
 
 from typing import Final
 
-from nvmx_core.arch.capabilities import Capabilities
 from nvmx_core.arch.controls import CONTROLS, SECONDARY_UNRESTRICTED_GUEST
 from nvmx_core.arch.events import (
     HARDWARE_EXCEPTION,
@@ -30,10 +29,11 @@ from nvmx_core.arch.fields import (
 )
 from nvmx_core.arch.state import CR0_PE
 from nvmx_core.arch.virtual_apic import with_request
+from nvmx_core.cpu.entry_checks import EntryChecker
 from nvmx_core.cpu.processor import Processor
-from nvmx_core.cpu.processor_state import Platform
+from nvmx_core.cpu.processor_state import NO_PLATFORM, Platform
 from nvmx_core.errors import ModelError
-from nvmx_core.guests.l1 import L1
+from nvmx_core.guests.l1 import L1, NOTHING_OWED
 from nvmx_core.guests.manners import keep_manners
 from nvmx_core.guests.memory import NO_PAGE, PAGE_COUNT, L2Memory
 from nvmx_core.journal import L1_ENTRY, VMFAIL, Record
@@ -93,18 +93,18 @@ _FIRST_L0_OPERATION: Final = DROP_PAGE
 class Machine(Platform):
     """One run of one scenario. Make a new machine for every run.
 
-    *caps* are those of the model processor under the machine. ``arrived`` has a bit for every kind of
+    *checker* is that of the model processor under the machine. ``arrived`` has a bit for every kind of
     outside step that took effect.
     """
 
     skipped: int = 0
     arrived: int = 0
 
-    def __init__(self, config: Config, caps: Capabilities) -> None:
+    def __init__(self, config: Config, checker: EntryChecker) -> None:
         self.config: Final = config
         self.journal: list[Record] = []
         self.memory: L2Memory = L2Memory()
-        self.cpu: Processor = Processor(caps, self.memory, self.journal)
+        self.cpu: Processor = Processor(checker, self.memory, self.journal)
         self.l1: L1 = L1(config.initial_vmcs, self.memory, self.journal)
         self.armed_at_entry: list[Step] = []
         self.armed_in_delivery: list[Step] = []
@@ -115,17 +115,19 @@ class Machine(Platform):
 
     def run(self, scenario: Scenario) -> None:
         """Run all steps, then write the END record. ``step_starts[i]`` is the journal length before i."""
-        for step in scenario.steps:
-            self.mark_step()
-            self.do_step(step)
+        self._walk(scenario.steps, True)
         self.mark_step()
-        self.finish()
+        self._end()
 
     def run_unmarked(self, scenario: Scenario) -> None:
         """The same without ``step_starts``: for runs that most likely nobody will ask about."""
-        for step in scenario.steps:
-            self.do_step(step)
+        self._walk(scenario.steps, False)
+        self._end()
+
+    def _end(self) -> None:
         self.finish()
+        # Nothing arrives any more, and a machine that its own parts point to is not freed at once.
+        self.cpu.platform = NO_PLATFORM
 
     def mark_step(self) -> None:
         """Note where the records of the next step begin."""
@@ -133,24 +135,37 @@ class Machine(Platform):
 
     def do_step(self, step: Step) -> None:
         """Do one step, or skip it when it cannot apply."""
-        op, a, b, c = step
-        if op >= _FIRST_OUTSIDE_OPERATION:
-            if op >= _FIRST_L0_OPERATION:
-                self._l0_step(op, a, b, c)
+        self._walk((step,), False)
+
+    def _walk(self, steps: tuple[Step, ...], marks: bool) -> None:
+        """Do steps; one loop for all, because a call for each would cost as much as many a step."""
+        for step in steps:
+            if marks:
+                self.mark_step()
+            op, a, b, c = step
+            if op < _FIRST_L2_OPERATION:
+                if not self.l1_is_current():
+                    self.skipped += 1
+                elif op == ENTER:
+                    self._enter(a)
+                else:
+                    self._l1_step(op, a, b, c)
+            elif op < _FIRST_OUTSIDE_OPERATION:
+                if op != RUN:
+                    self._l2_table_step(op, a, b)
+                elif self.l2_may_execute():
+                    self.execute(a, b)
+                else:
+                    self.skipped += 1
+            elif op >= _FIRST_L0_OPERATION:
+                self._l0_step(step)
+            elif op == RSM:
+                self.rsm()
+            elif a == NOW:
+                self._arrive(op, b)
+                self.settle()
             else:
-                self._outside_step(step)
-        elif op >= _FIRST_L2_OPERATION:
-            if op == RUN:
-                self._run_l2(a, b)
-            else:
-                self._l2_table_step(op, a, b)
-        elif self.l1_is_current():
-            if op == ENTER:
-                self._enter(a)
-            else:
-                self._l1_step(op, a, b, c)
-        else:
-            self.skipped += 1
+                self._arm(step, a)
 
     # -- what differs between machines ----------------------------------------------------------------
 
@@ -194,7 +209,7 @@ class Machine(Platform):
     def _enter(self, manners: int) -> None:
         """VMLAUNCH or VMRESUME with L1's manners; the permission checks of E0, classes 1 to 3."""
         l1 = self.l1
-        if l1.has_current:
+        if l1.owed_reason != NOTHING_OWED and l1.has_current:
             keep_manners(l1, self, manners)
         vmcs = l1.vmcs
         self.journal.append(
@@ -207,14 +222,13 @@ class Machine(Platform):
         )
         in_mov_ss_shadow = l1.in_mov_ss_shadow
         l1.in_mov_ss_shadow = False
-        launched = vmcs[LAUNCH_STATE] != 0
         if not l1.has_current:
             error = VMFAIL_INVALID
         elif in_mov_ss_shadow:
             error = VMFAIL_MOV_SS
-        elif launched and manners & FORCE_LAUNCH:
+        elif manners & FORCE_LAUNCH and vmcs[LAUNCH_STATE]:
             error = VMFAIL_LAUNCH_NOT_CLEAR
-        elif not launched and manners & FORCE_RESUME:
+        elif manners & FORCE_RESUME and not vmcs[LAUNCH_STATE]:
             error = VMFAIL_RESUME_NOT_LAUNCHED
         else:
             error = self.vm_entry()
@@ -228,25 +242,15 @@ class Machine(Platform):
     def _l1_step(self, op: int, a: int, b: int, c: int) -> None:
         l1 = self.l1
         l1.in_mov_ss_shadow = op == L1_MOV_SS
-        if op <= INTERCEPT and not l1.has_current:
-            self.skipped += 1  # VMWRITE without a current VMCS: VMfailInvalid
-            return
-        vmcs = l1.vmcs
-        if op == INJECT:
-            self._inject(a, b, c)
-        elif op == VMWRITE:
-            vmcs[WRITABLE_PLACES[a]] = vmwrite_value(b, c)
-        elif op == CONTROL:
-            control = CONTROLS[a]
-            if b:
-                vmcs[control.field] |= control.bit
+        if op <= INTERCEPT:
+            if not l1.has_current:
+                self.skipped += 1  # VMWRITE without a current VMCS: VMfailInvalid
+            elif op == INJECT:
+                self._inject(a, b, c)
             else:
-                vmcs[control.field] &= ~control.bit
-        elif op == INTERCEPT:
-            if b:
-                vmcs[EXCEPTION_BITMAP] |= 1 << a
-            else:
-                vmcs[EXCEPTION_BITMAP] &= ~(1 << a)
+                self._vmwrite_step(op, a, b, c)
+        elif op == EPT_PAGE or op >= PML_LOG:
+            self._l1_memory_step(op, a, b)
         elif op == OPEN_INTERRUPTS:
             l1.open_interrupts(self)
         elif op == L1_EOI:
@@ -257,8 +261,21 @@ class Machine(Platform):
             l1.vmptrld(a)
         elif op == VMCLEAR:
             l1.vmclear(a)
-        elif op != L1_MOV_SS:
-            self._l1_memory_step(op, a, b)
+
+    def _vmwrite_step(self, op: int, a: int, b: int, c: int) -> None:
+        vmcs = self.l1.vmcs
+        if op == VMWRITE:
+            vmcs[WRITABLE_PLACES[a]] = vmwrite_value(b, c)
+        elif op == CONTROL:
+            control = CONTROLS[a]
+            if b:
+                vmcs[control.field] |= control.bit
+            else:
+                vmcs[control.field] &= ~control.bit
+        elif b:
+            vmcs[EXCEPTION_BITMAP] |= 1 << a
+        else:
+            vmcs[EXCEPTION_BITMAP] &= ~(1 << a)
 
     def _l1_memory_step(self, op: int, a: int, b: int) -> None:
         memory = self.memory
@@ -304,12 +321,6 @@ class Machine(Platform):
 
     # -- L2 -------------------------------------------------------------------------------------------
 
-    def _run_l2(self, instruction: int, operand: int) -> None:
-        if self.l2_may_execute():
-            self.execute(instruction, operand)
-        else:
-            self.skipped += 1
-
     def _l2_table_step(self, op: int, a: int, b: int) -> None:
         memory = self.memory
         if op == L2_PAGE:
@@ -328,26 +339,15 @@ class Machine(Platform):
 
     # -- outside and L0 -------------------------------------------------------------------------------
 
-    def _outside_step(self, step: Step) -> None:
-        op, when, b, _c = step
-        if op == RSM:
-            self.rsm()
-        elif when == NOW:
-            self._arrive(op, b)
-            self.settle()
-        else:
-            self._arm(step, when)
-
-    def _l0_step(self, op: int, a: int, b: int, c: int) -> None:
+    def _l0_step(self, step: Step) -> None:
+        op, a, _b, _c = step
         if op == SAVE_RESTORE and a != NOW:
-            self._arm((op, a, b, c), a)
+            self._arm(step, a)
         else:
             self.hidden_step(op, a)
 
     def _arm(self, step: Step, when: int) -> None:
-        self.cpu.platform = (
-            self  # only now: a machine that its own parts point to is not freed at once
-        )
+        self.cpu.platform = self  # until then the plain one, which is cheaper to ask
         if when == AT_ENTRY:
             self.armed_at_entry.append(step)
         elif when == IN_DELIVERY:

@@ -38,7 +38,7 @@ class Nested(Machine):
     """
 
     def __init__(self, config: Config, l0: type[Kvm] = Kvm) -> None:
-        super().__init__(config, config.host_caps)
+        super().__init__(config, config.host_checker)
         self.vcpu: Kvm = l0(config, self.cpu, self.memory, self.l1, self.journal)
         self.log_starts: list[int] = []
 

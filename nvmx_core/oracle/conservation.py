@@ -139,7 +139,11 @@ def _balances(nested: Nested) -> bool:
         return False
     if not apic.irr:
         return acknowledged == sorted(apic.accepted)
-    pending = [vector for vector in range(256) if apic.irr >> vector & 1]
+    pending: list[int] = []
+    requests = apic.irr
+    while requests:
+        pending.append(requests.bit_length() - 1)
+        requests &= ~(1 << pending[-1])
     return sorted(apic.acknowledged + pending) == sorted(apic.accepted)
 
 

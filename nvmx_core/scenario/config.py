@@ -45,6 +45,7 @@ from nvmx_core.arch.fields import (
     Vmcs,
 )
 from nvmx_core.arch.state import CR0_PE, LINK_POINTER_NONE, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_TF
+from nvmx_core.cpu.entry_checks import checker_for
 from nvmx_core.guests.memory import CODE_BASE
 
 # The order of the flags is part of the byte form: append only.
@@ -112,13 +113,16 @@ _CONTROL_FLAGS: Final[tuple[tuple[int, int, int], ...]] = tuple(
 )
 
 # A flag that needs others: turned off when one of them is off, in this order.
-_PREREQUISITES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
-    ("l1-ept", ("l0-ept",)),
-    ("real-mode", ("l1-ept",)),
-    ("virtual-nmis", ("nmi-exiting",)),
-    ("virtual-interrupt-delivery", ("external-interrupt-exiting", "tpr-shadow")),
-    ("posted-interrupts", ("virtual-interrupt-delivery", "acknowledge-interrupt-on-exit")),
-    ("save-preemption-timer", ("preemption-timer",)),
+_PREREQUISITES: Final[tuple[tuple[int, int], ...]] = tuple(
+    (FLAG_BIT[name], sum(FLAG_BIT[other] for other in needed))
+    for name, needed in (
+        ("l1-ept", ("l0-ept",)),
+        ("real-mode", ("l1-ept",)),
+        ("virtual-nmis", ("nmi-exiting",)),
+        ("virtual-interrupt-delivery", ("external-interrupt-exiting", "tpr-shadow")),
+        ("posted-interrupts", ("virtual-interrupt-delivery", "acknowledge-interrupt-on-exit")),
+        ("save-preemption-timer", ("preemption-timer",)),
+    )
 )
 
 # Which exceptions a configuration byte can choose, lowest bit first; append-only like the flags.
@@ -133,7 +137,13 @@ TIMER_START: Final = 100
 
 def exception_bitmap(choice: int) -> int:
     """The exception bitmap that a configuration byte stands for."""
-    return sum(1 << vector for bit, vector in enumerate(CHOSEN_EXCEPTIONS) if choice >> bit & 1)
+    return _EXCEPTION_BITMAPS[choice & 0xFF]
+
+
+_EXCEPTION_BITMAPS: Final = tuple(
+    sum(1 << vector for bit, vector in enumerate(CHOSEN_EXCEPTIONS) if choice >> bit & 1)
+    for choice in range(256)
+)
 
 
 class Config:
@@ -142,16 +152,16 @@ class Config:
     ``flags`` are resolved: EPT in L1 needs EPT in L0, real mode needs EPT in L1, user mode is not real
     mode, and controls whose prerequisite is off are off. ``exceptions`` and ``l0_exceptions`` choose what
     L1 and L0 intercept; ``pf_filter`` picks L1's page-fault filter. ``caps`` is what L1's processor offers,
-    ``host_caps`` what the processor under L0 offers.
+    ``host_caps`` what the processor under L0 offers; ``checker`` and ``host_checker`` check their entries.
     """
 
     def __init__(
         self, flags: int, exceptions: int = 0, l0_exceptions: int = 0, pf_filter: int = 0
     ) -> None:
         flags &= FLAGS_MASK
-        for name, needed in _PREREQUISITES:
-            if not all(flags & FLAG_BIT[other] for other in needed):
-                flags &= ~FLAG_BIT[name]
+        for flag, needed in _PREREQUISITES:
+            if flags & needed != needed:
+                flags &= ~flag
         if flags & REAL_MODE:
             flags &= ~USER_MODE
         self.flags: Final = flags
@@ -172,6 +182,8 @@ class Config:
             sti_blocks_nmi=flags & STI_BLOCKS_NMI != 0,
         )
         self.host_caps: Final = self.caps._replace(monitor_trap_flag=True, ept=self.l0_ept)
+        self.checker: Final = checker_for(self.caps)
+        self.host_checker: Final = checker_for(self.host_caps)
         self.l0_exception_bitmap: Final = exception_bitmap(l0_exceptions) | L0_ALWAYS_INTERCEPTS
         self.initial_vmcs: Final[Vmcs] = self._build_vmcs()
 
