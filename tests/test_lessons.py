@@ -12,6 +12,11 @@ from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.text import parse_scenario
 
 LESSONS: Final[dict[str, str]] = {
+    "V2: an NMI at the handler of an interrupt with its vector is another event": """
+        config nmi-exiting=off
+        L1 inject external-interrupt 0x2
+        L1 enter
+        outside nmi""",
     "X12: the instruction that met a dropped page runs again": """
         L1 enter
         L0 drop-page data

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from nvmx_core.arch.events import (
     BENIGN,
+    DB,
     DF,
     DOUBLE_FAULT,
     DOUBLE_FAULT_INFO,
@@ -21,6 +22,7 @@ from nvmx_core.arch.events import (
     HARDWARE_EXCEPTION,
     NMI,
     NMI_UNBLOCKING_BY_IRET,
+    NMI_VECTOR,
     NP,
     OTHER_EVENT,
     PAGE_FAULT,
@@ -219,10 +221,13 @@ def _ends_in_double_fault(event: int, ending: Record) -> bool:
 def _is_repeated(injection: _Injection, ending: Record, following: list[Record]) -> bool:
     """The same interrupt or NMI again at its handler's first instruction was injected twice.
 
-    A fault of that instruction shows RF in its frame, INT n a return address behind itself.
+    A fault of that instruction shows RF in its frame, INT n a return address behind itself. An interrupt
+    with the vector of an NMI or of a #DB may be followed by one of these, which look the same.
     """
     event_type = (injection.info & TYPE_MASK) >> TYPE_SHIFT
     if event_type not in (EXTERNAL_INTERRUPT, NMI) or not following:
+        return False
+    if event_type == EXTERNAL_INTERRUPT and injection.info & VECTOR_MASK in (DB, NMI_VECTOR):
         return False
     if following[0][0] != DELIVER or following[0][1:3] != ending[1:3]:
         return False
