@@ -197,7 +197,7 @@ def _show_operand(step: Step, operand: Operand, value: int) -> str:
     """The word of one operand; "" for one that is left out."""
     if operand.flags:
         return " ".join(name for bit, name in enumerate(operand.names) if value >> bit & 1)
-    if value == 0 and operand.name in (*_KEYED, *_LEFT_OUT_AT_ZERO):
+    if value == 0 and (operand.name in _KEYED or operand.name in _LEFT_OUT_AT_ZERO):
         return ""
     if operand.names:
         return operand.names[value]
