@@ -17,6 +17,30 @@ LESSONS: Final[dict[str, str]] = {
         L1 inject external-interrupt 0x2
         L1 enter
         outside nmi""",
+    "P5 before P7: an INIT comes before traps that MOV SS held over a soft injection": """
+        L1 vmwrite GUEST_PENDING_DBG 0x1000
+        L1 vmwrite GUEST_INTERRUPTIBILITY 0x2
+        outside init
+        L1 inject software-interrupt 0x0 length=1
+        L1 enter""",
+    "P6 before P7: a pending MTF that went back into its queue comes before a withheld trap": """
+        L1 ept idt-low absent
+        L1 inject other-event
+        L0 save-restore at-entry
+        outside smi at-entry
+        L1 vmwrite GUEST_PENDING_DBG 0x4000
+        L1 enter
+        outside rsm""",
+    "P6 before P7: the same when the entry was cancelled": """
+        outside init
+        L2 page idt-low absent
+        L1 enter
+        L0 cancel-entry
+        outside smi at-entry
+        L1 vmwrite GUEST_PENDING_DBG 0x4000
+        L1 inject other-event
+        L1 enter
+        outside rsm""",
     "X12: the instruction that met a dropped page runs again": """
         L1 enter
         L0 drop-page data

@@ -103,6 +103,9 @@ class Injection(NestedCheck):
                 self.reach[reach.REINJECT_SOFT] += 1
             else:
                 self.reach[reach.REINJECT_EXCEPTION] += 1
+        elif self.mtf_injected:
+            # Before an exception: only a debug trap can be there, and P6 comes before P7.
+            self._write_entry(VALID | OTHER_EVENT << TYPE_SHIFT, POISON, 0)
         elif self.exception_pending:
             return
         elif self.nmi_injected:
@@ -115,8 +118,6 @@ class Injection(NestedCheck):
                 self.reach[reach.REINJECT_SOFT] += 1
             else:
                 self.reach[reach.REINJECT_INTERRUPT] += 1
-        elif self.mtf_injected:
-            self._write_entry(VALID | OTHER_EVENT << TYPE_SHIFT, POISON, 0)
         else:
             return
         self.log.append((REINJECT, len(self.journal), self.vmcs02[ENTRY_INTR_INFO]))

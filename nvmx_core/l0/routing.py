@@ -108,7 +108,10 @@ class Routing(NestedEntry):
         elif reason == INTERRUPT_WINDOW or reason == NMI_WINDOW:
             self.handle_window(reason)
         elif reason == MONITOR_TRAP_FLAG:
-            self.mtf_pending = True
+            # L0's own is not in the controls that L1 and L0 need all the time.
+            own = vmcs02[CPU_BASED] & ~self.processor_controls02 & CPU_MONITOR_TRAP_FLAG
+            if not own:
+                self.mtf_pending = True
             self.request_event = True
         else:
             self._handle_instruction_exit(reason)

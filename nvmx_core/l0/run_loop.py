@@ -9,14 +9,19 @@ Source: Linux, vcpu_run, vcpu_enter_guest, vmx_vcpu_run, kvm_vcpu_block.
 
 from typing import Final
 
-from nvmx_core.arch.exits import TRIPLE_FAULT
+from nvmx_core.arch.controls import CPU_MONITOR_TRAP_FLAG
+from nvmx_core.arch.events import VALID
+from nvmx_core.arch.exits import TRIPLE_FAULT, is_soft
 from nvmx_core.arch.fields import (
+    CPU_BASED,
     ENTRY_INTR_INFO,
+    GUEST_INTERRUPTIBILITY,
+    GUEST_PENDING_DBG,
     GUEST_PREEMPTION_TIMER,
     GUEST_RFLAGS,
     VM_INSTRUCTION_ERROR,
 )
-from nvmx_core.arch.state import ACTIVE, HLT, RFLAGS_RF, WAIT_FOR_SIPI
+from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_MOV_SS, HLT, RFLAGS_RF, WAIT_FOR_SIPI
 from nvmx_core.journal import L1_NMI, L1_SPURIOUS_EVENT, SMM_ENTRY, VM_DEAD, VMFAIL
 from nvmx_core.l0 import reach
 from nvmx_core.l0.audit import NO_RANK, highest_rank, waiting_events
@@ -116,7 +121,10 @@ class RunLoop(Routing):
 
     def request_immediate_exit(self) -> None:
         """A timer of 0, and the evaluation after the exit requested together with it (V10)."""
-        self.vmcs02[GUEST_PREEMPTION_TIMER] = 0
+        vmcs02 = self.vmcs02
+        vmcs02[GUEST_PREEMPTION_TIMER] = 0
+        if vmcs02[GUEST_PENDING_DBG] and self._debug_traps_outlive_injection():
+            vmcs02[CPU_BASED] |= CPU_MONITOR_TRAP_FLAG
         self.request_event = True
         counts = self.reach
         counts[reach.IMMEDIATE_EXIT] += 1
@@ -128,6 +136,20 @@ class RunLoop(Routing):
             counts[reach.IMMEDIATE_EXIT_TIMER] += 1
         if self.mtf_pending:
             counts[reach.IMMEDIATE_EXIT_MTF] += 1
+
+    def _debug_traps_outlive_injection(self) -> bool:
+        """O6: whether traps that MOV SS holds would come between a soft event and the immediate exit.
+
+        They outrank the timer (P7, P8). When an SMI, INIT or MTF exit waits, which outranks them (P4-P6),
+        L0 uses an MTF of its own, which comes behind the delivery and before the traps (M1).
+        """
+        vmcs02 = self.vmcs02
+        info = vmcs02[ENTRY_INTR_INFO]
+        if not (info & VALID and is_soft(info)):
+            return False
+        if not vmcs02[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_MOV_SS:
+            return False
+        return self.smi_pending or self.init_pending or self.mtf_pending
 
     def _log_entry(self, immediate: bool) -> None:
         self.log.append(
