@@ -1,18 +1,37 @@
-"""Build of the one native part: an optional, faster branch callback for atheris.
+"""Builds of native code: the branch callback, and on request the compiled core.
 
-Everything else is declared in ``pyproject.toml``. Without a compiler the build only prints a
-warning, and ``nvmx_fuzz.feedback`` falls back to atheris's own callback.
+Everything else is declared in ``pyproject.toml``. Without a compiler the callback only prints a
+warning, and ``nvmx_fuzz.feedback`` falls back to atheris's own. With ``NVMX_COMPILE=1`` the modules of
+the hot path are compiled by mypyc from the same source (needs mypy and a C compiler); use
+``scripts/build-fast``, which puts the result where ``nvmx_fuzz.core_choice`` finds it.
 """
+
+import os
+import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
-setup(
-    ext_modules=[
-        Extension(
-            "nvmx_fuzz._branch",
-            sources=["fuzz/nvmx_fuzz/_branch.c"],
-            extra_compile_args=["-O2"],
-            optional=True,
-        )
-    ]
+
+def compiled_core() -> list[Extension]:
+    """The modules that `nvmx_fuzz.core_choice` names."""
+    from mypyc.build import mypycify  # noqa: PLC0415 - needed for this build only
+
+    root = Path(__file__).resolve().parent
+    sys.path.insert(0, str(root / "fuzz"))
+    from nvmx_fuzz.core_choice import sources  # noqa: PLC0415 - not on the path before
+
+    names = [str(path.relative_to(root)) for path in sources()]
+    return mypycify(
+        names, opt_level="3", multi_file=True, target_dir=os.environ.get("NVMX_COMPILE_DIR")
+    )
+
+
+branch = Extension(
+    "nvmx_fuzz._branch",
+    sources=["fuzz/nvmx_fuzz/_branch.c"],
+    extra_compile_args=["-O2"],
+    optional=True,
 )
+
+setup(ext_modules=compiled_core() if os.environ.get("NVMX_COMPILE") == "1" else [branch])

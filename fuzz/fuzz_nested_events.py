@@ -6,6 +6,7 @@ ordinary libFuzzer target: start it by its path, with libFuzzer's arguments.
 
 Environment:
     NVMX_L0: which L0 is judged (default `fixed`; an unknown name is answered with known ones).
+    NVMX_CORE: which build of the model runs, see `nvmx_fuzz.core_choice`.
     NVMX_FEEDBACK: how branches are counted, see `nvmx_fuzz.feedback`.
 
 To keep going after a finding, use `nvmx-fuzz run`.
@@ -21,15 +22,18 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 from nvmx_fuzz import CODE_UNDER_TEST
+from nvmx_fuzz.core_choice import NoCompiledCoreError, agree, choose
 from nvmx_fuzz.feedback import ExtraCounters, choose_mode, instrument, setup
 
 try:
-    choose_mode()
-except ValueError as error:
+    core, feedback = agree(None, None)
+    mode = choose_mode(feedback)
+    choose(core)
+except (ValueError, NoCompiledCoreError) as error:
     sys.stderr.write(f"fuzz_nested_events: {error}\n")
     sys.exit(2)
 
-with instrument(CODE_UNDER_TEST) as probes:
+with instrument(CODE_UNDER_TEST, mode) as probes:
     from nvmx_fuzz import nested_events
     from nvmx_fuzz.mutate import crossover, mutate
     from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback

@@ -14,6 +14,7 @@ from typing import Final, cast
 
 import click
 
+from nvmx_fuzz.core_choice import NoCompiledCoreError, choose
 from nvmx_fuzz.files import BadFile
 
 PROGRAM: Final = "nvmx-fuzz"
@@ -25,6 +26,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "replay": ("nvmx_fuzz.cli_replay", "Run scenarios again and say what they violate."),
     "explain": ("nvmx_fuzz.cli_explain", "Explain what a scenario violates, and why."),
     "corpus": ("nvmx_fuzz.cli_corpus", "Convert, list and check scenarios."),
+    "doctor": ("nvmx_fuzz.cli_doctor", "Say what is installed here, and what is used."),
 }
 
 
@@ -82,6 +84,10 @@ def main(argv: list[str] | None = None) -> int:
     if not _has_streams():
         return _fail("standard output is closed")
     signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        choose()
+    except (NoCompiledCoreError, ValueError) as error:
+        return _fail(str(error))
     try:
         status = _nvmx_fuzz.main(args=argv, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 from nvmx_fuzz.cli_options import FIXED, L0_VARIABLE, Seconds, json_option
+from nvmx_fuzz.core_choice import CHOICES, NoCompiledCoreError, agree
 from nvmx_fuzz.files import BadFile, write_whole
 from nvmx_fuzz.launcher import FuzzingProcess, Plan, output_folder
 from nvmx_fuzz.seeds import seed_folder
@@ -39,6 +40,8 @@ _SEED_BITS: Final = 31
               help="Seed of the randomness (default: a new one).")  # fmt: skip
 @click.option("--feedback", type=click.Choice(_FEEDBACK), default=None,
               help="How branches are counted (default: $NVMX_FEEDBACK, or the best).")  # fmt: skip
+@click.option("--core", type=click.Choice(CHOICES), default=None,
+              help="The build of the model (default: $NVMX_CORE, or the fastest).")  # fmt: skip
 @json_option
 @click.option("--plain", is_flag=True, help="Plain lines, also on a terminal.")
 def command(
@@ -50,6 +53,7 @@ def command(
     out: Path | None,
     seed: int | None,
     feedback: str | None,
+    core: str | None,
     as_json: bool,
     plain: bool,
 ) -> int:
@@ -64,7 +68,7 @@ def command(
         raise click.ClickException(
             "atheris is not installed, so nothing can be fuzzed; try: scripts/fuzz"
         )
-    plan = _plan(l0_name, seconds or 0, runs or 0, corpus, no_seeds, out, seed, feedback)
+    plan = _plan(l0_name, seconds or 0, runs or 0, corpus, no_seeds, out, seed, feedback, core)
     return _campaign(plan, sys.stderr if as_json else sys.stdout, as_json, plain)
 
 
@@ -77,11 +81,16 @@ def _plan(
     out: Path | None,
     seed: int | None,
     feedback: str | None,
+    core: str | None,
 ) -> Plan:
     chosen_seed = seed or int.from_bytes(os.urandom(4), "little") >> 1 or 1
     mode = feedback or os.environ.get("NVMX_FEEDBACK") or "auto"
     if mode not in _FEEDBACK:
         raise click.UsageError(f"NVMX_FEEDBACK is {mode!r}, but must be one of {_FEEDBACK}")
+    try:
+        chosen_core, mode = agree(core, mode)
+    except (NoCompiledCoreError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
     words = ["nvmx-fuzz", "run", "--l0", l0_name, "--seed", str(chosen_seed)]
     for option, value in (
         ("--time", f"{seconds:g}" if seconds else ""),
@@ -89,11 +98,13 @@ def _plan(
         ("--corpus", str(corpus or "")),
         ("--out", str(out or "")),
         ("--feedback", feedback or ""),
+        ("--core", core or ""),
     ):
         words += [option, value] if value else []
     words += ["--no-seeds"] if no_seeds else []
     return Plan(
         l0=l0_name,
+        core=chosen_core,
         seconds=seconds,
         runs=runs,
         seeds=None if no_seeds else corpus or seed_folder(),

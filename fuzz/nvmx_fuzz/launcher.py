@@ -26,11 +26,13 @@ NO_SPACE: Final = f"no space left: less than {FREE_BYTES_MIN >> 20} MiB is free"
 class Plan:
     """What a campaign is to do.
 
+    *core* is the build of the model, "python" or "compiled".
     *seconds* and *runs* limit it (0: no limit); *seeds* is a folder of scenarios to start from, or
     None; *out* is the folder for everything that it leaves. *command* repeats the campaign.
     """
 
     l0: str
+    core: str
     seconds: float
     runs: int
     seeds: Path | None
@@ -118,6 +120,7 @@ class FuzzingProcess:
         self.inbox: Final[IO[bytes]] = os.fdopen(receiver, "rb", buffering=0)
         order = Order(
             l0=plan.l0,
+            core=plan.core,
             feedback=plan.feedback,
             seed=plan.seed,
             runs=plan.runs,

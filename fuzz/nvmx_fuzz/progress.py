@@ -30,6 +30,7 @@ class Order:
     """What the fuzzing process is to do; `runs` 0 is without end."""
 
     l0: str
+    core: str
     feedback: str
     seed: int
     runs: int

@@ -37,6 +37,7 @@ def summarise(status: Status) -> Summary:
         "out": str(plan.out),
         "ended": status.ended,
         "killed": status.killed,
+        "core": plan.core,
         "feedback": status.mode,
         "probes": status.probes,
         "seconds": round(status.seconds, 3),
@@ -102,7 +103,7 @@ def _finding(findings: Findings, finding: Finding) -> dict[str, Any]:
 
 def _numbers(summary: Summary) -> Iterator[str]:
     yield (
-        f"L0 {summary['l0']}, seed {summary['seed']}, feedback {summary['feedback']}:"
+        f"L0 {summary['l0']}, seed {summary['seed']}, {summary['core']} core, feedback {summary['feedback']}:"
         f" {summary['ended']} after {summary['seconds']:.1f} s"
     )
     yield (

@@ -15,6 +15,7 @@ from typing import Final
 import atheris
 
 from nvmx_fuzz import CODE_UNDER_TEST
+from nvmx_fuzz.core_choice import choose
 from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
 from nvmx_fuzz.progress import Message, Order, send
 
@@ -49,6 +50,7 @@ def main(argument: str) -> int:
     """Fuzz as the order in *argument* says, once standard input brings a line."""
     order = Order.from_json(argument)
     die_with(order.parent)
+    choose(order.core)
     with instrument(CODE_UNDER_TEST, order.feedback) as probes:
         from nvmx_fuzz import executions, mutate, nested_events, state_feedback  # noqa: PLC0415
 

@@ -1,0 +1,65 @@
+"""`nvmx-fuzz doctor`: what is installed here, and what is used."""
+
+import json
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import click
+
+from nvmx_fuzz import core_choice
+from nvmx_fuzz.cli_options import json_option
+from nvmx_fuzz.seeds import seed_folder
+from nvmx_fuzz.version import revision
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> int:
+    """Say which Python, which libraries, which build of the model and which feedback are in use."""
+    found = diagnosis()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return 0
+    width = max(map(len, found))
+    for name, value in found.items():
+        click.echo(f"{name:{width}}  {value}")
+    return 0
+
+
+def diagnosis() -> dict[str, str]:
+    """What there is, by name; each value is a sentence without its subject."""
+    problem = core_choice.why_not_compiled()
+    seeds = seed_folder()
+    return {
+        "nvmx-fuzz": revision(),
+        "Python": platform.python_version(),
+        "atheris": _version("atheris") or "missing, so nothing can be fuzzed; try: scripts/fuzz",
+        "hypothesis": _version("hypothesis") or "missing",
+        "core": f"{core_choice.decide()} is used",
+        "compiled core": "ready" if not problem else f"{problem}; try: scripts/build-fast",
+        "branch probe": "native" if find_spec("nvmx_fuzz._branch") else "atheris's own (slower)",
+        "feedback": _feedback(),
+        "C compiler": shutil.which("cc")
+        or shutil.which("gcc")
+        or shutil.which("clang")
+        or "missing",
+        "seeds": str(seeds) if seeds else "missing: campaigns start from nothing",
+    }
+
+
+def _feedback() -> str:
+    """The feedback that a campaign would have without further words."""
+    if find_spec("atheris") is None:
+        return "none"
+    from nvmx_fuzz.feedback import choose_mode  # noqa: PLC0415 - atheris may be missing
+
+    return choose_mode(core_choice.agree(None, None)[1])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
