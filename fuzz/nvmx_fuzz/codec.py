@@ -3,7 +3,7 @@
 ============  =================================================================================
 header byte   meaning
 ============  =================================================================================
-0             version: 82h to 8Fh are versions 2 to 15, which do not exist yet; else version 1
+0             version: 2 to 15 do not exist yet; any other byte is version 1, which writes 1
 1 to 4        configuration flags, little endian, XOR the default flags
 5, 6          exceptions that L1 and L0 intercept (``config.CHOSEN_EXCEPTIONS``)
 7             L1's page-fault filter
@@ -39,7 +39,7 @@ SIZE_MAX: Final = HEADER_SIZE + STEPS_MAX * RECORD_SIZE
 
 PackedConfig = tuple[int, int, int, int]
 
-_FUTURE_VERSIONS: Final = range(0x82, 0x90)
+_FUTURE_VERSIONS: Final = range(2, 16)
 _HEADER: Final = Struct("<BIBBB")
 _RECORD: Final = Struct("<BBHI")
 _CACHED_STEPS_MAX: Final = 1 << 14
@@ -120,5 +120,5 @@ def require_version(data: bytes) -> None:
     """Raise CodecError if a newer program wrote *data*; for the files of people."""
     if data and data[0] in _FUTURE_VERSIONS:
         raise CodecError(
-            f"version {data[0] - 0x80} was made by a newer nvmx-fuzz; this one reads {VERSION}"
+            f"version {data[0]} was made by a newer nvmx-fuzz; this one reads {VERSION}"
         )

@@ -72,7 +72,8 @@ class Instruction(NamedTuple):
     ``exit_field``/``exit_bit`` name the control that makes it exit; ALWAYS and NEVER as field mean what
     they say. ``privileged``: #GP(0) outside CPL 0, before any exit (P15). ``emulated``: the L0 of the
     nested machine always intercepts it and emulates it when L1 does not want it. ``fault`` is the vector
-    that a FAULT instruction raises.
+    that a FAULT instruction raises. ``qualification`` is that of its exit (SDM, Exit Qualification for
+    Control-Register Accesses, for I/O Instructions); INVLPG names address 0, MOV DR reads RAX into DR0.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Instruction(NamedTuple):
     emulated: bool
     action: int
     fault: int
+    qualification: int = 0
 
 
 def _plain(name: str, length: int, action: int, privileged: bool = False) -> Instruction:
@@ -95,14 +97,28 @@ def _exiting(name: str, length: int, reason: int, privileged: bool = False) -> I
 
 
 def _controlled(
-    name: str, length: int, reason: int, bit: int, privileged: bool, emulated: bool = False
+    name: str,
+    length: int,
+    reason: int,
+    bit: int,
+    privileged: bool,
+    emulated: bool = False,
+    qualification: int = 0,
 ) -> Instruction:
-    return Instruction(name, length, reason, CPU_BASED, bit, privileged, emulated, NOTHING, 0)
+    return Instruction(
+        name, length, reason, CPU_BASED, bit, privileged, emulated, NOTHING, 0, qualification
+    )
 
 
 def _faulting(name: str, length: int, vector: int) -> Instruction:
     return Instruction(name, length, 0, NEVER, 0, False, False, FAULT, vector)
 
+
+IO_IN: Final = 1 << 3
+IO_IMMEDIATE: Final = 1 << 6
+OUT_QUALIFICATION: Final = 0x80 << 16 | IO_IMMEDIATE
+"""OUT 0x80, AL: one byte, the port in bits 31:16."""
+IN_QUALIFICATION: Final = OUT_QUALIFICATION | IO_IN
 
 # The order is part of the byte form of a scenario: append only.
 INSTRUCTIONS: Final[tuple[Instruction, ...]] = (
@@ -133,7 +149,7 @@ INSTRUCTIONS: Final[tuple[Instruction, ...]] = (
     _controlled("rdtsc", 2, RDTSC_EXIT, CPU_RDTSC_EXITING, privileged=False),
     _controlled("rdtscp", 3, RDTSCP_EXIT, CPU_RDTSC_EXITING, privileged=False),
     _controlled("rdpmc", 2, RDPMC_EXIT, CPU_RDPMC_EXITING, privileged=True, emulated=True),
-    _controlled("out", 2, IO_INSTRUCTION, CPU_UNCOND_IO_EXITING, privileged=True, emulated=True),
+    _controlled("out", 2, IO_INSTRUCTION, CPU_UNCOND_IO_EXITING, True, True, OUT_QUALIFICATION),
     Instruction(
         "wbinvd", 2, WBINVD_EXIT, SECONDARY, SECONDARY_WBINVD_EXITING, True, True, NOTHING, 0
     ),
@@ -141,7 +157,9 @@ INSTRUCTIONS: Final[tuple[Instruction, ...]] = (
     _controlled("mwait", 3, MWAIT_EXIT, CPU_MWAIT_EXITING, privileged=True),
     _controlled("monitor", 3, MONITOR_EXIT, CPU_MONITOR_EXITING, privileged=True),
     _controlled("mov-dr", 3, MOV_DR_EXIT, CPU_MOV_DR_EXITING, privileged=True),
-    Instruction("mov-cr8", 4, CR_ACCESS, CPU_BASED, CPU_CR8_LOAD_EXITING, True, False, WRITE_TPR, 0),
+    Instruction(
+        "mov-cr8", 4, CR_ACCESS, CPU_BASED, CPU_CR8_LOAD_EXITING, True, False, WRITE_TPR, 0, 8
+    ),
     _plain("apic-eoi", 2, APIC_EOI, privileged=True),
     _exiting("xsetbv", 3, XSETBV_EXIT, privileged=True),
     _exiting("invd", 2, INVD_EXIT, privileged=True),
@@ -150,8 +168,8 @@ INSTRUCTIONS: Final[tuple[Instruction, ...]] = (
     _faulting("vmfunc", 3, UD),
     _faulting("bound", 3, BR),
     _plain("pop-ss", 1, LOAD_SS),
-    _controlled("in", 2, IO_INSTRUCTION, CPU_UNCOND_IO_EXITING, privileged=True, emulated=True),
-    _controlled("mov-cr3", 3, CR_ACCESS, CPU_CR3_LOAD_EXITING, privileged=True),
+    _controlled("in", 2, IO_INSTRUCTION, CPU_UNCOND_IO_EXITING, True, True, IN_QUALIFICATION),
+    _controlled("mov-cr3", 3, CR_ACCESS, CPU_CR3_LOAD_EXITING, True, False, 3),
     _exiting("rdmsr", 2, RDMSR_EXIT, privileged=True),
     _exiting("wrmsr", 2, WRMSR_EXIT, privileged=True),
 )  # fmt: skip

@@ -23,7 +23,6 @@ from nvmx_core.arch.events import (
     VALID,
 )
 from nvmx_core.arch.exits import (
-    CR_ACCESS,
     EOI_INDUCED,
     EPT_FETCH,
     EPT_READ,
@@ -98,8 +97,6 @@ from nvmx_core.guests.memory import (
 )
 from nvmx_core.journal import RETIRE
 
-CR8_ACCESS: int = 8
-
 _UD_OUTSIDE_CPL_0 = (MWAIT_EXIT, MONITOR_EXIT)
 
 POPF_FLAGS = RFLAGS_IF | RFLAGS_TF | RFLAGS_OF
@@ -125,8 +122,7 @@ class Execution(Boundary):
             self.fault_error_code = 0
             self.raise_fault(UD if instruction.exit_reason in _UD_OUTSIDE_CPL_0 else GP)
         elif self._is_intercepted(instruction):
-            qualification = CR8_ACCESS if instruction.exit_reason == CR_ACCESS else 0
-            self.vm_exit(instruction.exit_reason, qualification, instruction.length)
+            self.vm_exit(instruction.exit_reason, instruction.qualification, instruction.length)
         else:
             self._operate(instruction, operand)
         self.boundary()
@@ -187,6 +183,7 @@ class Execution(Boundary):
             if not self._access(DATA, EPT_WRITE if action == MEMORY_WRITE else EPT_READ):
                 return
         elif action == INTERRUPT_RETURN and self.rflags & RFLAGS_NT and not self.real_mode:
+            self._unblock_nmi()
             self.vm_exit(TASK_SWITCH, TASK_GATE_SELECTOR | TASK_SWITCH_BY_IRET, length)
             return
         elif action == INTERRUPT_RETURN:
@@ -233,12 +230,17 @@ class Execution(Boundary):
 
     def _pop_frame(self) -> Frame | None:
         """N1, X12: IRET ends the blocking of NMIs first, then reads the frame and may fault."""
-        if self.blocking & BLOCKING_BY_NMI and self.iret_unblocks_nmi():
-            self.blocking &= ~BLOCKING_BY_NMI
-            self.nmi_unblocked_by_iret = 1
+        self.nmi_unblocked_by_iret = 1 if self._unblock_nmi() else 0
         frame = self._read_frame()
         self.nmi_unblocked_by_iret = 0
         return frame
+
+    def _unblock_nmi(self) -> bool:
+        """N1: what IRET does first, whatever becomes of it; whether NMIs had been blocked."""
+        if not self.blocking & BLOCKING_BY_NMI or not self.iret_unblocks_nmi():
+            return False
+        self.blocking &= ~BLOCKING_BY_NMI
+        return True
 
     def _read_frame(self) -> Frame | None:
         """The frame on top of the stack: it cannot raise the privilege.

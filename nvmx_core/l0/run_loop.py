@@ -224,7 +224,10 @@ class RunLoop(Routing):
     # -- L1 -------------------------------------------------------------------------------------------
 
     def enter_l1(self) -> None:
-        """L1 goes on: SMI first, then an NMI through its IDT; interrupts wait until L1 opens them."""
+        """L1 goes on: SMI first, then an NMI through its IDT, not behind MOV SS (B2).
+
+        Interrupts wait until L1 opens them.
+        """
         self.request_event = False
         self._expect_no_event_of_l2()
         if self.smi_pending:
@@ -232,7 +235,7 @@ class RunLoop(Routing):
             self.in_smm = True
             self.smm_guest_mode = False
             self.journal.append((SMM_ENTRY, 0, 0))
-        elif self.nmi_pending and not self.l1_nmi_blocked:
+        elif self.nmi_pending and not (self.l1_nmi_blocked or self.l1.in_mov_ss_shadow):
             self.nmi_pending = False
             self.journal.append((L1_NMI,))
 

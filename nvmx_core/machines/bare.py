@@ -128,7 +128,7 @@ class Bare(Machine):
             self._root_boundary()
 
     def _root_boundary(self) -> None:
-        """L1 between two of its instructions: SMI first, then an NMI through L1's own IDT."""
+        """L1 between two instructions: SMI first, then an NMI through its IDT, not behind MOV SS (B2)."""
         cpu = self.cpu
         if cpu.in_smm:
             return
@@ -136,7 +136,7 @@ class Bare(Machine):
             cpu.pending &= ~PENDING_SMI
             cpu.in_smm = True
             self.journal.append((SMM_ENTRY, 0, 0))
-        elif cpu.pending & PENDING_NMI and not cpu.root_nmi_blocked:
+        elif cpu.pending & PENDING_NMI and not (cpu.root_nmi_blocked or self.l1.in_mov_ss_shadow):
             cpu.pending &= ~PENDING_NMI
             self.journal.append((L1_NMI,))
 

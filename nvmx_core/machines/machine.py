@@ -238,10 +238,19 @@ class Machine(Platform):
         if l1.has_current:
             vmcs[VM_INSTRUCTION_ERROR] = error
         l1.observe_vmfail(error)
+        if in_mov_ss_shadow:
+            self.settle()
 
     def _l1_step(self, op: int, a: int, b: int, c: int) -> None:
         l1 = self.l1
+        ends_shadow = l1.in_mov_ss_shadow
         l1.in_mov_ss_shadow = op == L1_MOV_SS
+        self._do_l1_step(op, a, b, c)
+        if ends_shadow:
+            self.settle()  # B2: what the shadow held back comes behind the instruction in it
+
+    def _do_l1_step(self, op: int, a: int, b: int, c: int) -> None:
+        l1 = self.l1
         if op <= INTERCEPT:
             if not l1.has_current:
                 self.skipped += 1  # VMWRITE without a current VMCS: VMfailInvalid

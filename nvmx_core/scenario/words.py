@@ -223,7 +223,7 @@ def read_info(word: str) -> int:
     """An interruption-information word: ``invalid``, a number, or ``type[:vector]`` with suffixes.
 
     ``hardware-exception:#PF`` has bit 11 exactly when its vector has an error code in protected
-    mode; ``+error-code`` and ``-error-code`` say otherwise. ``+nmi-unblocking`` is bit 12.
+    mode; ``+error-code`` and ``+no-error-code`` say otherwise. ``+nmi-unblocking`` is bit 12.
     """
     if word == INVALID:
         return 0
@@ -232,7 +232,7 @@ def read_info(word: str) -> int:
         return value if value & VALID else 0
     body = word.removesuffix("+nmi-unblocking")
     unblocking = NMI_UNBLOCKING_BY_IRET if body != word else 0
-    event = body.removesuffix("+error-code").removesuffix("-error-code")
+    event = body.removesuffix("+error-code").removesuffix("+no-error-code")
     name, colon, vector_word = event.partition(":")
     event_type = read_name(name, TYPE_NAMES, "event type")
     if colon:
@@ -260,7 +260,7 @@ def show_info(value: int) -> str:
     if vector != USUAL_VECTOR.get(event_type, -1):
         word += ":" + (show_exception(vector) if event_type in EXCEPTION_TYPES else f"{vector:#x}")
     if value & ERROR_CODE_VALID != _usual_error_code(value):
-        word += "+error-code" if value & ERROR_CODE_VALID else "-error-code"
+        word += "+error-code" if value & ERROR_CODE_VALID else "+no-error-code"
     return word + ("+nmi-unblocking" if value & NMI_UNBLOCKING_BY_IRET else "")
 
 

@@ -41,7 +41,7 @@ from nvmx_core.arch.state import (
 )
 from nvmx_core.guests.manners import NO_IRET
 from nvmx_core.guests.memory import CODE_BASE, DATA, GATE_NOT_PRESENT, GATE_TASK, STACK
-from nvmx_core.journal import EXIT, L1_NMI, SMM_ENTRY, SMM_RETURN
+from nvmx_core.journal import END, EXIT, L1_ENTRY, L1_NMI, SMM_ENTRY, SMM_RETURN, VMFAIL
 from nvmx_core.scenario.steps import AT_ENTRY
 from tests.support import (
     absent,
@@ -55,6 +55,7 @@ from tests.support import (
     intercept,
     interrupt,
     l1_iret,
+    l1_mov_ss,
     nmi,
     play,
     rsm,
@@ -134,6 +135,12 @@ def test_b2_mov_ss_blocks_an_nmi_for_one_instruction() -> None:
     seen = play(enter(), run("mov-ss"), nmi(), run("nop"), off=DELIVERS_NMIS)
     assert seen.retired == 2
     assert seen.vectors == [NMI_VECTOR]
+
+
+def test_b2_the_mov_ss_of_l1_blocks_an_nmi_for_l1_until_its_next_instruction_has_ended() -> None:
+    seen = play(l1_mov_ss(), nmi(), enter())
+    kinds = [record[0] for record in seen.machine.journal]
+    assert kinds == [L1_ENTRY, VMFAIL, L1_NMI, END]
 
 
 def test_b2_mov_ss_holds_a_debug_trap_which_joins_the_next() -> None:

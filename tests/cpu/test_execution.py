@@ -46,6 +46,7 @@ from nvmx_core.arch.exits import (
     RDPMC_EXIT,
     RDTSC_EXIT,
     RDTSCP_EXIT,
+    TASK_SWITCH,
     TPR_BELOW_THRESHOLD,
     VMCALL_EXIT,
     VMLAUNCH_EXIT,
@@ -56,6 +57,7 @@ from nvmx_core.arch.exits import (
 from nvmx_core.arch.fields import (
     GUEST_INTERRUPTIBILITY,
     GUEST_PENDING_DBG,
+    GUEST_RFLAGS,
     PF_ERROR_MASK,
     PF_ERROR_MATCH,
     POISON,
@@ -63,10 +65,13 @@ from nvmx_core.arch.fields import (
 )
 from nvmx_core.arch.state import (
     BLOCKING_BY_MOV_SS,
+    BLOCKING_BY_NMI,
     BLOCKING_BY_STI,
     HLT,
     PENDING_DBG_BS,
+    RFLAGS_FIXED,
     RFLAGS_IF,
+    RFLAGS_NT,
     RFLAGS_OF,
     RFLAGS_RF,
     RFLAGS_TF,
@@ -173,6 +178,38 @@ def test_i1_without_the_control_the_instruction_completes(
     seen = play(control(name, on=False), enter(), run(instruction))
     assert reason not in seen.reasons
     assert seen.end.rip == CODE_BASE + length
+
+
+@pytest.mark.parametrize(
+    ("instruction", "name", "qualification"),
+    [
+        # SDM, Exit Qualification for I/O Instructions: IN in bit 3, immediate in bit 6, port from 16.
+        ("out", "unconditional-io-exiting", 0x80_0040),
+        ("in", "unconditional-io-exiting", 0x80_0048),
+        # SDM, Exit Qualification for Control-Register Accesses: the register in bits 3:0.
+        ("mov-cr3", "cr3-load-exiting", 3),
+        ("mov-cr8", "cr8-load-exiting", 8),
+        ("mov-dr", "mov-dr-exiting", 0),
+        ("hlt", "hlt-exiting", 0),
+        ("rdpmc", "rdpmc-exiting", 0),
+    ],
+)
+def test_i1_the_qualification_names_the_access(
+    instruction: str, name: str, qualification: int
+) -> None:
+    seen = play(control(name), enter(), run(instruction))
+    assert seen.exit.qualification == qualification
+
+
+def test_n1_iret_ends_the_blocking_of_nmis_before_it_becomes_a_task_switch() -> None:
+    seen = play(
+        vmwrite(GUEST_RFLAGS, RFLAGS_FIXED | RFLAGS_NT),
+        vmwrite(GUEST_INTERRUPTIBILITY, BLOCKING_BY_NMI),
+        enter(),
+        run("iret"),
+    )
+    assert seen.exit.reason == TASK_SWITCH
+    assert seen.exit.interruptibility & BLOCKING_BY_NMI == 0
 
 
 def test_i1_nothing_of_an_intercepted_instruction_has_happened() -> None:

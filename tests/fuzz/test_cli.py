@@ -235,7 +235,7 @@ def test_bad_text_is_refused_with_file_and_line(command: str, kind: str, tmp_pat
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"\x82" + bytes(15), "version 2 was made by a newer nvmx-fuzz"),
+        (b"\x02" + bytes(15), "version 2 was made by a newer nvmx-fuzz"),
         (bytes(1 << 20), "is larger than 262144 bytes"),
         (bytes(2057), "has 2057 bytes, but a scenario has at most 2056"),
     ],

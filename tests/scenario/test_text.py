@@ -304,7 +304,7 @@ def test_an_invalid_word_is_invalid_whatever_its_other_bits_are() -> None:
         ("exit INVALID_STATE", EXIT, 0, 1 << 31 | 33),
         ("exit idt-vectoring=nmi", EXIT, 4, NMI_INFO),
         ("exit IDT-vectoring-info=hardware-exception:#PF", EXIT, 4, VALID | 0xB0E),
-        ("exit interruption=hardware-exception:#PF-error-code", EXIT, 2, VALID | 0x30E),
+        ("exit interruption=hardware-exception:#PF+no-error-code", EXIT, 2, VALID | 0x30E),
         ("exit interruption=nmi+nmi-unblocking", EXIT, 2, NMI_INFO | 1 << 12),
         ("exit instruction-length=undefined", EXIT, 6, POISON),
         ("exit interruptibility=sti,nmi", EXIT, 13, 9),
