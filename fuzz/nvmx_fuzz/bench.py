@@ -25,8 +25,10 @@ from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import judge, run_and_judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
+from nvmx_fuzz.bench_child import COMPILED
 from nvmx_fuzz.bench_find import Search, searches
 from nvmx_fuzz.codec import decode, encode
+from nvmx_fuzz.core_choice import why_not_compiled
 from nvmx_fuzz.generate import random_scenario
 from nvmx_fuzz.mutate import mutate
 from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
@@ -167,15 +169,17 @@ def child(kind: str, runs: int, seeds: Path, mode: str = "auto") -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
         for seed in seeds.iterdir():
             (Path(folder) / seed.name).write_bytes(seed.read_bytes())
-        finished = subprocess.run(
-            [
-                *(sys.executable, "-P", "-m", "nvmx_fuzz.bench_child", kind),
-                *(str(_SEEDS + runs // 5), str(runs), folder, mode),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
+        return _child(kind, str(_SEEDS + runs // 5), str(runs), folder, mode)
+
+
+def _child(*words: str) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    finished = subprocess.run(
+        [sys.executable, "-P", "-m", "nvmx_fuzz.bench_child", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
     result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return result
 
@@ -192,6 +196,18 @@ def under_atheris(mode: str, runs: int, seeds: Path) -> Measurement:
         f"atheris, {mode} [executions/s]": executions,
         f"atheris, {mode} [steps/s]": result["steps_per_second"],
         f"atheris, {mode} / uninstrumented [% on the same inputs]": 100 * executions / plain,
+    }
+
+
+def compiled(runs: int, seeds: Path) -> Measurement:
+    """The compiled core, without atheris and in a campaign."""
+    without = _child("plain", COMPILED)
+    guided = child("target", runs, seeds, COMPILED)
+    return {
+        "compiled core [executions/s]": without["executions_per_second"],
+        "compiled core [steps/s]": without["steps_per_second"],
+        "compiled core, atheris [executions/s]": guided["executions_per_second"],
+        "compiled core, atheris [steps/s]": guided["steps_per_second"],
     }
 
 
@@ -232,6 +248,8 @@ def measure(runs: int, seeds: Path, inputs: list[bytes]) -> Iterator[Measurement
     yield uninstrumented(inputs)
     for mode in MODES:
         yield under_atheris(mode, runs, seeds)
+    if not why_not_compiled():
+        yield compiled(runs, seeds)
     yield empty_harness(runs, seeds)
     yield shares(inputs)
     yield start_up()
@@ -243,6 +261,14 @@ def with_ratios(repetition: Measurement) -> Measurement:
     ratios = {
         "uninstrumented / plain loop [steps per 1000]": plain / repetition["plain loop [M/s]"] / 1e3
     }
+    if "compiled core [steps/s]" in repetition:
+        fast, guided = "compiled core [executions/s]", "compiled core, atheris [executions/s]"
+        ratios["compiled / Python, uninstrumented [times]"] = (
+            repetition[fast] / repetition["uninstrumented [executions/s]"]
+        )
+        ratios["compiled / stock Python, atheris [times]"] = (
+            repetition[guided] / repetition["atheris, stock [executions/s]"]
+        )
     codec = repetition["decode [% of time]"] + repetition["mutate [% of time]"]
     return repetition | ratios | {"decode + mutate [% of time]": codec}
 

@@ -3,9 +3,12 @@
 `bench.py` starts it as `python -m nvmx_fuzz.bench_child KIND WARM_UP RUNS CORPUS [MODE]`, or
 `… find L0 SEED SECONDS CORPUS MODE [OPTION…]`, and reads one line of JSON from its standard output.
 
+MODE is a feedback of the Python core, or "compiled" for the compiled core (its feedback is by states).
+
 The first WARM_UP executions load seeds and fill caches; of the others, a thousand inputs are in the
 result, so that the same can be run without atheris. KIND is "empty" (a target that does nothing) or
-"target" (the real one, with mutator and counters).
+"target" (the real one, with mutator and counters). "plain" is neither: scenarios without atheris on
+the build that MODE names.
 """
 
 import json
@@ -19,10 +22,12 @@ from typing import Final
 import atheris
 
 from nvmx_fuzz import CODE_UNDER_TEST
+from nvmx_fuzz.core_choice import choose
 from nvmx_fuzz.feedback import ExtraCounters, Probes, instrument, setup
 
 _MOMENTS: Final = 10
 _SAMPLE: Final = 1000
+COMPILED: Final = "compiled"
 
 REACH_GOAL: Final = 60
 """So many situations are what every campaign reaches within a minute; the rest is luck."""
@@ -97,7 +102,7 @@ def empty_harness(warm_up: int, runs: int, corpus: str) -> None:
 
 def target(warm_up: int, runs: int, corpus: str, mode: str) -> None:
     """Measure the target with everything that a campaign has."""
-    with instrument(CODE_UNDER_TEST, mode) as probes:
+    with instrument(CODE_UNDER_TEST, feedback_of(mode)) as probes:
         from nvmx_fuzz import codec, nested_events, state_feedback  # noqa: PLC0415
 
     states = ExtraCounters(state_feedback.COUNTERS)
@@ -115,7 +120,7 @@ def target(warm_up: int, runs: int, corpus: str, mode: str) -> None:
 
 def find(l0_name: str, seed: str, seconds: float, corpus: str, mode: str, *options: str) -> None:
     """Measure how long it takes to violate a rule, or on `fixed` to reach `REACH_GOAL` situations."""
-    with instrument(CODE_UNDER_TEST, mode) as probes:
+    with instrument(CODE_UNDER_TEST, feedback_of(mode)) as probes:
         from nvmx_core.l0.reach import REACH_COUNT  # noqa: PLC0415
         from nvmx_fuzz import codec, nested_events, state_feedback  # noqa: PLC0415
 
@@ -145,6 +150,26 @@ def find(l0_name: str, seed: str, seconds: float, corpus: str, mode: str, *optio
     fuzz([*words, f"-seed={seed}", *options], test_one_input, probes, states)
 
 
+def feedback_of(mode: str) -> str:
+    """The feedback for *mode*, with the build of the model chosen that goes with it."""
+    if mode != COMPILED:
+        return mode
+    choose(COMPILED)
+    return "states"
+
+
+def plain(core: str) -> None:
+    """Measure the scenarios of `bench.py` on one build, without atheris."""
+    choose(core)
+    from nvmx_fuzz.bench import rates, scenarios  # noqa: PLC0415 - after the choice
+    from nvmx_fuzz.codec import encode  # noqa: PLC0415
+
+    inputs = [encode(scenario) for scenario in scenarios()]
+    rates(inputs)  # fills caches
+    executions, steps = rates(inputs)
+    finish({"executions_per_second": executions, "steps_per_second": steps})
+
+
 def fuzz(
     words: list[str],
     test_one_input: Callable[[bytes], None],
@@ -170,6 +195,8 @@ def main(kind: str, *words: str) -> int:
     if kind == "find":
         l0_name, seed, seconds, *rest = words
         find(l0_name, seed, float(seconds), *rest)
+    if kind == "plain":
+        plain(*words)
     warm_up, runs, corpus, *mode = words
     if kind == "empty":
         empty_harness(int(warm_up), int(runs), corpus)

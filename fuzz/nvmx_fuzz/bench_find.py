@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from nvmx_core.bugs.catalogue import FIXED, L0_BY_NAME
+from nvmx_fuzz.core_choice import why_not_compiled
 
 SECONDS_MAX: Final = 60
 
@@ -25,6 +26,7 @@ FEEDBACKS: Final[tuple[tuple[str, ...], ...]] = (
     ("fast", "-entropic=0", "-reduce_inputs=0"),
     ("branches",),
     ("stock",),
+    *([] if why_not_compiled() else [("compiled",)]),
 )
 
 
