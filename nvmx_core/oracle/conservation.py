@@ -2,7 +2,10 @@
 
 An injection by L1 ends exactly once (V2, see ``injections``). An interrupt that the controller accepted is
 pending, or was acknowledged and taken exactly once (V7). An NMI is taken once or latched; two may become one
-only while one is latched (V8). CR2 and DR6 change only when #PF or #DB is delivered (Y1).
+only while one is latched (V8). What L0 says it injected for L2 counts as taken, and has to arrive there (V7,
+V8, see ``in_flight``). CR2 and DR6 change only when #PF or #DB is delivered (Y1).
+
+There is no account of virtual interrupts before the processor takes them out of VIRR, posted or not.
 """
 
 from collections import Counter
@@ -29,6 +32,7 @@ from nvmx_core.l0.reach import (
     POSTED_INTERRUPT_PROCESSED,
 )
 from nvmx_core.machines.nested import Nested
+from nvmx_core.oracle.in_flight import broken_flights
 from nvmx_core.oracle.injections import broken_injections
 from nvmx_core.oracle.timeline import step_of
 from nvmx_core.oracle.violation import Violation
@@ -49,6 +53,7 @@ def conservation(nested: Nested) -> Iterator[Violation]:
     yield from _registers(nested)
     yield from _interrupts(nested)
     yield from _nmis(nested)
+    yield from _flights(nested)
 
 
 def _violation(
@@ -64,6 +69,11 @@ def _violation(
 def _injections(nested: Nested) -> Iterator[Violation]:
     for situation, position, sentence, fields in broken_injections(nested):
         yield _violation(nested, "V2", situation, position, sentence, *fields)
+
+
+def _flights(nested: Nested) -> Iterator[Violation]:
+    for rule, situation, position, sentence in broken_flights(nested):
+        yield _violation(nested, rule, situation, position, sentence)
 
 
 # -- CR2 and DR6 ------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class BrokenInjection(NamedTuple):
     fields: tuple[str, ...]
 
 
-class _Injection(NamedTuple):
+class Injection(NamedTuple):
     """One event in the entry field: its word, its error code (POISON for none), its instruction length."""
 
     info: int
@@ -102,7 +102,7 @@ class _Injection(NamedTuple):
 def broken_injections(nested: Nested) -> Iterator[BrokenInjection]:
     """Follow every injection from L1's entry to its end."""
     journal = nested.journal
-    delivered: _Injection | None = None
+    delivered: Injection | None = None
     for position, record in enumerate(journal):
         kind = record[0]
         if kind == EXIT and delivered is not None:
@@ -124,17 +124,17 @@ def broken_injections(nested: Nested) -> Iterator[BrokenInjection]:
                     delivered = injection
 
 
-def _injection(entry: Record) -> _Injection:
+def _injection(entry: Record) -> Injection:
     _kind, info, error_code, length = entry
-    return _Injection(info, error_code if info & ERROR_CODE_VALID else POISON, length)
+    return Injection(info, error_code if info & ERROR_CODE_VALID else POISON, length)
 
 
-def _broken(situation: str, injection: _Injection, position: int) -> BrokenInjection:
+def _broken(situation: str, injection: Injection, position: int) -> BrokenInjection:
     sentence = _SENTENCES[situation].format(info_text(injection.info))
     return BrokenInjection(situation, position, sentence, _FIELDS.get(situation, ()))
 
 
-def _judge(injection: _Injection, entry: Record, ending: Record, following: list[Record]) -> str:
+def _judge(injection: Injection, entry: Record, ending: Record, following: list[Record]) -> str:
     """The situation that the record behind the entry shows; "" when the injection ends as it may."""
     kind = ending[0]
     if kind == EXIT and ending[_REASON] & FAILED_ENTRY:
@@ -144,36 +144,45 @@ def _judge(injection: _Injection, entry: Record, ending: Record, following: list
     if injection.info & TYPE_MASK == OTHER_EVENT << TYPE_SHIFT:
         # M5: the MTF exit, or what outranks it, comes before anything of L2.
         return LOST if kind in (DELIVER, RETIRE, END) else ""
+    return judge_ending(injection, ending, following)
+
+
+def judge_ending(injection: Injection, ending: Record, following: list[Record]) -> str:
+    """The situation that the first record behind the injection of a vectored event shows.
+
+    "" when the event is delivered, handed back, or replaced by a fault of its delivery.
+    """
+    kind = ending[0]
     if kind == DELIVER:
         return _judge_delivery(injection, ending, following)
     return _judge_exit(injection, ending) if kind == EXIT else LOST
 
 
-def _judge_delivery(injection: _Injection, ending: Record, following: list[Record]) -> str:
+def _judge_delivery(injection: Injection, ending: Record, following: list[Record]) -> str:
     vector, error_code = ending[1], ending[2]
     is_same_vector = vector == injection.info & VECTOR_MASK
     if is_same_vector and error_code == injection.error_code:
         return REPEATED if _is_repeated(injection, ending, following) else ""
-    if _can_be_replaced_by(injection.info, vector, error_code):
+    if can_be_replaced_by(injection.info, vector, error_code):
         return ""
     return CHANGED if is_same_vector else LOST
 
 
-def _judge_exit(injection: _Injection, ending: Record) -> str:
+def _judge_exit(injection: Injection, ending: Record) -> str:
     vectoring = ending[_VECTORING]
     if not vectoring:
         return "" if _ends_in_double_fault(injection.info, ending) else LOST
     if _hands_back(injection, ending):
         return ""
     vector = vectoring & VECTOR_MASK
-    if vectoring & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT and _can_be_replaced_by(
+    if vectoring & TYPE_MASK == HARDWARE_EXCEPTION << TYPE_SHIFT and can_be_replaced_by(
         injection.info, vector, ending[_VECTORING_ERROR_CODE]
     ):
         return ""
     return CHANGED if vector == injection.info & VECTOR_MASK else LOST
 
 
-def _hands_back(injection: _Injection, record: Record) -> bool:
+def _hands_back(injection: Injection, record: Record) -> bool:
     """X4, X9: the exit reports this very event: word, error code, and for soft types the length."""
     return (
         record[_VECTORING] == injection.info
@@ -182,7 +191,7 @@ def _hands_back(injection: _Injection, record: Record) -> bool:
     )
 
 
-def _can_be_replaced_by(event: int, vector: int, error_code: int) -> bool:
+def can_be_replaced_by(event: int, vector: int, error_code: int) -> bool:
     """D4, F1, F5: whether the delivery of *event* can raise an exception that then takes its place.
 
     #NP and #GP can only come from the event's own gate, which their error code names: raised while a
@@ -218,7 +227,7 @@ def _ends_in_double_fault(event: int, ending: Record) -> bool:
     )
 
 
-def _is_repeated(injection: _Injection, ending: Record, following: list[Record]) -> bool:
+def _is_repeated(injection: Injection, ending: Record, following: list[Record]) -> bool:
     """The same interrupt or NMI again at its handler's first instruction was injected twice.
 
     A fault of that instruction shows RF in its frame, INT n a return address behind itself. An interrupt
@@ -238,7 +247,7 @@ def _is_repeated(injection: _Injection, ending: Record, following: list[Record])
 # -- what L0's log adds -----------------------------------------------------------------------------------
 
 
-def _changed_on_the_way(nested: Nested, injection: _Injection, end: int) -> bool:
+def _changed_on_the_way(nested: Nested, injection: Injection, end: int) -> bool:
     """X4: whether L0 put the event into the entry field again with the same vector, but as another event.
 
     *end* is the position of the record that ends the injection: what is logged there happened before it.

@@ -54,7 +54,8 @@ ORACLES: Final[tuple[Oracle, ...]] = (
     ),
     Oracle(
         "CONSERVATION",
-        "Nothing is lost and nothing happens twice: injections, interrupts, NMIs, CR2 and DR6.",
+        "Nothing is lost and nothing happens twice: injections, interrupts, NMIs, also on their way into "
+        "L2; CR2 and DR6; virtual interrupts only once the processor has taken them.",
         ("V2", "V7", "V8", "K2", "Y1"),
         "SDM: Event Injection; Handling Multiple NMIs",
     ),

@@ -13,10 +13,12 @@ from nvmx_core.arch.events import (
     PF,
 )
 from nvmx_core.arch.exits import EXCEPTION_NMI, EXTERNAL_INTERRUPT_EXIT
-from nvmx_core.guests.memory import DATA
+from nvmx_core.arch.fields import ENTRY_INTR_INFO
+from nvmx_core.guests.memory import DATA, STACK
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.nested_check import NEXT, TAKEN
 from nvmx_core.oracle.conservation import ORACLE
+from tests.nested_support import drop_page
 from tests.oracle.planted import Planted, name_of, run_fixed, run_wrong, told_by
 from tests.support import (
     absent,
@@ -27,6 +29,7 @@ from tests.support import (
     l1_iret,
     nmi,
     run,
+    virtual_interrupt,
 )
 
 
@@ -46,6 +49,50 @@ class NeverAcknowledges(Kvm):
         self.apic.acknowledged.remove(vector)
         self.apic.isr &= ~(1 << vector)
         self.apic.irr |= 1 << vector
+
+
+class ZeroesInjectedInterrupt(Kvm):
+    """Wrong: an interrupt for L2 is injected, and its entry field and queue are emptied behind it."""
+
+    def inject_interrupt(self) -> None:
+        super().inject_interrupt()
+        self.vmcs02[ENTRY_INTR_INFO] = 0
+        self.interrupt_injected = False
+
+
+class ZeroesInjectedNmi(Kvm):
+    """Wrong: an NMI for L2 is injected, and its entry field and queue are emptied behind it."""
+
+    def inject_nmi(self) -> None:
+        super().inject_nmi()
+        self.vmcs02[ENTRY_INTR_INFO] = 0
+        self.nmi_injected = False
+
+
+class ZeroesEntryFieldOnly(Kvm):
+    """Wrong: the interrupt never reaches the entry field, although the queue still names it."""
+
+    def inject_interrupt(self) -> None:
+        super().inject_interrupt()
+        self.vmcs02[ENTRY_INTR_INFO] = 0
+
+
+class DropsInFlight(Kvm):
+    """Wrong: an interrupt or NMI whose delivery an exit interrupted is not injected again."""
+
+    def reinject(self) -> None:
+        self.interrupt_injected = False
+        self.nmi_injected = False
+        super().reinject()
+
+
+class NmiQueueOutlivesDelivery(Kvm):
+    """Wrong: an NMI for L2 stays in its queue when it has been delivered, and is injected again."""
+
+    def complete_interrupts(self) -> None:
+        queued = self.nmi_injected
+        super().complete_interrupts()
+        self.nmi_injected |= queued
 
 
 class DropsRequests(Kvm):
@@ -110,6 +157,55 @@ PLANTED: Final = (
         "NMI lost",
         NmiInjectionIsNoOperation,
         (enter(), nmi(), run("nop")),
+        off=NMI_FOR_L2,
+    ),
+    Planted(
+        "V7",
+        "interrupt lost on its way into L2",
+        ZeroesInjectedInterrupt,
+        (enter(), interrupt(0x51), run("nop")),
+        off=FOR_L2,
+    ),
+    Planted(
+        "V7",
+        "interrupt lost on its way into L2",
+        ZeroesEntryFieldOnly,
+        (enter(), interrupt(0x51)),
+        off=FOR_L2,
+    ),
+    Planted(
+        "V7",
+        "interrupt lost on its way into L2",
+        DropsInFlight,
+        (enter(), drop_page(STACK), interrupt(0x51), run("nop")),
+        off=FOR_L2,
+    ),
+    Planted(
+        "V7",
+        "interrupt lost on its way into L2",
+        DropsInFlight,
+        (drop_page(STACK), virtual_interrupt(0x51), enter(), run("nop")),
+        on="tpr-shadow virtual-interrupt-delivery",
+    ),
+    Planted(
+        "V8",
+        "NMI lost on its way into L2",
+        ZeroesInjectedNmi,
+        (enter(), nmi(), run("nop")),
+        off=NMI_FOR_L2,
+    ),
+    Planted(
+        "V8",
+        "NMI lost on its way into L2",
+        DropsInFlight,
+        (enter(), drop_page(STACK), nmi(), run("nop")),
+        off=NMI_FOR_L2,
+    ),
+    Planted(
+        "V8",
+        "NMI delivered to L2 twice",
+        NmiQueueOutlivesDelivery,
+        (enter(), nmi(), interrupt(0x51)),
         off=NMI_FOR_L2,
     ),
     Planted("V8", "NMI doubled", NmiExitKeepsNmi, (enter(), nmi(), l1_iret())),
