@@ -7,5 +7,5 @@ __version__: Final = "0.1.0"
 CODE_UNDER_TEST: Final = ("nvmx_core.l0", "nvmx_core.bugs")
 """What gets branch counters: L0 is searched for bugs, the processor is what it is held against.
 
-Probes in the processor and in the oracles cost more than they find: docs/PERFORMANCE.md.
+Probes in the processor and in the oracles halve the rate and find nothing sooner: docs/PERFORMANCE.md.
 """
