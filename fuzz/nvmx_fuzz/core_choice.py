@@ -98,13 +98,15 @@ def choose(wanted: str | None = None) -> str:
 
     Raises:
         ValueError, NoCompiledCoreError: see `decide`.
-        RuntimeError: the other build is imported already.
+        RuntimeError: the other build was asked for and this one is imported already.
     """
     chosen = decide(wanted)
     if "nvmx_core" in sys.modules:
-        if in_use() != chosen:
-            raise RuntimeError(f"the model was imported as {in_use()} already")
-    elif chosen == "compiled" and str(compiled_folder()) not in sys.path:
+        found = in_use()
+        if found != chosen and (wanted or os.environ.get(VARIABLE) or "auto") != "auto":
+            raise RuntimeError(f"the model was imported as {found} already, not as {chosen}")
+        return found
+    if chosen == "compiled" and str(compiled_folder()) not in sys.path:
         sys.path.insert(0, str(compiled_folder()))
         nvmx_fuzz.__path__.insert(0, str(compiled_folder() / "nvmx_fuzz"))
     return chosen

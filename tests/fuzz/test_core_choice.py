@@ -99,7 +99,7 @@ def test_both_builds_show_the_same() -> None:
     words = ("0", str(RANDOM), str(SEEDS))
     digests = [python("nvmx_fuzz.core_digest", core, *words) for core in ("python", "compiled")]
     assert [digest.returncode for digest in digests] == [0, 0], digests
-    assert len(digests[0].stdout.splitlines()) == RANDOM // 1000
+    assert digests[0].stdout.splitlines()[-1].startswith(f"{RANDOM} ")
     assert digests[0].stdout == digests[1].stdout
 
 
