@@ -4,6 +4,10 @@ from typing import Final
 
 __version__: Final = "0.1.0"
 
+# The environment variables that the command line and the fuzz target share.
+L0_VARIABLE: Final = "NVMX_L0"
+FEEDBACK_VARIABLE: Final = "NVMX_FEEDBACK"
+
 CODE_UNDER_TEST: Final = ("nvmx_core.l0", "nvmx_core.bugs")
 """What gets branch counters: L0 is searched for bugs, the processor is what it is held against.
 

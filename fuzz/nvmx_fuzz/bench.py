@@ -25,7 +25,7 @@ from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import judge, run_and_judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
-from nvmx_fuzz.bench_child import COMPILED
+from nvmx_fuzz.bench_child import COMPILED, in_child
 from nvmx_fuzz.bench_find import Search, searches
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.core_choice import why_not_compiled
@@ -169,19 +169,7 @@ def child(kind: str, runs: int, seeds: Path, mode: str = "auto") -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
         for seed in seeds.iterdir():
             (Path(folder) / seed.name).write_bytes(seed.read_bytes())
-        return _child(kind, str(_SEEDS + runs // 5), str(runs), folder, mode)
-
-
-def _child(*words: str) -> dict[str, Any]:
-    """One measurement in a process of its own."""
-    finished = subprocess.run(
-        [sys.executable, "-P", "-m", "nvmx_fuzz.bench_child", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
-    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return result
+        return in_child(kind, str(_SEEDS + runs // 5), str(runs), folder, mode)
 
 
 def under_atheris(mode: str, runs: int, seeds: Path) -> Measurement:
@@ -201,7 +189,7 @@ def under_atheris(mode: str, runs: int, seeds: Path) -> Measurement:
 
 def compiled(runs: int, seeds: Path) -> Measurement:
     """The compiled core, without atheris and in a campaign."""
-    without = _child("plain", COMPILED)
+    without = in_child("plain", COMPILED)
     guided = child("target", runs, seeds, COMPILED)
     return {
         "compiled core [executions/s]": without["executions_per_second"],

@@ -13,11 +13,12 @@ the build that MODE names.
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import atheris
 
@@ -88,9 +89,28 @@ class Meter:
             )
 
 
-def arguments(corpus: str) -> list[str]:
+def in_child(*words: str) -> dict[str, Any]:
+    """Start this module with *words* in a process of its own; what it gives to `finish`."""
+    finished = subprocess.run(
+        [sys.executable, "-P", "-m", "nvmx_fuzz.bench_child", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return result
+
+
+def arguments(corpus: str, seed: str = "1") -> list[str]:
     """The arguments for libFuzzer; a fixed seed, so that repetitions do the same."""
-    return ["nvmx-bench", "-seed=1", "-reload=0", "-verbosity=0", "-print_final_stats=0", corpus]
+    return [
+        "nvmx-bench",
+        f"-seed={seed}",
+        "-reload=0",
+        "-verbosity=0",
+        "-print_final_stats=0",
+        corpus,
+    ]
 
 
 def empty_harness(warm_up: int, runs: int, corpus: str) -> None:
@@ -146,8 +166,7 @@ def find(l0_name: str, seed: str, seconds: float, corpus: str, mode: str, *optio
         if time.process_time() - started > seconds:
             end(False)
 
-    words = [word for word in arguments(corpus) if not word.startswith("-seed=")]
-    fuzz([*words, f"-seed={seed}", *options], test_one_input, probes, states)
+    fuzz([*arguments(corpus, seed), *options], test_one_input, probes, states)
 
 
 def feedback_of(mode: str) -> str:

@@ -5,15 +5,13 @@ CPU time passes from an empty corpus to the first violation of a bug, or, on `fi
 different situations; medians of N runs with N seeds.
 """
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from nvmx_core.bugs.catalogue import FIXED, L0_BY_NAME
+from nvmx_fuzz.bench_child import COMPILED, in_child
 from nvmx_fuzz.core_choice import why_not_compiled
 
 SECONDS_MAX: Final = 60
@@ -26,7 +24,7 @@ FEEDBACKS: Final[tuple[tuple[str, ...], ...]] = (
     ("fast", "-entropic=0", "-reduce_inputs=0"),
     ("branches",),
     ("stock",),
-    *([] if why_not_compiled() else [("compiled",)]),
+    (COMPILED,),
 )
 
 
@@ -44,7 +42,9 @@ class Search(NamedTuple):
 
 def searches(runs: int) -> Iterator[Search]:
     """One search for each L0 and feedback; seeds take turns, so that noise hits all alike."""
-    cells = [(l0, feedback) for l0 in sorted(L0_BY_NAME) for feedback in FEEDBACKS]
+    missing = COMPILED if why_not_compiled() else ""
+    feedbacks = [feedback for feedback in FEEDBACKS if feedback[0] != missing]
+    cells = [(l0, feedback) for l0 in sorted(L0_BY_NAME) for feedback in feedbacks]
     results: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {cell: [] for cell in cells}
     for seed in range(1, runs + 1):
         for l0, feedback in cells:
@@ -65,14 +65,4 @@ def searches(runs: int) -> Iterator[Search]:
 def _run(l0: str, seed: int, feedback: tuple[str, ...]) -> dict[str, Any]:
     mode, *options = feedback
     with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as corpus:
-        finished = subprocess.run(
-            [
-                *(sys.executable, "-P", "-m", "nvmx_fuzz.bench_child", "find"),
-                *(l0, str(seed), str(SECONDS_MAX), corpus, mode, *options),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return result
+        return in_child("find", l0, str(seed), str(SECONDS_MAX), corpus, mode, *options)

@@ -12,9 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from nvmx_fuzz.core_choice import DIGEST_NAME, compiled_folder, sources_digest, why_not_compiled
+from nvmx_fuzz.core_choice import (
+    DIGEST_NAME,
+    ROOT,
+    compiled_folder,
+    sources_digest,
+    why_not_compiled,
+)
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
 _CFLAGS: Final = "-fno-semantic-interposition"
 
 
@@ -35,7 +40,7 @@ def main() -> int:
                     *(sys.executable, "setup.py", "-q", "build_ext"),
                     *("--build-lib", f"{draft}/lib", "--build-temp", f"{draft}/temp"),
                 ],
-                cwd=_ROOT,
+                cwd=ROOT,
                 env={
                     **os.environ,
                     "NVMX_COMPILE": "1",

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-L0_VARIABLE = "NVMX_L0"
-"""The environment variable that chooses the L0, for the target as well."""
+from nvmx_fuzz import L0_VARIABLE
 
 FIXED = "fixed"
 """The L0 that keeps every rule; the name is that of `nvmx_core.bugs.catalogue.FIXED`."""
@@ -22,8 +21,8 @@ def _known_l0(ctx: click.Context, _option: click.Parameter, name: str) -> str:
     return name
 
 
-def l0_option(text: str) -> Callable[[Any], Any]:
-    """The option `--l0`, checked against the catalogue."""
+def l0_option(text: str, *, is_checked: bool = True) -> Callable[[Any], Any]:
+    """The option `--l0`, checked against the catalogue unless the caller does that later."""
     return click.option(
         "--l0",
         "l0_name",
@@ -32,7 +31,7 @@ def l0_option(text: str) -> Callable[[Any], Any]:
         show_default=True,
         show_envvar=True,
         metavar="NAME",
-        callback=_known_l0,
+        callback=_known_l0 if is_checked else None,
         help=text,
     )
 

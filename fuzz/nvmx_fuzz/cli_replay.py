@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from nvmx_fuzz.cli_options import FIXED, L0_VARIABLE, json_option, l0_option
+from nvmx_fuzz import L0_VARIABLE
+from nvmx_fuzz.cli_options import FIXED, json_option, l0_option
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.journal_view import journal_lines, journals_json
 from nvmx_fuzz.replaying import Replay, replay

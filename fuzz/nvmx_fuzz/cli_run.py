@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from nvmx_fuzz.cli_options import FIXED, L0_VARIABLE, Seconds, json_option
+from nvmx_fuzz import FEEDBACK_VARIABLE
+from nvmx_fuzz.cli_options import Seconds, json_option, l0_option
 from nvmx_fuzz.core_choice import CHOICES, NoCompiledCoreError, agree
 from nvmx_fuzz.files import BadFile, write_whole
 from nvmx_fuzz.launcher import FuzzingProcess, Plan, output_folder
@@ -25,8 +26,7 @@ _SEED_BITS: Final = 31
 
 
 @click.command("run")
-@click.option("--l0", "l0_name", default=FIXED, envvar=L0_VARIABLE, show_default=True,
-              show_envvar=True, metavar="NAME", help="The L0 that is judged.")  # fmt: skip
+@l0_option("The L0 that is judged.", is_checked=False)
 @click.option("--time", "seconds", type=Seconds(), metavar="SECONDS",
               help="Stop after that long (default: run until stopped).")  # fmt: skip
 @click.option("--runs", type=click.IntRange(1), metavar="N",
@@ -84,7 +84,7 @@ def _plan(
     core: str | None,
 ) -> Plan:
     chosen_seed = seed or int.from_bytes(os.urandom(4), "little") >> 1 or 1
-    mode = feedback or os.environ.get("NVMX_FEEDBACK") or "auto"
+    mode = feedback or os.environ.get(FEEDBACK_VARIABLE) or "auto"
     if mode not in _FEEDBACK:
         raise click.UsageError(f"NVMX_FEEDBACK is {mode!r}, but must be one of {_FEEDBACK}")
     try:

@@ -10,6 +10,7 @@ Nothing here imports the model.
 import hashlib
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ _ENGINE: Final = (
     "palette",
     "state_feedback",
 )
-_ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[2]
 _HINT: Final = "try: scripts/build-fast"
 
 
@@ -37,23 +38,24 @@ class NoCompiledCoreError(Exception):
 
 def compiled_folder() -> Path:
     """Where the compiled core of this interpreter is, or would be."""
-    return _ROOT / "build" / f"compiled-{sys.implementation.cache_tag}"
+    return ROOT / "build" / f"compiled-{sys.implementation.cache_tag}"
 
 
 def sources() -> list[Path]:
     """What is compiled: the whole model, and the engine's part of an execution."""
-    engine = _ROOT / "fuzz" / "nvmx_fuzz"
+    engine = ROOT / "fuzz" / "nvmx_fuzz"
     return [
-        *sorted(_ROOT.glob("nvmx_core/**/*.py")),
+        *sorted(ROOT.glob("nvmx_core/**/*.py")),
         *(engine / f"{name}.py" for name in _ENGINE),
     ]
 
 
+@cache
 def sources_digest() -> str:
-    """A digest of all that goes into the compiled core."""
+    """A digest of all that goes into the compiled core, taken once in a process."""
     digest = hashlib.sha256()
-    for path in (_ROOT / "setup.py", *sources()):
-        digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in (ROOT / "setup.py", *sources()):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -125,7 +127,7 @@ def agree(core: str | None, feedback: str | None) -> tuple[str, str]:
     Raises:
         ValueError, NoCompiledCoreError: see `decide`; or what was asked for does not go together.
     """
-    feedback = feedback or os.environ.get("NVMX_FEEDBACK") or "auto"
+    feedback = feedback or os.environ.get(nvmx_fuzz.FEEDBACK_VARIABLE) or "auto"
     core = core or os.environ.get(VARIABLE) or "auto"
     if feedback not in ("auto", "states"):
         if core == "compiled":

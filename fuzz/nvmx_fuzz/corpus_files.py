@@ -1,15 +1,11 @@
 """Folders of scenarios: seeds as text, corpora as bytes."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from nvmx_fuzz.codec import encode
-from nvmx_fuzz.files import BadFile, about
+from nvmx_fuzz.files import BadFile, about, content_name
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
-
-_NAME_LENGTH: Final = 40
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -54,7 +50,7 @@ def encode_seeds(source: Path | None, target: Path) -> int:
         if source and path.suffix == TEXT_SUFFIX:
             name = str(path.relative_to(source).with_suffix("")).replace("/", "-")
         else:
-            name = hashlib.sha1(content, usedforsecurity=False).hexdigest()[:_NAME_LENGTH]
+            name = content_name(content)
         contents[name] = content
     with about(target):
         target.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 This module imports the model; `worker.py` imports it inside `feedback.instrument`.
 """
 
-import hashlib
 import os
 import traceback
 from operator import add
@@ -14,7 +13,7 @@ from nvmx_core.l0.reach import REACH_COUNT
 from nvmx_core.oracle.judge import Verdict
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.codec import decode
-from nvmx_fuzz.files import BadFile, write_whole
+from nvmx_fuzz.files import BadFile, content_name, write_whole
 from nvmx_fuzz.nested_events import NestedEvents
 from nvmx_fuzz.progress import Message, Order, Progress, send
 from nvmx_fuzz.state_feedback import StateFeedback
@@ -72,9 +71,8 @@ class Executions:
 
     def _leave(self, data: bytes) -> None:
         """Write a new finding where the next campaign looks, should the reader of our messages die."""
-        name = hashlib.sha1(data, usedforsecurity=False).hexdigest()
         try:
-            write_whole(Path(self._order.arrivals) / name, data)
+            write_whole(Path(self._order.arrivals) / content_name(data), data)
         except BadFile:
             return  # the disk is full: the other process will notice, and show what it cannot write
 

@@ -44,14 +44,13 @@ from typing import Final, Literal, cast, get_args
 import atheris
 import atheris.native
 
+from nvmx_fuzz import FEEDBACK_VARIABLE
 from nvmx_fuzz.instrumentation import InstrumentingFinder, Numbering, is_within
 
 Mode = Literal["fast", "branches", "stock", "states"]
 TestOneInput = Callable[[bytes], None]
 CustomMutator = Callable[[bytes, int, int], bytes]
 CustomCrossover = Callable[[bytes, bytes, int, int], bytes]
-
-MODE_VARIABLE: Final = "NVMX_FEEDBACK"
 
 # libFuzzer keeps raw pointers for the life of the process; what they point to must stay.
 _registered: Final[list[object]] = []
@@ -131,10 +130,10 @@ def choose_mode(wanted: str | None = None) -> Mode:
     Raises:
         ValueError: the name is not a mode; the message lists them.
     """
-    name = wanted if wanted is not None else os.environ.get(MODE_VARIABLE) or "auto"
+    name = wanted if wanted is not None else os.environ.get(FEEDBACK_VARIABLE) or "auto"
     if name != "auto" and name not in get_args(Mode):
         choices = ", ".join(("auto", *get_args(Mode)))
-        raise ValueError(f"{MODE_VARIABLE} is {name!r}, but must be one of {choices}")
+        raise ValueError(f"{FEEDBACK_VARIABLE} is {name!r}, but must be one of {choices}")
     if name == "auto":
         name = "stock" if getattr(sys, "frozen", False) else "fast"
     if name == "fast" and not has_native_probe():

@@ -4,6 +4,7 @@ A file appears under its name only when it is whole: it is written under a tempo
 same folder, forced to the disk, and renamed. Whoever is killed in between leaves the old file.
 """
 
+import hashlib
 import os
 import stat
 import sys
@@ -71,6 +72,11 @@ def write_whole(path: Path, content: bytes) -> None:
         with suppress(OSError):
             draft.unlink()
         raise BadFile(path, _reason(error)) from None
+
+
+def content_name(content: bytes) -> str:
+    """The name that libFuzzer gives a file with this content, behind any prefix."""
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
 def write_output(name: str, content: bytes) -> None:

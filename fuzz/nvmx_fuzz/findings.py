@@ -21,7 +21,7 @@ from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.codec import decode, encode
-from nvmx_fuzz.files import BadFile, about, write_whole
+from nvmx_fuzz.files import BadFile, about, content_name, write_whole
 from nvmx_fuzz.shrink import shrink
 from nvmx_fuzz.version import revision
 
@@ -85,12 +85,13 @@ class Findings:
                 if not finding.scn.exists():
                     self._write(self._by_key[key])
         with about(self._arrivals):
-            arrived = [path.read_bytes() for path in sorted(self._arrivals.iterdir())]
-        for data in arrived:
+            arrived = sorted(self._arrivals.iterdir())
+        for path in arrived:
+            with about(path):
+                data = path.read_bytes()
             self.offer(data)
-        with about(self._arrivals):
-            for path in self._arrivals.iterdir():
-                path.unlink()
+            with about(path):
+                path.unlink(missing_ok=True)
 
     def offer(self, data: bytes) -> tuple[Finding, bool] | None:
         """Shrink and keep an input that violates an oracle.
@@ -103,7 +104,7 @@ class Findings:
             BadFile: it could not be written.
         """
         kept = self._offer(decode(data))
-        arrival = self._arrivals / hashlib.sha1(data, usedforsecurity=False).hexdigest()
+        arrival = self._arrivals / content_name(data)
         with about(arrival):
             arrival.unlink(missing_ok=True)
         return kept

@@ -1,12 +1,11 @@
 """What is our own bug: kept apart from findings, under another name and another exit status."""
 
-import hashlib
 from pathlib import Path
 from typing import Final
 
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.codec import decode, encode
-from nvmx_fuzz.files import write_whole
+from nvmx_fuzz.files import content_name, write_whole
 
 
 class ModelErrors:
@@ -23,7 +22,7 @@ class ModelErrors:
         """Write an input and the traceback it led to; raises BadFile."""
         scenario = decode(data)
         content = encode(scenario)
-        name = hashlib.sha1(content, usedforsecurity=False).hexdigest()[:16]
+        name = content_name(content)[:16]
         path = self._folder / f"{name}.scn"
         last = report.strip().splitlines()[-1]
         comments = (f"our own bug: {last}", f"with L0 {self._l0_name}")

@@ -3,7 +3,6 @@
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
-import hashlib
 import shlex
 from collections.abc import Sequence
 from typing import Final
@@ -13,10 +12,10 @@ from nvmx_core.oracle.judge import Verdict, run_and_judge
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
+from nvmx_fuzz import L0_VARIABLE
 from nvmx_fuzz.codec import HEADER_SIZE, RECORD_SIZE, decode
+from nvmx_fuzz.files import content_name
 from nvmx_fuzz.state_feedback import StateFeedback
-
-L0_VARIABLE: Final = "NVMX_L0"
 
 STEPS_USUAL: Final = 64
 """Scenarios that a campaign makes are at most this long; longer ones only cost time."""
@@ -82,7 +81,7 @@ def finding_text(violations: Sequence[Violation], replay: str) -> str:
 
 def replay_command(l0_name: str, data: bytes, artifact_prefix: str = "") -> str:
     """The command that runs the file again that libFuzzer will write for *data*."""
-    name = f"{artifact_prefix}crash-{hashlib.sha1(data, usedforsecurity=False).hexdigest()}"
+    name = f"{artifact_prefix}crash-{content_name(data)}"
     return f"nvmx-fuzz replay --l0 {shlex.quote(l0_name)} {shlex.quote(name)}"
 
 

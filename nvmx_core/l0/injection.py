@@ -197,9 +197,12 @@ class Injection(NestedCheck):
             return
         if is_vectoring(vmcs02[ENTRY_INTR_INFO]) or self.exception_pending:
             return
-        if not (self.smi_pending or self.init_pending or self.mtf_pending):
-            return
-        self.take_debug_traps()
+        if self.waits_above_debug_traps():
+            self.take_debug_traps()
+
+    def waits_above_debug_traps(self) -> bool:
+        """P4-P6: whether L0 has an SMI, INIT or MTF exit pending, which debug traps must not overtake."""
+        return self.smi_pending or self.init_pending or self.mtf_pending
 
     def take_debug_traps(self) -> None:
         """Move the pending debug exceptions of vmcs02 into the exception queue."""

@@ -149,7 +149,7 @@ class RunLoop(Routing):
             return False
         if not vmcs02[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_MOV_SS:
             return False
-        return self.smi_pending or self.init_pending or self.mtf_pending
+        return self.waits_above_debug_traps()
 
     def _log_entry(self, immediate: bool) -> None:
         self.log.append(

@@ -21,6 +21,7 @@ from nvmx_core.arch.events import (
     TYPE_MASK,
     TYPE_SHIFT,
     VALID,
+    VECTOR_MASK,
     info_text,
 )
 from nvmx_core.arch.fields import ENTRY_INTR_INFO, POISON
@@ -128,5 +129,5 @@ def _is_held(vcpu: Kvm, info: int) -> bool:
     if vcpu.interrupt_injected and vcpu.interrupt_info == info:
         return True
     return (vcpu.exception_injected or vcpu.exception_pending) and can_be_replaced_by(
-        info, vcpu.exception_info & 0xFF, vcpu.exception_error_code
+        info, vcpu.exception_info & VECTOR_MASK, vcpu.exception_error_code
     )

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("atheris")
 
-from nvmx_fuzz import feedback
+from nvmx_fuzz import FEEDBACK_VARIABLE, feedback
 
 # A model with one nested decision; what it returns is the state that it reached.
 MODEL = """
@@ -219,9 +219,9 @@ def test_fallback_without_native_helper(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_environment_variable_chooses_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(feedback.MODE_VARIABLE, "stock")
+    monkeypatch.setenv(FEEDBACK_VARIABLE, "stock")
     assert feedback.choose_mode() == "stock"
-    monkeypatch.setenv(feedback.MODE_VARIABLE, "")
+    monkeypatch.setenv(FEEDBACK_VARIABLE, "")
     assert feedback.choose_mode() in ("fast", "branches")
 
 
