@@ -23,7 +23,7 @@ from nvmx_core.arch.exits import BASIC_REASON_MASK, FAILED_ENTRY
 from nvmx_core.arch.fields import FIELDS, Vmcs
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import RFLAGS_FIXED, RFLAGS_IF
-from nvmx_core.cpu.entry_checks import Verdict, checker_for
+from nvmx_core.cpu.entry_checks import EntryChecker, Verdict
 from nvmx_core.journal import DELIVER, END, EXIT, RETIRE, VMFAIL, Record
 from nvmx_core.machines.bare import Bare
 from nvmx_core.scenario import steps
@@ -350,13 +350,13 @@ def judge_controls(
     values: dict[int, int], on: str = "", off: str = "", virtual_tpr: int = 0
 ) -> Verdict:
     """What the checks on controls and host state say: (VM-instruction error, rule), or PASS."""
-    checker = checker_for(config(on, off).caps)
+    checker = EntryChecker(config(on, off).caps)
     return checker.judge_controls(vmcs_with(values, on, off), virtual_tpr)
 
 
 def judge_guest(values: dict[int, int], on: str = "", off: str = "") -> Verdict:
     """What the checks on the guest state say: (exit qualification, rule), or PASS."""
-    return checker_for(config(on, off).caps).judge_guest_state(vmcs_with(values, on, off))
+    return EntryChecker(config(on, off).caps).judge_guest_state(vmcs_with(values, on, off))
 
 
 def play(*moves: Step, on: str = "", off: str = "") -> Play:

@@ -30,6 +30,7 @@ counters can be registered only after that. So a target reads::
 """
 
 import ctypes
+import gc
 import importlib
 import os
 import shlex
@@ -54,6 +55,9 @@ CustomCrossover = Callable[[bytes, bytes, int, int], bytes]
 
 # libFuzzer keeps raw pointers for the life of the process; what they point to must stay.
 _registered: Final[list[object]] = []
+
+_GC_THRESHOLD: Final = 50_000
+"""Objects made between two looks of the cyclic garbage collector; Python's own default is 700."""
 
 
 class ExtraCounters:
@@ -245,7 +249,19 @@ def setup(
         custom_mutator=custom_mutator,
         custom_crossover=custom_crossover,
     )
+    _keep_what_is_loaded()
     return rest
+
+
+def _keep_what_is_loaded() -> None:
+    """Have the cyclic garbage collector leave alone what exists, and look at the rest seldom.
+
+    Runs leave no cycles behind, and everything loaded by now stays: walking it again and again took a
+    tenth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 def _restart_command(program: str) -> str:

@@ -45,7 +45,6 @@ _ABSTRACTION_MASK: Final = 2 * TRANSITION_COUNTERS - 1
 """What a transition reads of an abstraction: all bits of a counter's number, and the one above them."""
 _KNOWN_MAX: Final = 1 << 12
 _KINDS: Final = len(LOG_NAMES)
-_OPERANDS: Final = slice(2, None)
 
 # Which operands of a record are information words, and which are too fine to tell states apart.
 _INFO_OPERANDS: Final[dict[int, tuple[int, ...]]] = {
@@ -98,20 +97,6 @@ def _mix(number: int, operand: int) -> int:
     return number ^ number >> 15
 
 
-class _Known(dict[L0Record, int]):
-    """The abstractions of the operands of one kind that were seen lately."""
-
-    def __init__(self, kind: int) -> None:
-        super().__init__()
-        self._kind: Final = kind
-
-    def __missing__(self, operands: L0Record) -> int:
-        if len(self) >= _KNOWN_MAX:
-            self.clear()
-        number = self[operands] = abstraction(self._kind, operands) & _ABSTRACTION_MASK
-        return number
-
-
 class StateFeedback:
     """Writes the counters of one run into a buffer that libFuzzer reads.
 
@@ -123,7 +108,7 @@ class StateFeedback:
         if len(buffer) != COUNTERS:
             raise ValueError(f"the buffer has {len(buffer)} bytes, but must have {COUNTERS}")
         self._buffer: Final = buffer
-        self._known: Final = tuple(_Known(kind).__getitem__ for kind in range(_KINDS))
+        self._known: Final[list[dict[L0Record, int]]] = [{} for _ in range(_KINDS)]
 
     def record(self, reach: Sequence[int], log: Sequence[L0Record]) -> None:
         """Mark what a run reached and every transition of its log."""
@@ -135,6 +120,17 @@ class StateFeedback:
         known = self._known
         before = 0
         for entry in log:
-            here = known[entry[0]](entry[_OPERANDS])
+            operands = entry[2:]
+            here = known[entry[0]].get(operands)
+            if here is None:
+                here = self._learn(entry[0], operands)
             buffer[REACH_COUNT + ((before ^ here) & _MASK)] = 1
             before = here >> 1
+
+    def _learn(self, kind: int, operands: L0Record) -> int:
+        """The abstraction of operands that were not seen lately, from now on among the known ones."""
+        known = self._known[kind]
+        if len(known) >= _KNOWN_MAX:
+            known.clear()
+        number = known[operands] = abstraction(kind, operands) & _ABSTRACTION_MASK
+        return number

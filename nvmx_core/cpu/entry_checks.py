@@ -1,9 +1,8 @@
 """The checks of VM entry, in the order of the manual.
 
 A check is one small function a rule (``event_checks``, ``control_checks``, ``guest_checks``): it looks at
-the VMCS and the capabilities and says whether it holds. The tables here name the rule of each; the two
-``judge`` functions walk them and remember their verdicts, because the same controls
-come back thousands of times in a campaign.
+the VMCS and the capabilities and says whether it holds. The functions here call them in order and name
+the rule of the first that does not. Checks of the injected event are asked only when there is one.
 
 The classes of failure (E0): a control check fails -> VMfailValid 7, a host-state check -> VMfailValid 8, a
 guest-state check -> VM exit 33 with a qualification, the MSR-load list -> VM exit 34.
@@ -11,16 +10,17 @@ guest-state check -> VM exit 33 with a qualification, the MSR-load list -> VM ex
 Source: SDM, "Checks on VMX Controls and Host-State Area", "Checking and Loading Guest State".
 """
 
-from collections.abc import Callable
 from typing import Final
 
 from nvmx_core.arch.capabilities import Capabilities
+from nvmx_core.arch.events import VALID
 from nvmx_core.arch.fields import (
-    CONTROL_CHECK_FIELDS,
-    GUEST_CHECK_FIELDS,
+    CONTROL_FIELDS,
+    ENTRY_INTR_INFO,
+    GUEST_ACTIVITY,
+    GUEST_INTERRUPTIBILITY,
+    GUEST_PENDING_DBG,
     GUEST_RIP,
-    PIN_BASED,
-    SECONDARY,
     TPR_THRESHOLD,
     Vmcs,
 )
@@ -64,54 +64,13 @@ from nvmx_core.cpu.guest_checks import (
     virtual_nmi_injection_is_open,
 )
 
-Check = Callable[[Vmcs, Capabilities], bool]
-
 PASSED: Final = ""
-
-CONTROL_CHECKS: Final[tuple[tuple[str, Check], ...]] = (
-    ("E0", controls_are_offered),
-    ("C1", virtual_nmis_need_nmi_exiting),
-    ("C2", nmi_window_needs_virtual_nmis),
-    ("C3", virtual_interrupts_need_interrupt_exiting),
-    ("C4", posted_interrupts_are_set_up),
-    ("C6", tpr_threshold_is_a_class),
-    ("C5", saving_the_timer_needs_the_timer),
-    ("G12", entry_to_smm_only_from_smm),
-    ("E1", event_type_is_supported),
-    ("E2", nmi_has_vector_2),
-    ("E3", exception_vector_is_below_32),
-    ("E4", other_event_has_vector_0),
-    ("E5", error_code_is_delivered_iff_the_vector_has_one),
-    ("E6", event_reserved_bits_are_clear),
-    ("E7", error_code_fits_16_bits),
-    ("E8", soft_event_has_a_length),
-)
-
-HOST_CHECKS: Final[tuple[tuple[str, Check], ...]] = (("E0", host_rip_is_canonical),)
-
-QUALIFICATION_NMI_UNDER_STI: Final = 3
-QUALIFICATION_LINK_POINTER: Final = 4
-
-GUEST_CHECKS: Final[tuple[tuple[str, Check, int], ...]] = (
-    ("E0", cr0_is_allowed, 0),
-    ("E0", privilege_fits_the_mode, 0),
-    ("G11", rflags_are_well_formed, 0),
-    ("G1", activity_state_is_supported, 0),
-    ("G2", hlt_needs_cpl_0, 0),
-    ("G3", interrupt_shadow_needs_active, 0),
-    ("G4", event_is_allowed_in_the_activity_state, 0),
-    ("G5", interruptibility_is_consistent, 0),
-    ("G6", interrupt_injection_is_open, 0),
-    ("G7", nmi_injection_is_not_under_mov_ss, 0),
-    ("G7", nmi_injection_is_not_under_sti, QUALIFICATION_NMI_UNDER_STI),
-    ("G8", virtual_nmi_injection_is_open, 0),
-    ("G10", pending_debug_reserved_bits_are_clear, 0),
-    ("G9", single_step_is_pending_iff_tf, 0),
-    ("E0", link_pointer_is_none, QUALIFICATION_LINK_POINTER),
-)
 
 VMFAIL_CONTROLS: Final = 7
 VMFAIL_HOST_STATE: Final = 8
+
+QUALIFICATION_NMI_UNDER_STI: Final = 3
+QUALIFICATION_LINK_POINTER: Final = 4
 
 Verdict = tuple[int, str]
 """A VM-instruction error (controls) or a qualification (guest state), and the rule that failed."""
@@ -119,69 +78,131 @@ Verdict = tuple[int, str]
 PASS: Final[Verdict] = (0, PASSED)
 
 
-_CHECKERS: Final[dict[Capabilities, "EntryChecker"]] = {}
-_CONTROL_VERDICTS: Final[dict[tuple[int, ...], Verdict]] = {}
-_GUEST_VERDICTS: Final[dict[tuple[int, ...], Verdict]] = {}
-
-
 class EntryChecker:
-    """The checks of one processor model, with a bounded memory of earlier verdicts.
+    """The checks of one processor model.
 
-    A verdict depends on nothing but the fields in the key, so remembering it cannot change a result.
+    Controls that passed last are remembered: most entries come with the same ones.
     """
-
-    MEMORY_LIMIT: Final = 1 << 13
 
     def __init__(self, caps: Capabilities) -> None:
         self.caps: Final = caps
-        self._number: Final = len(_CHECKERS)
-        # One memory for all checkers, so that its bound holds whatever the configurations are.
-        self._controls: Final = _CONTROL_VERDICTS
-        self._guest: Final = _GUEST_VERDICTS
+        self._passed_controls: Vmcs = []
 
     def judge_controls(self, vmcs: Vmcs, vtpr: int) -> Verdict:
         """The VM-instruction error of the checks on controls and host state, 0 when all hold."""
-        key = (self._number, *vmcs[CONTROL_CHECK_FIELDS])
-        verdict = self._controls.get(key)
-        if verdict is None:
-            if len(self._controls) >= self.MEMORY_LIMIT:
-                self._controls.clear()
-            verdict = self._controls[key] = self._walk_controls(vmcs)
+        caps = self.caps
+        controls = vmcs[CONTROL_FIELDS]
+        if controls != self._passed_controls:
+            rule = _broken_control_rule(vmcs, caps)
+            if rule:
+                return VMFAIL_CONTROLS, rule
+            self._passed_controls = controls
         if vmcs[TPR_THRESHOLD] and not tpr_threshold_is_not_above_vtpr(vmcs, vtpr):
             return VMFAIL_CONTROLS, "C6"
-        return verdict
-
-    def _walk_controls(self, vmcs: Vmcs) -> Verdict:
-        for rule, check in CONTROL_CHECKS:
-            if not check(vmcs, self.caps):
+        if vmcs[ENTRY_INTR_INFO] & VALID:
+            rule = _broken_event_rule(vmcs, caps)
+            if rule:
                 return VMFAIL_CONTROLS, rule
-        for rule, check in HOST_CHECKS:
-            if not check(vmcs, self.caps):
-                return VMFAIL_HOST_STATE, rule
+        if not host_rip_is_canonical(vmcs, caps):
+            return VMFAIL_HOST_STATE, "E0"
         return PASS
 
     def judge_guest_state(self, vmcs: Vmcs) -> Verdict:
         """(qualification, failed rule) of the checks on the guest state, the rule "" when all hold."""
-        if vmcs[GUEST_RIP] >> 32:
-            return 0, "E0"  # outside IA-32e mode; not in the key, because RIP is never the same
-        key = (self._number, vmcs[PIN_BASED], vmcs[SECONDARY], *vmcs[GUEST_CHECK_FIELDS])
-        verdict = self._guest.get(key)
-        if verdict is None:
-            if len(self._guest) >= self.MEMORY_LIMIT:
-                self._guest.clear()
-            verdict = self._guest[key] = self._walk_guest_state(vmcs)
-        return verdict
-
-    def _walk_guest_state(self, vmcs: Vmcs) -> Verdict:
-        for rule, check, qualification in GUEST_CHECKS:
-            if not check(vmcs, self.caps):
+        caps = self.caps
+        rule = _broken_register_rule(vmcs, caps)
+        if rule:
+            return 0, rule
+        # What the rules between G1 and G10 forbid is a combination with one of these three.
+        is_plain = not (
+            vmcs[GUEST_ACTIVITY] | vmcs[GUEST_INTERRUPTIBILITY] | vmcs[GUEST_PENDING_DBG]
+        )
+        if not is_plain:
+            rule = _broken_activity_rule(vmcs, caps)
+            if rule:
+                return 0, rule
+        if vmcs[ENTRY_INTR_INFO] & VALID:
+            qualification, rule = _judge_injection(vmcs, caps)
+            if rule:
                 return qualification, rule
+        if not is_plain:
+            rule = _broken_debug_rule(vmcs, caps)
+            if rule:
+                return 0, rule
+        if not link_pointer_is_none(vmcs, caps):
+            return QUALIFICATION_LINK_POINTER, "E0"
         return PASS
 
 
-def checker_for(caps: Capabilities) -> EntryChecker:
-    """The one checker of a set of capabilities, so that its memory serves every run."""
-    checker = _CHECKERS.get(caps)
-    if checker is None:
-        checker = _CHECKERS[caps] = EntryChecker(caps)
-    return checker
+def _broken_control_rule(vmcs: Vmcs, caps: Capabilities) -> str:
+    if not controls_are_offered(vmcs, caps):
+        return "E0"
+    if not virtual_nmis_need_nmi_exiting(vmcs, caps):
+        return "C1"
+    if not nmi_window_needs_virtual_nmis(vmcs, caps):
+        return "C2"
+    if not virtual_interrupts_need_interrupt_exiting(vmcs, caps):
+        return "C3"
+    if not posted_interrupts_are_set_up(vmcs, caps):
+        return "C4"
+    if not tpr_threshold_is_a_class(vmcs, caps):
+        return "C6"
+    if not saving_the_timer_needs_the_timer(vmcs, caps):
+        return "C5"
+    return PASSED if entry_to_smm_only_from_smm(vmcs, caps) else "G12"
+
+
+def _broken_event_rule(vmcs: Vmcs, caps: Capabilities) -> str:
+    if not event_type_is_supported(vmcs, caps):
+        return "E1"
+    if not nmi_has_vector_2(vmcs, caps):
+        return "E2"
+    if not exception_vector_is_below_32(vmcs, caps):
+        return "E3"
+    if not other_event_has_vector_0(vmcs, caps):
+        return "E4"
+    if not error_code_is_delivered_iff_the_vector_has_one(vmcs, caps):
+        return "E5"
+    if not event_reserved_bits_are_clear(vmcs, caps):
+        return "E6"
+    if not error_code_fits_16_bits(vmcs, caps):
+        return "E7"
+    return PASSED if soft_event_has_a_length(vmcs, caps) else "E8"
+
+
+def _broken_register_rule(vmcs: Vmcs, caps: Capabilities) -> str:
+    if vmcs[GUEST_RIP] >> 32:
+        return "E0"  # outside IA-32e mode
+    if not cr0_is_allowed(vmcs, caps):
+        return "E0"
+    if not privilege_fits_the_mode(vmcs, caps):
+        return "E0"
+    return PASSED if rflags_are_well_formed(vmcs, caps) else "G11"
+
+
+def _broken_activity_rule(vmcs: Vmcs, caps: Capabilities) -> str:
+    if not activity_state_is_supported(vmcs, caps):
+        return "G1"
+    if not hlt_needs_cpl_0(vmcs, caps):
+        return "G2"
+    if not interrupt_shadow_needs_active(vmcs, caps):
+        return "G3"
+    return PASSED if interruptibility_is_consistent(vmcs, caps) else "G5"
+
+
+def _judge_injection(vmcs: Vmcs, caps: Capabilities) -> Verdict:
+    if not event_is_allowed_in_the_activity_state(vmcs, caps):
+        return 0, "G4"
+    if not interrupt_injection_is_open(vmcs, caps):
+        return 0, "G6"
+    if not nmi_injection_is_not_under_mov_ss(vmcs, caps):
+        return 0, "G7"
+    if not nmi_injection_is_not_under_sti(vmcs, caps):
+        return QUALIFICATION_NMI_UNDER_STI, "G7"
+    return PASS if virtual_nmi_injection_is_open(vmcs, caps) else (0, "G8")
+
+
+def _broken_debug_rule(vmcs: Vmcs, caps: Capabilities) -> str:
+    if not pending_debug_reserved_bits_are_clear(vmcs, caps):
+        return "G10"
+    return PASSED if single_step_is_pending_iff_tf(vmcs, caps) else "G9"

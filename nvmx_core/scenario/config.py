@@ -45,7 +45,7 @@ from nvmx_core.arch.fields import (
     Vmcs,
 )
 from nvmx_core.arch.state import CR0_PE, LINK_POINTER_NONE, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_TF
-from nvmx_core.cpu.entry_checks import checker_for
+from nvmx_core.cpu.entry_checks import EntryChecker
 from nvmx_core.guests.memory import CODE_BASE
 
 # The order of the flags is part of the byte form: append only.
@@ -182,8 +182,8 @@ class Config:
             sti_blocks_nmi=flags & STI_BLOCKS_NMI != 0,
         )
         self.host_caps: Final = self.caps._replace(monitor_trap_flag=True, ept=self.l0_ept)
-        self.checker: Final = checker_for(self.caps)
-        self.host_checker: Final = checker_for(self.host_caps)
+        self.checker: Final = EntryChecker(self.caps)
+        self.host_checker: Final = EntryChecker(self.host_caps)
         self.l0_exception_bitmap: Final = exception_bitmap(l0_exceptions) | L0_ALWAYS_INTERCEPTS
         self.initial_vmcs: Final[Vmcs] = self._build_vmcs()
 

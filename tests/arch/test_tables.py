@@ -11,7 +11,7 @@ from nvmx_core.arch.controls import (
 )
 from nvmx_core.arch.exits import EXIT_NAMES, INSTRUCTION_EXITS
 from nvmx_core.arch.fields import (
-    CONTROL_CHECK_FIELDS,
+    CONTROL_FIELDS,
     CPU_BASED,
     ENTRY_INTR_INFO,
     EXIT_CONTROLS,
@@ -77,7 +77,7 @@ def test_fields_are_found_by_name() -> None:
 
 def test_runs_of_fields_hold_what_the_checks_read() -> None:
     vmcs = list(range(FIELD_COUNT))
-    assert {PIN_BASED, CPU_BASED, SECONDARY, EXIT_CONTROLS} <= set(vmcs[CONTROL_CHECK_FIELDS])
+    assert {PIN_BASED, CPU_BASED, SECONDARY, EXIT_CONTROLS} <= set(vmcs[CONTROL_FIELDS])
     guest = set(vmcs[GUEST_CHECK_FIELDS])
     assert {ENTRY_INTR_INFO, GUEST_ACTIVITY, GUEST_PENDING_DBG} <= guest
     assert PIN_BASED not in guest
