@@ -22,9 +22,13 @@ def compiled_core() -> list[Extension]:
     from nvmx_fuzz.core_choice import sources  # noqa: PLC0415 - not on the path before
 
     names = [str(path.relative_to(root)) for path in sources()]
-    return mypycify(
+    extensions = mypycify(
         names, opt_level="3", multi_file=True, target_dir=os.environ.get("NVMX_COMPILE_DIR")
     )
+    for extension in extensions:
+        if extension.name.endswith("__mypyc"):  # the one that holds the code
+            extension.sources.append("fuzz/nvmx_fuzz/_counters.c")
+    return extensions
 
 
 branch = Extension(

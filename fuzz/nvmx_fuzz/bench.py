@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,11 @@ from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import judge, run_and_judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
-from nvmx_fuzz.bench_child import COMPILED, in_child
-from nvmx_fuzz.bench_find import Search, searches
+from nvmx_fuzz.bench_child import in_child
+from nvmx_fuzz.bench_find import DEEP_GOALS, DEEP_SETTINGS, GOALS, SETTINGS, Search, searches
+from nvmx_fuzz.bench_scale import Row, rows
 from nvmx_fuzz.codec import decode, encode
-from nvmx_fuzz.core_choice import why_not_compiled
+from nvmx_fuzz.core_choice import has_branch_counters, why_not_compiled
 from nvmx_fuzz.generate import random_scenario
 from nvmx_fuzz.mutate import mutate
 from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
@@ -164,17 +165,17 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 # -- under atheris ---------------------------------------------------------------------------------
 
 
-def child(kind: str, runs: int, seeds: Path, mode: str = "auto") -> dict[str, Any]:
+def child(kind: str, runs: int, seeds: Path, *setting: str) -> dict[str, Any]:
     """Measure in a process of its own, on a corpus folder of its own."""
     with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
         for seed in seeds.iterdir():
             (Path(folder) / seed.name).write_bytes(seed.read_bytes())
-        return in_child(kind, str(_SEEDS + runs // 5), str(runs), folder, mode)
+        return in_child(kind, str(_SEEDS + runs // 5), str(runs), folder, *setting)
 
 
 def under_atheris(mode: str, runs: int, seeds: Path) -> Measurement:
     """The target with mutator, crossover and counters, in one mode of branch feedback."""
-    result = child("target", runs, seeds, mode)
+    result = child("target", runs, seeds, f"python:{mode}")
     # A campaign prefers scenarios in which much happens, so only the same inputs can be compared.
     same = [bytes.fromhex(text) for text in result["sample"]]
     rates(same)  # fills caches
@@ -189,14 +190,17 @@ def under_atheris(mode: str, runs: int, seeds: Path) -> Measurement:
 
 def compiled(runs: int, seeds: Path) -> Measurement:
     """The compiled core, without atheris and in a campaign."""
-    without = in_child("plain", COMPILED)
-    guided = child("target", runs, seeds, COMPILED)
-    return {
+    without = in_child("plain", "compiled")
+    found = {
         "compiled core [executions/s]": without["executions_per_second"],
         "compiled core [steps/s]": without["steps_per_second"],
-        "compiled core, atheris [executions/s]": guided["executions_per_second"],
-        "compiled core, atheris [steps/s]": guided["steps_per_second"],
     }
+    for mode in ("states", "fast") if has_branch_counters() else ("states",):
+        guided = child("target", runs, seeds, f"compiled:{mode}")
+        name = f"compiled core, atheris, {mode}"
+        found[f"{name} [executions/s]"] = guided["executions_per_second"]
+        found[f"{name} [steps/s]"] = guided["steps_per_second"]
+    return found
 
 
 def empty_harness(runs: int, seeds: Path) -> Measurement:
@@ -216,7 +220,7 @@ def start_up() -> Measurement:
 
 def memory(runs: int, seeds: Path) -> dict[str, Any]:
     """Resident memory at ten moments of a long run, and how flat it is after the first fifth."""
-    result = child("target", runs, seeds)
+    result = child("target", runs, seeds, _default_setting())
     settled = result["resident_kib"][_MEMORY_SKIP - 1 :]
     growth = 100 * (max(settled) - min(settled)) / max(min(settled), 1)
     return {
@@ -225,6 +229,11 @@ def memory(runs: int, seeds: Path) -> dict[str, Any]:
         "growth_percent": growth,
         "executions_per_second": result["executions_per_second"],
     }
+
+
+def _default_setting() -> str:
+    """What a campaign has without further words."""
+    return "python:fast" if why_not_compiled() else "compiled:states"
 
 
 # -- together --------------------------------------------------------------------------------------
@@ -250,7 +259,10 @@ def with_ratios(repetition: Measurement) -> Measurement:
         "uninstrumented / plain loop [steps per 1000]": plain / repetition["plain loop [M/s]"] / 1e3
     }
     if "compiled core [steps/s]" in repetition:
-        fast, guided = "compiled core [executions/s]", "compiled core, atheris [executions/s]"
+        fast, guided = (
+            "compiled core [executions/s]",
+            "compiled core, atheris, states [executions/s]",
+        )
         ratios["compiled / Python, uninstrumented [times]"] = (
             repetition[fast] / repetition["uninstrumented [executions/s]"]
         )
@@ -279,11 +291,32 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
               help="Also watch the memory over N executions.")  # fmt: skip
 @click.option("--find", "searches_each", default=0, metavar="N",
               help="Only measure how soon each kind of feedback finds, N runs each.")  # fmt: skip
+@click.option("--deep", "deep_each", default=0, metavar="N",
+              help="Only measure how soon each abstraction finds deep bugs, N runs each.")  # fmt: skip
+@click.option("--seconds", default=60, show_default=True, type=click.IntRange(1), metavar="S",
+              help="CPU seconds after which a run of --find or --deep gives up.")  # fmt: skip
+@click.option("--scale", is_flag=True,
+              help="Only measure growth: scenario length, corpus size, processes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(repeat: int, runs: int, memory_runs: int, searches_each: int, as_json: bool) -> None:
+def main(
+    repeat: int,
+    runs: int,
+    memory_runs: int,
+    searches_each: int,
+    deep_each: int,
+    seconds: int,
+    scale: bool,
+    as_json: bool,
+) -> None:
     """Measure executions and steps per second, on one core, and where the time goes."""
     if searches_each:
-        _show_searches(list(searches(searches_each)), as_json)
+        _show_searches(list(searches(GOALS, SETTINGS, searches_each, seconds)), as_json)
+        return
+    if deep_each:
+        _show_searches(list(searches(DEEP_GOALS, DEEP_SETTINGS, deep_each, seconds)), as_json)
+        return
+    if scale:
+        _show_rows(rows(["python"] if why_not_compiled() else ["python", "compiled"]), as_json)
         return
     inputs = [encode(scenario) for scenario in scenarios()]
     with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
@@ -340,6 +373,16 @@ def _show_searches(found: list[Search], as_json: bool) -> None:
             f"{search.median_seconds:13.2f}{search.worst_seconds:8.2f}"
             f"{search.median_executions:19,.0f}"
         )
+
+
+def _show_rows(found: Iterable[Row], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row in found], indent=2))
+        return
+    for row in found:
+        click.echo(f"{row.name} [{row.unit}]")
+        for size, value, ratio in zip(row.sizes, row.values, row.ratios, strict=True):
+            click.echo(f"  {size:9,}{value:12,.2f}{ratio:8.2f}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """One measurement under atheris, in a process of its own: libFuzzer has no second run.
 
-`bench.py` starts it as `python -m nvmx_fuzz.bench_child KIND WARM_UP RUNS CORPUS [MODE]`, or
-`… find L0 SEED SECONDS CORPUS MODE [OPTION…]`, and reads one line of JSON from its standard output.
+`bench.py` starts it as `python -m nvmx_fuzz.bench_child KIND …` and reads one line of JSON from its
+standard output:
 
-MODE is a feedback of the Python core, or "compiled" for the compiled core (its feedback is by states).
+    empty WARM_UP RUNS CORPUS                  a target that does nothing
+    target WARM_UP RUNS CORPUS SETTING [OPTION…]   the real one, with mutator and counters
+    find L0 SEED SECONDS CORPUS SETTING [OPTION…]  until something is found
+    plain CORE                                 scenarios without atheris
+    lengths CORE                               the same by scenario length
 
-The first WARM_UP executions load seeds and fill caches; of the others, a thousand inputs are in the
-result, so that the same can be run without atheris. KIND is "empty" (a target that does nothing) or
-"target" (the real one, with mutator and counters). "plain" is neither: scenarios without atheris on
-the build that MODE names.
+SETTING is `CORE:FEEDBACK`: "python" or "compiled", and a key of `FEEDBACKS`; OPTIONs go to libFuzzer. The
+first WARM_UP executions load seeds and fill caches; of the others, a thousand inputs are in the result,
+so that the same can be run without atheris.
 """
 
 import json
@@ -18,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import atheris
 
@@ -28,7 +31,28 @@ from nvmx_fuzz.feedback import ExtraCounters, Probes, instrument, setup
 
 _MOMENTS: Final = 10
 _SAMPLE: Final = 1000
-COMPILED: Final = "compiled"
+
+
+class Feedback(NamedTuple):
+    """What libFuzzer sees: how branches are counted (a mode of `feedback.py`), and which states."""
+
+    mode: str
+    reach: bool = True
+    transitions: bool = True
+
+
+FEEDBACKS: Final = {
+    "fast": Feedback("fast"),
+    "branches": Feedback("branches"),
+    "stock": Feedback("stock"),
+    "states": Feedback("states"),
+    "edges": Feedback("fast", reach=False, transitions=False),
+    "edges+reach": Feedback("fast", transitions=False),
+    "edges+transitions": Feedback("fast", reach=False),
+    "transitions": Feedback("states", reach=False),
+    "nothing": Feedback("states", reach=False, transitions=False),
+}
+"""By name; `fast` and `states` are edges or no edges with both kinds of states."""
 
 REACH_GOAL: Final = 60
 """So many situations are what every campaign reaches within a minute; the rest is luck."""
@@ -93,10 +117,11 @@ def in_child(*words: str) -> dict[str, Any]:
     """Start this module with *words* in a process of its own; what it gives to `finish`."""
     finished = subprocess.run(
         [sys.executable, "-P", "-m", "nvmx_fuzz.bench_child", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
+        capture_output=True,
+        check=False,
     )
+    if finished.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {finished.stderr.decode()[-2000:]}")
     result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return result
 
@@ -120,32 +145,33 @@ def empty_harness(warm_up: int, runs: int, corpus: str) -> None:
     atheris.Fuzz()
 
 
-def target(warm_up: int, runs: int, corpus: str, mode: str) -> None:
+def target(warm_up: int, runs: int, corpus: str, setting: str, *options: str) -> None:
     """Measure the target with everything that a campaign has."""
-    with instrument(CODE_UNDER_TEST, feedback_of(mode)) as probes:
-        from nvmx_fuzz import codec, nested_events, state_feedback  # noqa: PLC0415
+    feedback = chosen(setting)
+    with instrument(CODE_UNDER_TEST, feedback.mode) as probes:
+        from nvmx_fuzz import codec, nested_events  # noqa: PLC0415
 
-    states = ExtraCounters(state_feedback.COUNTERS)
-    events = nested_events.NestedEvents(
-        nested_events.FIXED, state_feedback.StateFeedback(states.buffer)
-    )
+    states, recorder = state_counters(feedback)
+    events = nested_events.NestedEvents(nested_events.FIXED, recorder)
 
     def one_input(data: bytes) -> int:
         scenario = codec.decode(data)
         events.run(scenario)
         return len(scenario.steps)
 
-    fuzz(arguments(corpus), Meter(warm_up, runs, one_input).test_one_input, probes, states)
+    meter = Meter(warm_up, runs, one_input)
+    fuzz([*arguments(corpus), *options], meter.test_one_input, probes, states)
 
 
-def find(l0_name: str, seed: str, seconds: float, corpus: str, mode: str, *options: str) -> None:
+def find(l0_name: str, seed: str, seconds: float, corpus: str, setting: str, *options: str) -> None:
     """Measure how long it takes to violate a rule, or on `fixed` to reach `REACH_GOAL` situations."""
-    with instrument(CODE_UNDER_TEST, feedback_of(mode)) as probes:
+    feedback = chosen(setting)
+    with instrument(CODE_UNDER_TEST, feedback.mode) as probes:
         from nvmx_core.l0.reach import REACH_COUNT  # noqa: PLC0415
-        from nvmx_fuzz import codec, nested_events, state_feedback  # noqa: PLC0415
+        from nvmx_fuzz import codec, nested_events  # noqa: PLC0415
 
-    states = ExtraCounters(state_feedback.COUNTERS)
-    events = nested_events.NestedEvents(l0_name, state_feedback.StateFeedback(states.buffer))
+    states, recorder = state_counters(feedback)
+    events = nested_events.NestedEvents(l0_name, recorder)
     is_fixed = l0_name == nested_events.FIXED
     reached: set[int] = set()
     executions = 0
@@ -158,9 +184,11 @@ def find(l0_name: str, seed: str, seconds: float, corpus: str, mode: str, *optio
     def test_one_input(data: bytes) -> None:
         nonlocal executions
         executions += 1
-        violations = events.run(codec.decode(data)).violations
+        verdict = events.run(codec.decode(data))
+        violations = verdict.violations
         if is_fixed:
-            reached.update(i for i, hits in enumerate(states.buffer[:REACH_COUNT]) if hits)
+            reach = verdict.nested.vcpu.reach
+            reached.update(place for place in range(REACH_COUNT) if reach[place])
         if violations or len(reached) >= REACH_GOAL:
             end(not violations or not is_fixed)
         if time.process_time() - started > seconds:
@@ -169,12 +197,21 @@ def find(l0_name: str, seed: str, seconds: float, corpus: str, mode: str, *optio
     fuzz([*arguments(corpus, seed), *options], test_one_input, probes, states)
 
 
-def feedback_of(mode: str) -> str:
-    """The feedback for *mode*, with the build of the model chosen that goes with it."""
-    if mode != COMPILED:
-        return mode
-    choose(COMPILED)
-    return "states"
+def chosen(setting: str) -> Feedback:
+    """The feedback of *setting*, with the build of the model chosen that it names."""
+    core, _, name = setting.partition(":")
+    choose(core)
+    return FEEDBACKS[name]
+
+
+def state_counters(feedback: Feedback) -> tuple[ExtraCounters, Any]:
+    """The counters of states, and what writes them."""
+    from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback  # noqa: PLC0415
+
+    states = ExtraCounters(COUNTERS)
+    return states, StateFeedback(
+        states.buffer, reach=feedback.reach, transitions=feedback.transitions
+    )
 
 
 def plain(core: str) -> None:
@@ -187,6 +224,14 @@ def plain(core: str) -> None:
     rates(inputs)  # fills caches
     executions, steps = rates(inputs)
     finish({"executions_per_second": executions, "steps_per_second": steps})
+
+
+def lengths(core: str) -> None:
+    """Measure microseconds a step for scenarios of several lengths, on one build, without atheris."""
+    choose(core)
+    from nvmx_fuzz.bench_scale import cost_by_length  # noqa: PLC0415 - after the choice
+
+    finish({"microseconds": cost_by_length()})
 
 
 def fuzz(
@@ -216,11 +261,13 @@ def main(kind: str, *words: str) -> int:
         find(l0_name, seed, float(seconds), *rest)
     if kind == "plain":
         plain(*words)
-    warm_up, runs, corpus, *mode = words
+    if kind == "lengths":
+        lengths(*words)
+    warm_up, runs, corpus, *setting = words
     if kind == "empty":
         empty_harness(int(warm_up), int(runs), corpus)
     elif kind == "target":
-        target(int(warm_up), int(runs), corpus, *mode)
+        target(int(warm_up), int(runs), corpus, *setting)
     return 2
 
 

@@ -1,31 +1,51 @@
-"""Measures how soon something is found, by feedback: `scripts/bench --find N`.
+"""Measures how soon something is found, by feedback: `scripts/bench --find N` and `--deep N`.
 
 More executions a second are worth nothing if each tells less. So for each kind of feedback: how much
 CPU time passes from an empty corpus to the first violation of a bug, or, on `fixed`, to a number of
-different situations; medians of N runs with N seeds.
+different situations; medians of N runs with N seeds. A run that finds nothing within its CPU time counts
+with that time.
 """
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from nvmx_core.bugs.catalogue import FIXED, L0_BY_NAME
-from nvmx_fuzz.bench_child import COMPILED, in_child
-from nvmx_fuzz.core_choice import why_not_compiled
+from nvmx_core.bugs.catalogue import FIXED
+from nvmx_core.bugs.planted import PLANTED
+from nvmx_fuzz.bench_child import in_child
+from nvmx_fuzz.core_choice import has_branch_counters, why_not_compiled
 
 SECONDS_MAX: Final = 60
 
-# Feedback, and what libFuzzer is told besides.
-FEEDBACKS: Final[tuple[tuple[str, ...], ...]] = (
-    ("states",),
-    ("states", "-entropic=0", "-reduce_inputs=0"),
-    ("fast",),
-    ("fast", "-entropic=0", "-reduce_inputs=0"),
-    ("branches",),
-    ("stock",),
-    (COMPILED,),
+# Build and feedback, and what libFuzzer is told besides.
+Setting = tuple[str, ...]
+SETTINGS: Final[tuple[Setting, ...]] = (
+    ("python:states",),
+    ("python:states", "-entropic=0", "-reduce_inputs=0"),
+    ("python:fast",),
+    ("python:fast", "-entropic=0", "-reduce_inputs=0"),
+    ("python:branches",),
+    ("python:stock",),
+    ("compiled:states",),
+    ("compiled:states", "-entropic=0", "-reduce_inputs=0"),
+    ("compiled:fast",),
 )
+GOALS: Final = ("bug1", "bug3", FIXED)
+
+ABSTRACTIONS: Final = (
+    "nothing",
+    "edges",
+    "edges+reach",
+    "edges+transitions",
+    "transitions",
+    "states",
+    "fast",
+)
+DEEP_SETTINGS: Final[tuple[Setting, ...]] = tuple(
+    (f"{core}:{abstraction}",) for core in ("python", "compiled") for abstraction in ABSTRACTIONS
+)
+DEEP_GOALS: Final = tuple(PLANTED)
 
 
 class Search(NamedTuple):
@@ -40,29 +60,43 @@ class Search(NamedTuple):
     median_executions: float
 
 
-def searches(runs: int) -> Iterator[Search]:
-    """One search for each L0 and feedback; seeds take turns, so that noise hits all alike."""
-    missing = COMPILED if why_not_compiled() else ""
-    feedbacks = [feedback for feedback in FEEDBACKS if feedback[0] != missing]
-    cells = [(l0, feedback) for l0 in sorted(L0_BY_NAME) for feedback in feedbacks]
-    results: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {cell: [] for cell in cells}
+def usable(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings that the builds at hand allow."""
+    is_there = not why_not_compiled()
+    counts = has_branch_counters()
+    return [
+        setting
+        for setting in settings
+        if not setting[0].startswith("compiled:")
+        or (
+            is_there
+            and (counts or setting[0].partition(":")[2] in ("states", "transitions", "nothing"))
+        )
+    ]
+
+
+def searches(
+    goals: Sequence[str], settings: Sequence[Setting], runs: int, seconds: int = SECONDS_MAX
+) -> Iterator[Search]:
+    """One search for each goal (an L0) and setting; seeds take turns, so that noise hits all alike."""
+    cells = [(l0, setting) for l0 in goals for setting in usable(settings)]
+    results: dict[tuple[str, Setting], list[dict[str, Any]]] = {cell: [] for cell in cells}
     for seed in range(1, runs + 1):
-        for l0, feedback in cells:
-            results[l0, feedback].append(_run(l0, seed, feedback))
-    for (l0, feedback), rows in results.items():
-        seconds = [row["seconds"] for row in rows]
+        for l0, setting in cells:
+            results[l0, setting].append(_run(l0, seed, seconds, setting))
+    for (l0, setting), found in results.items():
+        times = [result["seconds"] for result in found]
         yield Search(
             l0 if l0 != FIXED else f"{FIXED}: reach",
-            " ".join(feedback),
+            " ".join(setting),
             runs,
-            sum(row["found"] for row in rows),
-            statistics.median(seconds),
-            max(seconds),
-            statistics.median(row["executions"] for row in rows),
+            sum(result["found"] for result in found),
+            statistics.median(times),
+            max(times),
+            statistics.median(result["executions"] for result in found),
         )
 
 
-def _run(l0: str, seed: int, feedback: tuple[str, ...]) -> dict[str, Any]:
-    mode, *options = feedback
+def _run(l0: str, seed: int, seconds: int, setting: Setting) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as corpus:
-        return in_child("find", l0, str(seed), str(SECONDS_MAX), corpus, mode, *options)
+        return in_child("find", l0, str(seed), str(seconds), corpus, *setting)

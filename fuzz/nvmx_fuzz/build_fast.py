@@ -1,10 +1,14 @@
 """Compiles the model: `scripts/build-fast`.
 
+With clang (CC names it, or it is on PATH) L0 gets libFuzzer's branch counters; with another compiler the
+build has none. ``feedback.py`` hands them to libFuzzer.
+
 The build appears in its place when it is whole: it is made under another name and renamed, the digest of
 its sources last. Exit status 2 when something is missing or the compiler fails.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from nvmx_fuzz import CODE_UNDER_TEST
 from nvmx_fuzz.core_choice import (
+    COUNTERS_NAME,
     DIGEST_NAME,
     ROOT,
     compiled_folder,
@@ -21,6 +27,31 @@ from nvmx_fuzz.core_choice import (
 )
 
 _CFLAGS: Final = "-fno-semantic-interposition"
+_CLANG_SUFFIXES: Final = tuple(f"-{version}" for version in range(25, 10, -1))
+_COUNTERS: Final = "-fsanitize-coverage=inline-8bit-counters,pc-table"
+
+# mypyc names the C file of a package's module so; the shims and mypyc's own library are not counted.
+_COUNTED: Final = (
+    "".join(f"src:*/__native_{name.replace('.', '___')}___*\n" for name in CODE_UNDER_TEST)
+    + "fun:*\n"
+)
+
+
+def compiler() -> str:
+    """CC, else the newest clang on PATH, else "": setuptools knows one."""
+    clang = (shutil.which(f"clang{suffix}") for suffix in ("", *_CLANG_SUFFIXES))
+    return os.environ.get("CC") or next((Path(path).name for path in clang if path), "")
+
+
+def is_clang(command: str) -> bool:
+    """Whether *command* is a clang, whatever it is called."""
+    try:
+        said = subprocess.run(
+            [*shlex.split(command), "--version"], capture_output=True, text=True, check=False
+        )
+    except (OSError, IndexError):
+        return False
+    return "clang" in said.stdout
 
 
 def main() -> int:
@@ -31,10 +62,20 @@ def main() -> int:
     digest = sources_digest()
     target = compiled_folder()
     target.parent.mkdir(exist_ok=True)
+    cc = compiler()
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as draft:
         log = Path(draft) / "log"
+        flags = [os.environ.get("CFLAGS", ""), _CFLAGS]
+        has_counters = is_clang(cc)
+        if has_counters:
+            allowed = Path(draft) / "counted"
+            allowed.write_text(_COUNTED)
+            flags += [_COUNTERS, f"-fsanitize-coverage-allowlist={allowed}"]
         with log.open("wb") as output:
-            sys.stderr.write("compiling the model (takes two to three minutes)\n")
+            counters = "with" if has_counters else "without"
+            sys.stderr.write(
+                f"compiling the model {counters} branch counters (takes two to three minutes)\n"
+            )
             finished = subprocess.run(
                 [
                     *(sys.executable, "setup.py", "-q", "build_ext"),
@@ -45,7 +86,8 @@ def main() -> int:
                     **os.environ,
                     "NVMX_COMPILE": "1",
                     "NVMX_COMPILE_DIR": f"{draft}/c",
-                    "CFLAGS": f"{os.environ.get('CFLAGS', '')} {_CFLAGS}".strip(),
+                    "CFLAGS": " ".join(flags),
+                    **({"CC": cc} if cc else {}),
                 },
                 stdout=output,
                 stderr=output,
@@ -55,6 +97,8 @@ def main() -> int:
             sys.stderr.write(log.read_text(errors="replace"))
             sys.stderr.write("build-fast: compiling failed; the output is above\n")
             return 2
+        if has_counters:
+            (Path(draft) / "lib" / COUNTERS_NAME).touch()
         (Path(draft) / "lib" / DIGEST_NAME).write_text(f"{digest}\n")
         shutil.rmtree(target, ignore_errors=True)
         (Path(draft) / "lib").rename(target)

@@ -19,6 +19,7 @@ import nvmx_fuzz
 VARIABLE: Final = "NVMX_CORE"
 CHOICES: Final = ("auto", "python", "compiled")
 DIGEST_NAME: Final = "sources.sha256"
+COUNTERS_NAME: Final = "has-branch-counters"
 
 _ENGINE: Final = (
     "codec",
@@ -29,6 +30,7 @@ _ENGINE: Final = (
     "state_feedback",
 )
 ROOT: Final = Path(__file__).resolve().parents[2]
+_COUNTERS: Final = ROOT / "fuzz" / "nvmx_fuzz" / "_counters.c"
 _HINT: Final = "try: scripts/build-fast"
 
 
@@ -39,6 +41,11 @@ class NoCompiledCoreError(Exception):
 def compiled_folder() -> Path:
     """Where the compiled core of this interpreter is, or would be."""
     return ROOT / "build" / f"compiled-{sys.implementation.cache_tag}"
+
+
+def has_branch_counters() -> bool:
+    """Whether the compiled core was built with libFuzzer's branch counters."""
+    return (compiled_folder() / COUNTERS_NAME).is_file()
 
 
 def sources() -> list[Path]:
@@ -54,7 +61,7 @@ def sources() -> list[Path]:
 def sources_digest() -> str:
     """A digest of all that goes into the compiled core, taken once in a process."""
     digest = hashlib.sha256()
-    for path in (ROOT / "setup.py", *sources()):
+    for path in (ROOT / "setup.py", _COUNTERS, *sources()):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -115,7 +122,7 @@ def choose(wanted: str | None = None) -> str:
 
 
 def agree(core: str | None, feedback: str | None) -> tuple[str, str]:
-    """Decide about core and feedback together: branch counters exist in the Python build only.
+    """Decide about core and feedback together: not every build counts branches in every way.
 
     Args:
         core: see `decide`.
@@ -129,12 +136,13 @@ def agree(core: str | None, feedback: str | None) -> tuple[str, str]:
     """
     feedback = feedback or os.environ.get(nvmx_fuzz.FEEDBACK_VARIABLE) or "auto"
     core = core or os.environ.get(VARIABLE) or "auto"
-    if feedback not in ("auto", "states"):
+    if feedback not in ("auto", "states") and not (feedback == "fast" and has_branch_counters()):
         if core == "compiled":
-            raise ValueError(f"the compiled core has no branch counters for feedback {feedback!r}")
+            hint = "; install clang and try: scripts/build-fast" if feedback == "fast" else ""
+            raise ValueError(f"the compiled core has no counters for feedback {feedback!r}{hint}")
         core = "python"
     core = decide(core)
-    return core, "states" if core == "compiled" else feedback
+    return core, "states" if core == "compiled" and feedback == "auto" else feedback
 
 
 def in_use() -> str:

@@ -16,6 +16,9 @@ execution. Whoever has such an array therefore has coverage feedback. There are 
 | `stock`    | atheris's own                           | traced      | made at each start    |
 | `states`   | none; only `ExtraCounters` give feedback | not traced | none                  |
 
+A compiled core brings counters of its own for the mode `fast`, if clang made it (`build_fast.py`), and
+no probes are inserted into it.
+
 The environment variable `NVMX_FEEDBACK` chooses one. Its default, `auto`, is `fast` where the
 native helper was built, `branches` where it was not, and `stock` inside a frozen program, whose
 modules have no source files.
@@ -83,18 +86,13 @@ class ExtraCounters:
         if self._is_registered:
             return
         size = len(self.buffer)
-        library = _libfuzzer_symbols()
         counters = (ctypes.c_ubyte * size).from_buffer(self.buffer)
         # libFuzzer demands a table of (pc, flags) beside the counters. It identifies a counter by
         # its place in this table, so zeros will do; flags of 0 keep it from looking for symbols.
         pc_table = (ctypes.c_size_t * (2 * size))()
-        for array, register in (
-            (counters, library["__sanitizer_cov_8bit_counters_init"]),
-            (pc_table, library["__sanitizer_cov_pcs_init"]),
-        ):
-            start = ctypes.addressof(array)
-            register(ctypes.c_void_p(start), ctypes.c_void_p(start + ctypes.sizeof(array)))
-            _registered.append(array)
+        _registered.extend((counters, pc_table))
+        first, pcs = ctypes.addressof(counters), ctypes.addressof(pc_table)
+        _register(first, first + size, pcs, pcs + ctypes.sizeof(pc_table))
         self._is_registered = True
 
 
@@ -241,6 +239,8 @@ def setup(
         native = _native_probe()
         assert native is not None, "mode fast was chosen without the native helper"
         native.bind(branches.buffer)
+    if probes is not None and probes.mode == "fast":
+        _register_compiled_counters()
     for extra in counters:
         extra.register()
     rest: list[str] = atheris.Setup(
@@ -262,6 +262,29 @@ def _keep_what_is_loaded() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
+
+
+def _register(start: int, stop: int, pcs_start: int, pcs_stop: int) -> None:
+    """Tell libFuzzer of counters from address *start* to *stop*, and of their table."""
+    library = _libfuzzer_symbols()
+    address = ctypes.c_void_p
+    library["__sanitizer_cov_8bit_counters_init"](address(start), address(stop))
+    library["__sanitizer_cov_pcs_init"](address(pcs_start), address(pcs_stop))
+
+
+def _register_compiled_counters() -> None:
+    """Hand over the counters of modules that were compiled with some (`_counters.c`)."""
+    for name, module in sorted(sys.modules.items()):
+        if not name.endswith("__mypyc") or module.__file__ is None:
+            continue
+        library = ctypes.CDLL(module.__file__)
+        if not hasattr(library, "nvmx_counter_range"):
+            continue
+        addresses = (ctypes.c_void_p * 4)()
+        number = 0
+        while library.nvmx_counter_range(ctypes.c_size_t(number), addresses):
+            _register(*(address or 0 for address in addresses))
+            number += 1
 
 
 def _restart_command(program: str) -> str:

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from nvmx_core.bugs.catalogue import FIXED, L0_BY_NAME
+from nvmx_core.bugs.catalogue import FIXED, L0_BY_NAME, l0_class
+from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.oracle.judge import Verdict, run_and_judge
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import config_for
@@ -39,7 +40,7 @@ class NestedEvents:
     def __init__(self, l0_name: str, feedback: StateFeedback) -> None:
         """Judge the L0 called *l0_name* (KeyError if there is none) and report to *feedback*."""
         self.l0_name: Final = l0_name
-        self._l0: Final = L0_BY_NAME[l0_name]
+        self._l0: Final = l0_class(l0_name)
         self._feedback: Final = feedback
 
     def run(self, scenario: Scenario) -> Verdict:
@@ -107,7 +108,7 @@ def artifact_prefix_of(arguments: Sequence[str]) -> str:
 
 def unknown_l0(name: str) -> str:
     """One line about a name that no L0 has; "" when there is one."""
-    if name in L0_BY_NAME:
+    if name in L0_BY_NAME or name in PLANTED:
         return ""
     near = nearest_l0_names(name)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(L0_BY_NAME)}"

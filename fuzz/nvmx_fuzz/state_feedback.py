@@ -103,20 +103,28 @@ class StateFeedback:
     The buffer has `COUNTERS` bytes: first the reach counts, then the transitions.
     """
 
-    def __init__(self, buffer: bytearray) -> None:
-        """Write into *buffer*, which whoever runs the target clears before each run."""
+    def __init__(self, buffer: bytearray, *, reach: bool = True, transitions: bool = True) -> None:
+        """Write into *buffer*, which whoever runs the target clears before each run.
+
+        What is not wanted of *reach* and *transitions* stays 0: to measure what each is worth.
+        """
         if len(buffer) != COUNTERS:
             raise ValueError(f"the buffer has {len(buffer)} bytes, but must have {COUNTERS}")
         self._buffer: Final = buffer
+        self._has_reach: Final = reach
+        self._has_transitions: Final = transitions
         self._known: Final[list[dict[L0Record, int]]] = [{} for _ in range(_KINDS)]
 
     def record(self, reach: Sequence[int], log: Sequence[L0Record]) -> None:
         """Mark what a run reached and every transition of its log."""
         buffer = self._buffer
-        try:
-            buffer[:REACH_COUNT] = bytes(reach)
-        except ValueError:  # a count above 255
-            buffer[:REACH_COUNT] = bytes([min(count, 255) for count in reach])
+        if self._has_reach:
+            try:
+                buffer[:REACH_COUNT] = bytes(reach)
+            except ValueError:  # a count above 255
+                buffer[:REACH_COUNT] = bytes([min(count, 255) for count in reach])
+        if not self._has_transitions:
+            return
         known = self._known
         before = 0
         for entry in log:

@@ -4,6 +4,7 @@ from typing import Final, NamedTuple
 
 from nvmx_core.bugs.bug1 import Bug1
 from nvmx_core.bugs.bug3 import Bug3
+from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.l0.kvm import Kvm
 
 FIXED: Final = "fixed"
@@ -36,5 +37,5 @@ L0_BY_NAME: Final[dict[str, type[Kvm]]] = {FIXED: Kvm} | {bug.name: bug.l0 for b
 
 
 def l0_class(name: str) -> type[Kvm]:
-    """The L0 that a name stands for; KeyError for an unknown name, see ``L0_BY_NAME``."""
-    return L0_BY_NAME[name]
+    """The L0 that a name stands for; KeyError for an unknown name, see ``L0_BY_NAME`` and ``PLANTED``."""
+    return PLANTED[name] if name in PLANTED else L0_BY_NAME[name]

@@ -1,5 +1,6 @@
 """Which build of the model runs, and that both builds show the same."""
 
+import json
 import os
 import subprocess
 import sys
@@ -56,12 +57,17 @@ def test_a_build_of_these_sources_is_used_and_an_older_one_is_not(no_build: Path
     assert core_choice.decide() == "python"
 
 
-def test_branch_counters_choose_python(no_build: Path) -> None:
+def test_branches_are_counted_where_the_build_has_counters(no_build: Path) -> None:
     (no_build / core_choice.DIGEST_NAME).write_text(core_choice.sources_digest())
     assert core_choice.agree(None, "auto") == ("compiled", "states")
     assert core_choice.agree(None, "fast") == ("python", "fast")
     assert core_choice.agree("python", "auto") == ("python", "auto")
-    with pytest.raises(ValueError, match="has no branch counters for feedback 'stock'"):
+    with pytest.raises(ValueError, match="has no counters for feedback 'fast'; install clang"):
+        core_choice.agree("compiled", "fast")
+    (no_build / core_choice.COUNTERS_NAME).touch()
+    assert core_choice.agree(None, "fast") == ("compiled", "fast")
+    assert core_choice.agree(None, "branches") == ("python", "branches")
+    with pytest.raises(ValueError, match="has no counters for feedback 'stock'"):
         core_choice.agree("compiled", "stock")
 
 
@@ -112,3 +118,18 @@ def test_campaign_runs_on_the_compiled_core(tmp_path: Path) -> None:
     )
     assert finished.returncode == 1, finished.stderr
     assert "compiled core, feedback states" in finished.stdout
+
+
+@compiled
+@pytest.mark.skipif(not core_choice.has_branch_counters(), reason="it was not built by clang")
+def test_branches_of_the_compiled_core_are_coverage(tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    coverage = {}
+    for feedback in ("states", "fast"):
+        finished = python(
+            *("nvmx_fuzz.cli", "run", "--core", "compiled", "--no-seeds", "--feedback", feedback),
+            *("--runs", "500", "--seed", "1", "--out", str(tmp_path / feedback), "--json"),
+        )
+        assert finished.returncode == 0, finished.stderr
+        coverage[feedback] = json.loads(finished.stdout)["coverage"]
+    assert coverage["fast"] > 2 * coverage["states"]
