@@ -34,7 +34,6 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 GOALS: Final = ("bug1", "bug3", FIXED)
 
 ABSTRACTIONS: Final = (
-    "nothing",
     "edges",
     "edges+reach",
     "edges+transitions",

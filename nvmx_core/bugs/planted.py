@@ -6,12 +6,7 @@ situation raises it, others let it survive, a last one reads it. Everything else
 
 from typing import Final
 
-from nvmx_core.arch.exits import (
-    EPT_VIOLATION,
-    MONITOR_TRAP_FLAG,
-    NMI_WINDOW,
-    TRIPLE_FAULT,
-)
+from nvmx_core.arch.exits import EPT_VIOLATION, TRIPLE_FAULT
 from nvmx_core.arch.fields import POISON
 from nvmx_core.arch.instructions import Instruction
 from nvmx_core.cpu.processor import Processor
@@ -108,27 +103,8 @@ class Deep3(_Staged):
         return self.stage < 2 and super().blocks_boundary_events()
 
 
-class Deep4(_Staged):
-    """MTF for L1, an interrupt that L0 injects into L2, an NMI window for L1, then a timer."""
-
-    __slots__ = ()
-
-    def exit_stage(self, reason: int) -> int:
-        return 1 if reason == MONITOR_TRAP_FLAG else 3 if reason == NMI_WINDOW else 0
-
-    def inject_interrupt(self) -> None:
-        self.advance(2)
-        super().inject_interrupt()
-
-    def start_timer(self) -> None:
-        super().start_timer()
-        if self.stage == 3 and self.timer > 0:
-            self.timer += 1
-
-
 PLANTED: Final[dict[str, type[Kvm]]] = {
     "deep1": Deep1,
     "deep2": Deep2,
     "deep3": Deep3,
-    "deep4": Deep4,
 }

@@ -252,16 +252,16 @@ class NestedCheck(NestedExit):
                 return BUSY
             if not self.l1_wants_interrupts():
                 return STOP
-            if self._wants_vector() and self.must_ask_userspace():
+            if self.wants_vector() and self.must_ask_userspace():
                 return STOP
-            if not self._takes_posted_interrupts():
+            if not self.takes_posted_interrupts():
                 self.exit_for_interrupt()
                 return TAKEN
             if self.interrupts_open() and self.has_virtual_interrupt():
                 return self.check_interrupt_window(blocked)
         return NEXT
 
-    def _wants_vector(self) -> bool:
+    def wants_vector(self) -> bool:
         """K1: only with acknowledge-on-exit does L0 have to know which interrupt it is."""
         return self.vmcs12[EXIT_CONTROLS] & EXIT_ACK_INTR_ON_EXIT != 0
 
@@ -282,7 +282,7 @@ class NestedCheck(NestedExit):
             return False
         return virtual_interrupt_is_recognised(self.vmcs02[GUEST_INTR_STATUS], self.memory.vtpr)
 
-    def _takes_posted_interrupts(self) -> bool:
+    def takes_posted_interrupts(self) -> bool:
         """K3: the notification vector is no exit; what was posted becomes L2's virtual interrupts."""
         if not self.vmcs12[PIN_BASED] & PIN_POSTED_INTR:
             return False

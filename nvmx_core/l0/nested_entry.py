@@ -64,7 +64,7 @@ from nvmx_core.arch.state import (
     SHUTDOWN,
 )
 from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
-from nvmx_core.cpu.entry_checks import PASSED
+from nvmx_core.cpu.entry_checks import PASSED, Verdict
 from nvmx_core.journal import SMM_RETURN
 from nvmx_core.l0 import reach
 from nvmx_core.l0.injection import Injection
@@ -93,15 +93,14 @@ class NestedEntry(Injection):
     def nested_vmx_run(self) -> int:
         """L1's entry after the permission checks; returns the VM-instruction error, 0 when accepted."""
         vmcs12 = self.vmcs12 = self.l1.vmcs
-        checker = self.config.checker
-        error, _rule = checker.judge_controls(vmcs12, self.memory.vtpr)
+        error = self.check_controls()
         if error:
             self.reach[reach.VMFAIL] += 1
             return error
         self.nested_run_pending = True
         self.entry_ticks = 0
         self.cpu.platform.at_entry()
-        qualification, rule = checker.judge_guest_state(vmcs12)
+        qualification, rule = self.check_guest_state()
         if rule != PASSED:
             self.fail_entry(INVALID_STATE, qualification)
             return 0
@@ -111,6 +110,19 @@ class NestedEntry(Injection):
             return 0
         self.enter_guest_mode()
         return 0
+
+    def refuses_entry_behind_mov_ss(self) -> bool:
+        """E0, class 2: an entry in L1's MOV-SS shadow fails with error 26."""
+        return True
+
+    def check_controls(self) -> int:
+        """The VM-instruction error of L1's controls and host state, 0 when all checks pass."""
+        error, _rule = self.config.checker.judge_controls(self.vmcs12, self.memory.vtpr)
+        return error
+
+    def check_guest_state(self) -> Verdict:
+        """The exit qualification and the rule that vmcs12's guest state breaks, PASSED for none."""
+        return self.config.checker.judge_guest_state(self.vmcs12)
 
     def enter_guest_mode(self) -> None:
         """The accepted entry: vmcs02 is built, L2 is current, its timer runs."""

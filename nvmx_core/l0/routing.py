@@ -237,8 +237,7 @@ class Routing(NestedEntry):
         vmcs02 = self.vmcs02
         vectoring = vmcs02[IDT_VECTORING_INFO]
         if unblocking & NMI_UNBLOCKING_BY_IRET and not vectoring & VALID:
-            vmcs02[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_NMI
-            self.reach[reach.NMI_UNBLOCKING_RESTORED] += 1
+            self.restore_nmi_blocking()
         if not vectoring & VALID:
             self.restarts_instruction = True
         else:
@@ -250,6 +249,11 @@ class Routing(NestedEntry):
                 counts[reach.REPAIR_IN_DELIVERY_NMI] += 1
             if vectoring == self.vmcs12[ENTRY_INTR_INFO]:
                 counts[reach.REPAIR_IN_DELIVERY_L1_INJECTION] += 1
+
+    def restore_nmi_blocking(self) -> None:
+        """X12: the IRET that runs again ends the blocking once more."""
+        self.vmcs02[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_NMI
+        self.reach[reach.NMI_UNBLOCKING_RESTORED] += 1
 
     # -- windows and instructions ---------------------------------------------------------------------
 

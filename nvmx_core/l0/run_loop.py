@@ -76,8 +76,7 @@ class RunLoop(Routing):
     def enter_guest(self) -> bool:
         """S2-S8: one pass; True when L2 is in the processor and nothing is pending there."""
         if self.request_triple_fault and self.triple_fault_exits():
-            self.request_triple_fault = False
-            self.nested_vmexit(TRIPLE_FAULT)
+            self.exit_for_triple_fault()
             return False
         immediate = False
         if self.request_event:
@@ -99,6 +98,11 @@ class RunLoop(Routing):
     def triple_fault_exits(self) -> bool:
         """F4: a triple fault is an exit for L1, after an accepted entry has completed."""
         return not self.nested_run_pending
+
+    def exit_for_triple_fault(self) -> None:
+        """F4: L2's triple fault ends L2, not L1."""
+        self.request_triple_fault = False
+        self.nested_vmexit(TRIPLE_FAULT)
 
     def hardware_entry(self, immediate: bool) -> None:
         """S6: enter vmcs02; with an immediate exit its timer is 0."""

@@ -224,7 +224,7 @@ class Machine(Platform):
         l1.in_mov_ss_shadow = False
         if not l1.has_current:
             error = VMFAIL_INVALID
-        elif in_mov_ss_shadow:
+        elif in_mov_ss_shadow and self.refuses_entry_behind_mov_ss():
             error = VMFAIL_MOV_SS
         elif manners & FORCE_LAUNCH and vmcs[LAUNCH_STATE]:
             error = VMFAIL_LAUNCH_NOT_CLEAR
@@ -240,6 +240,10 @@ class Machine(Platform):
         l1.observe_vmfail(error)
         if in_mov_ss_shadow:
             self.settle()
+
+    def refuses_entry_behind_mov_ss(self) -> bool:
+        """Whether L1's entry in a MOV-SS shadow fails (E0, class 2)."""
+        return True
 
     def _l1_step(self, op: int, a: int, b: int, c: int) -> None:
         l1 = self.l1

@@ -148,6 +148,9 @@ class Nested(Machine):
             self.vcpu.handle_exit()
         self.drive()
 
+    def refuses_entry_behind_mov_ss(self) -> bool:
+        return self.vcpu.refuses_entry_behind_mov_ss()
+
     def in_delivery(self) -> None:
         self.vcpu.reach[reach.ARRIVAL_IN_DELIVERY] += 1
         self.fire(self.armed_in_delivery)
