@@ -21,12 +21,12 @@ except ModuleNotFoundError:
     sys.stderr.write("fuzz_nested_events: atheris is missing; try: source scripts/setup-env\n")
     sys.exit(2)
 
-from nvmx_fuzz import CODE_UNDER_TEST
+from nvmx_fuzz import CODE_UNDER_TEST, L0_VARIABLE
 from nvmx_fuzz.core_choice import NoCompiledCoreError, agree, choose
 from nvmx_fuzz.feedback import ExtraCounters, choose_mode, instrument, setup
 
 try:
-    core, feedback = agree(None, None)
+    core, feedback = agree(None, None, os.environ.get(L0_VARIABLE, ""))
     mode = choose_mode(feedback)
     choose(core)
 except (ValueError, NoCompiledCoreError) as error:
@@ -41,10 +41,10 @@ with instrument(CODE_UNDER_TEST, mode) as probes:
 
 def main() -> int:
     """Fuzz until libFuzzer ends the process; the status is for what goes wrong before."""
-    l0_name = os.environ.get(nested_events.L0_VARIABLE) or nested_events.FIXED
+    l0_name = os.environ.get(L0_VARIABLE) or nested_events.FIXED
     problem = nested_events.unknown_l0(l0_name)
     if problem:
-        sys.stderr.write(f"fuzz_nested_events: {nested_events.L0_VARIABLE}: {problem}\n")
+        sys.stderr.write(f"fuzz_nested_events: {L0_VARIABLE}: {problem}\n")
         return 2
     states = ExtraCounters(COUNTERS)
     target = nested_events.NestedEvents(l0_name, StateFeedback(states.buffer))

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nvmx_core.bugs.bug3 import Bug3
+from nvmx_core.bugs.ordering import Bug3
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.nested import Nested

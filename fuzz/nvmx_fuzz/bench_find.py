@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from nvmx_core.bugs.catalogue import FIXED
 from nvmx_core.bugs.planted import PLANTED
+from nvmx_core.bugs.versions import FIXED
 from nvmx_fuzz.bench_child import in_child
 from nvmx_fuzz.core_choice import has_branch_counters, why_not_compiled
 

@@ -14,7 +14,8 @@ from typing import Final, cast
 
 import click
 
-from nvmx_fuzz.core_choice import NoCompiledCoreError, choose
+from nvmx_fuzz import L0_VARIABLE
+from nvmx_fuzz.core_choice import VARIABLE, NoCompiledCoreError, choose, needs_python
 from nvmx_fuzz.files import BadFile
 
 PROGRAM: Final = "nvmx-fuzz"
@@ -79,13 +80,20 @@ def _nvmx_fuzz() -> None:
     """Differential fuzzing of nested VMX event injection on executable machine models."""
 
 
+def _names_combination(argv: list[str] | None) -> bool:
+    """Whether an L0 of several bugs is asked for: the build is chosen before anything is imported."""
+    words = [os.environ.get(L0_VARIABLE, ""), *(sys.argv[1:] if argv is None else argv)]
+    is_unsaid = os.environ.get(VARIABLE) in (None, "", "auto")
+    return is_unsaid and any(needs_python(word.removeprefix("--l0=")) for word in words)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status and prints at most one line on bad input."""
     if not _has_streams():
         return _fail("standard output is closed")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        choose()
+        choose("python" if _names_combination(argv) else None)
     except (NoCompiledCoreError, ValueError) as error:
         return _fail(str(error))
     try:

@@ -88,7 +88,7 @@ def _plan(
     if mode not in _FEEDBACK:
         raise click.UsageError(f"NVMX_FEEDBACK is {mode!r}, but must be one of {_FEEDBACK}")
     try:
-        chosen_core, mode = agree(core, mode)
+        chosen_core, mode = agree(core, mode, l0_name)
     except (NoCompiledCoreError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     words = ["nvmx-fuzz", "run", "--l0", l0_name, "--seed", str(chosen_seed)]

@@ -9,6 +9,7 @@ Nothing here imports the model.
 
 import hashlib
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,9 @@ _ENGINE: Final = (
 ROOT: Final = Path(__file__).resolve().parents[2]
 _COUNTERS: Final = ROOT / "fuzz" / "nvmx_fuzz" / "_counters.c"
 _HINT: Final = "try: scripts/build-fast"
+
+
+_COMBINATION: Final = re.compile(r"kvm-\d+\.\d+|[\w.-]+(?:,[\w.-]+)+")
 
 
 class NoCompiledCoreError(Exception):
@@ -121,12 +125,18 @@ def choose(wanted: str | None = None) -> str:
     return chosen
 
 
-def agree(core: str | None, feedback: str | None) -> tuple[str, str]:
+def needs_python(l0_name: str) -> bool:
+    """Whether an L0 is made of several bugs: compiled classes have one base each."""
+    return _COMBINATION.fullmatch(l0_name) is not None
+
+
+def agree(core: str | None, feedback: str | None, l0_name: str = "") -> tuple[str, str]:
     """Decide about core and feedback together: not every build counts branches in every way.
 
     Args:
         core: see `decide`.
         feedback: a mode of `feedback.py` or "auto"; None for the value of NVMX_FEEDBACK.
+        l0_name: the L0 that will run; several bugs together run in the Python build.
 
     Returns:
         The core and the feedback.
@@ -136,6 +146,10 @@ def agree(core: str | None, feedback: str | None) -> tuple[str, str]:
     """
     feedback = feedback or os.environ.get(nvmx_fuzz.FEEDBACK_VARIABLE) or "auto"
     core = core or os.environ.get(VARIABLE) or "auto"
+    if needs_python(l0_name):
+        if core == "compiled":
+            raise ValueError(f"L0 {l0_name} is several bugs together: that needs --core python")
+        core = "python"
     if feedback not in ("auto", "states") and not (feedback == "fast" and has_branch_counters()):
         if core == "compiled":
             hint = "; install clang and try: scripts/build-fast" if feedback == "fast" else ""

@@ -13,6 +13,7 @@ from typing import Final
 from nvmx_fuzz.core_choice import NoCompiledCoreError, choose
 
 _CHUNK: Final = 1000
+_L0S: Final = ("fixed", "bug1", "bug3")
 
 
 def main(core: str, first: int, last: int, folder: str = "") -> int:
@@ -23,13 +24,14 @@ def main(core: str, first: int, last: int, folder: str = "") -> int:
         sys.stderr.write(f"core_digest: {error}\n")
         return 2
     # Here, because which build they come from has only just been chosen.
-    from nvmx_core.bugs.catalogue import L0_BY_NAME  # noqa: PLC0415
+    from nvmx_core.bugs.versions import l0_class  # noqa: PLC0415
     from nvmx_core.oracle.judge import run_and_judge  # noqa: PLC0415
     from nvmx_core.scenario.config import config_for  # noqa: PLC0415
     from nvmx_fuzz.generate import random_scenario  # noqa: PLC0415
     from nvmx_fuzz.scenario_files import load  # noqa: PLC0415
     from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback  # noqa: PLC0415
 
+    l0s = [l0_class(name) for name in _L0S]
     digest = sha256()
     states = bytearray(COUNTERS)
     feedback = StateFeedback(states)
@@ -37,7 +39,7 @@ def main(core: str, first: int, last: int, folder: str = "") -> int:
     scenarios = [load(str(path)).scenario for path in texts]
     for number in range(first - len(scenarios), last):
         scenario = random_scenario(number) if number >= first else scenarios[number - first]
-        for l0 in L0_BY_NAME.values():
+        for l0 in l0s:
             verdict = run_and_judge(scenario, config_for(scenario.config), l0)
             vcpu = verdict.nested.vcpu
             feedback.record(vcpu.reach, vcpu.log)

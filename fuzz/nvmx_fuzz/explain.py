@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from nvmx_core.bugs.catalogue import CATALOGUE, FIXED, l0_class
+from nvmx_core.bugs.planted import PLANTED
+from nvmx_core.bugs.versions import FIXED, bugs_of, l0_class
 from nvmx_core.journal import EXIT, Record
 from nvmx_core.oracle.judge import run_and_judge
 from nvmx_core.oracle.transparency import first_difference
@@ -87,10 +88,16 @@ def about(l0_name: str) -> str:
     """What is wrong with an L0 by construction."""
     if l0_name == FIXED:
         return "KVM's nested event code with all known bugs mended"
-    for bug in CATALOGUE:
-        if bug.name == l0_name:
-            return f'undoes {bug.commit[:12]} "{bug.subject}" ({bug.fixed_in})'
-    return ""
+    if l0_name in PLANTED:
+        return "has a bug planted for measuring"
+    bugs = bugs_of(l0_name)
+    if len(bugs) > 1:
+        return f"has {', '.join(bug.name for bug in bugs)}"
+    return "".join(
+        f"undoes {' '.join(filter(None, (bug.commit[:12], chr(34) + bug.subject + chr(34))))}"
+        f" ({bug.fixed_in or 'not mended in 6.12'})"
+        for bug in bugs
+    )
 
 
 def _finding(violation: Violation) -> Finding:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nvmx_core.bugs.catalogue import l0_class
+from nvmx_core.bugs.versions import l0_class
 from nvmx_core.oracle.judge import run_and_judge
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import config_for

@@ -7,8 +7,14 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from nvmx_core.bugs.catalogue import FIXED, L0_BY_NAME, l0_class
-from nvmx_core.bugs.planted import PLANTED
+from nvmx_core.bugs.versions import (
+    FIXED,
+    L0_BY_NAME,
+    VERSIONS,
+    CombinationError,
+    UnknownL0Error,
+    l0_class,
+)
 from nvmx_core.oracle.judge import Verdict, run_and_judge
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import config_for
@@ -27,6 +33,7 @@ _DEFAULT_OPTIONS: Final = (
     f"-max_len={_MAX_LEN}",
     "-len_control=0",  # the smallest scenario that does something has 16 bytes: no slow start
 )
+_NAMES: Final = (*L0_BY_NAME, *(f"kvm-{version}" for version in VERSIONS))
 _HEADING: Final = "our own bug, not a finding"
 
 
@@ -107,20 +114,27 @@ def artifact_prefix_of(arguments: Sequence[str]) -> str:
 
 
 def unknown_l0(name: str) -> str:
-    """One line about a name that no L0 has; "" when there is one."""
-    if name in L0_BY_NAME or name in PLANTED:
+    """One line about a name that stands for no L0; "" when it does."""
+    try:
+        l0_class(name)
+    except CombinationError as error:
+        return str(error)
+    except UnknownL0Error as error:
+        part = str(error.args[0])
+    else:
         return ""
-    near = nearest_l0_names(name)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(L0_BY_NAME)}"
-    return f"there is no L0 called {name!r}; {hint}"
+    near = nearest_l0_names(part)
+    known = f"known are {', '.join(near or (FIXED, *_NAMES[1:4]))}, ...; see: nvmx-fuzz bugs"
+    hint = f"did you mean {' or '.join(near)}?" if near else known
+    return f"there is no L0 called {part!r}; {hint}"
 
 
 def nearest_l0_names(name: str) -> list[str]:
     """The known names that look like *name*, best first."""
     from difflib import get_close_matches  # noqa: PLC0415 - only when something went wrong
 
-    near = get_close_matches(name, L0_BY_NAME, n=3, cutoff=0.5)
-    return near or [known for known in L0_BY_NAME if name and known.startswith(name[:3])][:3]
+    near = get_close_matches(name, _NAMES, n=3, cutoff=0.5)
+    return near or [known for known in _NAMES if name and known.startswith(name[:3])][:3]
 
 
 __all__ = ["FIXED", "L0_VARIABLE", "Finding", "NestedEvents"]

@@ -4,7 +4,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nvmx_core.bugs.catalogue import l0_class
+from nvmx_core.bugs.versions import l0_class
 from nvmx_core.journal import Record
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.machine import Machine

@@ -80,7 +80,7 @@ class ExceptionQueue(Tables):
 
     def _merge(self, info: int, error_code: int, payload: int, length: int) -> None:
         """The new exception meets one that is being delivered: triple fault, #DF, or it takes its place."""
-        first = self.double_fault_class(self.exception_info)
+        first = event_class(self.exception_info)
         vector = info & VECTOR_MASK
         if vector == PF and (
             first == DOUBLE_FAULT or merges_to_double_fault(first, EXCEPTION_CLASS[vector])
@@ -100,10 +100,6 @@ class ExceptionQueue(Tables):
             self.queue_vmexit(DOUBLE_FAULT_INFO, 0, 0, length, False)
         else:
             self._set_pending(DOUBLE_FAULT_INFO, 0, 0, 0, False)
-
-    def double_fault_class(self, info: int) -> int:
-        """F1: the class of the event that is being delivered."""
-        return event_class(info)
 
     def forget_exception(self) -> None:
         """Take the pending exception out of the queue: it became an exit, or part of one."""

@@ -10,7 +10,7 @@ import pytest
 from nvmx_core.arch.exits import APIC_WRITE, BASIC_REASON_MASK, EXIT_NAMES, MCE_DURING_ENTRY
 from nvmx_core.arch.instructions import INSTRUCTIONS, NEVER
 from nvmx_core.arch.rules import RULES
-from nvmx_core.bugs.catalogue import l0_class
+from nvmx_core.bugs.versions import l0_class
 from nvmx_core.journal import EXIT
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.reach import REACH_NAMES

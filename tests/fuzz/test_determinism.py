@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Journals, L0's log and the state feedback of scenarios that enter L2 in many ways, in one digest.
 DIGEST = """
 from hashlib import sha256
-from nvmx_core.bugs.catalogue import L0_BY_NAME
+from nvmx_core.bugs.versions import L0_BY_NAME
 from nvmx_core.oracle.judge import run_and_judge
 from nvmx_core.scenario.config import config_for
 from nvmx_fuzz.codec import decode

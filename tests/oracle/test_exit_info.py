@@ -43,7 +43,7 @@ from nvmx_core.arch.fields import (
     TPR_THRESHOLD,
 )
 from nvmx_core.arch.state import WAIT_FOR_SIPI
-from nvmx_core.bugs.bug1 import Bug1
+from nvmx_core.bugs.ordering import Bug1
 from nvmx_core.guests.memory import DATA, GATE_TASK, HANDLER, IDT_HIGH, IDT_LOW, STACK
 from nvmx_core.journal import EXIT
 from nvmx_core.l0.kvm import Kvm

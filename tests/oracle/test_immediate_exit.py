@@ -19,7 +19,7 @@ from nvmx_core.arch.exits import (
     PREEMPTION_TIMER,
 )
 from nvmx_core.arch.fields import GUEST_PREEMPTION_TIMER
-from nvmx_core.bugs.bug3 import Bug3
+from nvmx_core.bugs.ordering import Bug3
 from nvmx_core.guests.memory import IDT_HIGH
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.oracle.immediate_exit import (

@@ -6,7 +6,8 @@ import pytest
 
 from nvmx_core.arch.events import NMI_INFO
 from nvmx_core.arch.rules import RULES
-from nvmx_core.bugs.catalogue import CATALOGUE, FIXED, l0_class
+from nvmx_core.bugs.catalogue import CATALOGUE
+from nvmx_core.bugs.versions import FIXED, l0_class
 from nvmx_core.journal import EXIT, L1_UNEXPECTED_VECTORING, RECORD_FIELDS
 from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import run_and_judge

@@ -1,0 +1,160 @@
+"""Bugs that need one feature more: an L2 asleep, INIT and SIPI, MTF, posted interrupts, the timer."""
+
+from nvmx_core.arch.fields import POSTED_INTR_NV
+from nvmx_core.arch.state import ACTIVE, HLT, WAIT_FOR_SIPI
+from nvmx_core.bugs.remembering import Remembering
+from nvmx_core.cpu.apic import NO_VECTOR
+from nvmx_core.journal import VM_DEAD
+from nvmx_core.l0.kvm import Kvm
+from nvmx_core.l0.nested_check import NEXT, STOP
+from nvmx_core.scenario.steps import SIPI
+
+
+class Bug37(Kvm):
+    """An exit for L1 was only a side effect of injecting, which does not happen while L2 sleeps.
+
+    L2 in HLT is neither woken nor left. On bare metal exit 1 comes, with activity HLT saved (Y4).
+    """
+
+    __slots__ = ()
+
+    def check_before_waking(self) -> None:
+        """Nothing is looked at."""
+
+
+class Bug38(Kvm):
+    """NMI-window and interrupt-window exits did not end L2's HLT.
+
+    The vCPU sleeps; on bare metal exit 8 or 7 comes at once (O10).
+    """
+
+    __slots__ = ()
+
+    def check_nmi_window(self, blocked: bool) -> int:
+        return super().check_nmi_window(blocked) if self.mp_state == ACTIVE else NEXT
+
+    def check_interrupt_window(self, blocked: bool) -> int:
+        return super().check_interrupt_window(blocked) if self.mp_state == ACTIVE else NEXT
+
+
+class Bug40(Kvm):
+    """A pending virtual interrupt did not wake L2 from HLT.
+
+    L2 sleeps; on bare metal the interrupt is delivered (K4).
+    """
+
+    __slots__ = ()
+
+    def has_virtual_interrupt(self) -> bool:
+        return self.mp_state != HLT and super().has_virtual_interrupt()
+
+
+class Bug41(Kvm):
+    """INIT reset the vCPU, nested or not.
+
+    The machine as L1 knew it is gone; on bare metal L1 gets exit 3 (P5).
+    """
+
+    __slots__ = ()
+
+    def check_init(self, blocked: bool) -> int:
+        if not self.init_pending:
+            return NEXT
+        self.init_pending = False
+        self.journal.append((VM_DEAD, 0))
+        self.dead = True
+        self.guest_mode = False
+        return STOP
+
+
+class Bug44(Kvm):
+    """A SIPI was eaten by L0's own handling of INIT and SIPI.
+
+    L2 waits for it for ever; on bare metal a SIPI in wait-for-SIPI is exit 4.
+    """
+
+    __slots__ = ()
+
+    def check_sipi(self) -> int:
+        self.sipi_vector = NO_VECTOR
+        return STOP
+
+
+class Bug45(Kvm):
+    """A SIPI outside wait-for-SIPI was kept, and ended the nested check early.
+
+    Whatever else is pending is treated as if it were L2's; on bare metal the SIPI is discarded.
+    """
+
+    __slots__ = ()
+
+    def arrive(self, op: int, operand: int) -> None:
+        if op == SIPI and self.guest_mode and self.mp_state != WAIT_FOR_SIPI:
+            self.sipi_vector = operand
+        super().arrive(op, operand)
+
+    def check_nested_events(self) -> bool:
+        if self.sipi_vector >= 0 and self.mp_state != WAIT_FOR_SIPI:
+            self.sipi_vector = NO_VECTOR
+            return False
+        return super().check_nested_events()
+
+
+class Bug46(Remembering):
+    """The notification vector was compared only while L2 ran, not for what was pending at the entry.
+
+    L1 gets exit 1 for it, and tries again for ever. On bare metal the notification is consumed and what was
+    posted becomes L2's virtual interrupts (K3).
+    """
+
+    __slots__ = ()
+
+    def request_event_at_entry(self) -> None:
+        self.notification_at_entry = self.apic.irr >> self.vmcs12[POSTED_INTR_NV] & 1 != 0
+        super().request_event_at_entry()
+
+    def takes_posted_interrupts(self) -> bool:
+        return not self.notification_at_entry and super().takes_posted_interrupts()
+
+
+class Bug47(Remembering):
+    """The notification vector was compared at the entry only; one that comes while L2 runs is exit 1.
+
+    On bare metal it is posted-interrupt processing then too (K3).
+    """
+
+    __slots__ = ()
+
+    def request_event_at_entry(self) -> None:
+        self.notification_at_entry = self.apic.irr >> self.vmcs12[POSTED_INTR_NV] & 1 != 0
+        super().request_event_at_entry()
+
+    def takes_posted_interrupts(self) -> bool:
+        return self.notification_at_entry and super().takes_posted_interrupts()
+
+
+class Bug50(Kvm):
+    """L0 did not owe an MTF exit for an instruction that it emulated.
+
+    Exit 37 comes one instruction late; on bare metal behind the instruction (M1).
+    """
+
+    __slots__ = ()
+
+    def owe_mtf(self) -> None:
+        """Nothing is owed."""
+
+
+class Bug55(Kvm):
+    """A timer value of 1 counted as expired before the entry.
+
+    Exit 52 comes too early; on bare metal only 0 expires at once (O7).
+    """
+
+    __slots__ = ()
+
+    def start_timer(self) -> None:
+        super().start_timer()
+        if self.timer == 1:
+            self.timer = 0
+            self.timer_expired = True

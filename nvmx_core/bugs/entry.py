@@ -1,0 +1,89 @@
+"""Bugs of the nested entry: checks that were missing, and what a failed entry leaves behind."""
+
+from nvmx_core.arch.events import VALID
+from nvmx_core.arch.fields import (
+    ENTRY_INTR_INFO,
+    EXIT_INTR_INFO,
+    GUEST_ACTIVITY,
+    IDT_VECTORING_ERROR_CODE,
+    IDT_VECTORING_INFO,
+)
+from nvmx_core.arch.state import ACTIVE
+from nvmx_core.cpu.entry_checks import PASS, Verdict
+from nvmx_core.l0.kvm import Kvm
+
+_EVENT_RULES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8")
+_ACTIVITY_RULES = ("G2", "G3", "G4")
+
+
+class Bug32(Kvm):
+    """The checks of the injected event (E1 to E8) were left to the hardware entry.
+
+    L1 gets its failure late, after L0 has accepted the entry. On bare metal VMLAUNCH fails at once.
+    """
+
+    __slots__ = ()
+
+    def check_controls(self) -> int:
+        error, rule = self.config.checker.judge_controls(self.vmcs12, self.memory.vtpr)
+        return 0 if rule in _EVENT_RULES else error
+
+
+class Bug31(Bug32):
+    """A VMfail that only the hardware entry showed was treated like an exit, with an old reason.
+
+    L1 goes on at its exit handler. On bare metal VMLAUNCH fails with error 7 and L1 goes on behind it. It
+    needs an entry that L0 accepts and hardware refuses, so the checks of bug32 are missing here too.
+    """
+
+    __slots__ = ()
+
+    def late_vmfail(self, error: int) -> None:
+        self.clear_queues()
+        self.enter_l1_mode()
+        self.l1.observe_exit(self.cpu.cr2, self.cpu.dr6)
+
+
+class Bug33(Kvm):
+    """A failed entry changed exit-information fields and the valid bit of L1's injection.
+
+    On bare metal only reason and qualification change (E0).
+    """
+
+    __slots__ = ()
+
+    def fail_entry(self, reason: int, qualification: int) -> None:
+        vmcs12 = self.vmcs12
+        vmcs12[EXIT_INTR_INFO] = 0
+        vmcs12[IDT_VECTORING_INFO] = 0
+        vmcs12[IDT_VECTORING_ERROR_CODE] = 0
+        vmcs12[ENTRY_INTR_INFO] &= ~VALID
+        super().fail_entry(reason, qualification)
+
+
+class Bug36(Kvm):
+    """An entry in L1's MOV-SS shadow was not refused.
+
+    L2 runs; on bare metal the entry fails with error 26.
+    """
+
+    __slots__ = ()
+
+    def refuses_entry_behind_mov_ss(self) -> bool:
+        return False
+
+
+class Res8(Kvm):
+    """Entries into HLT or wait-for-SIPI that the manual forbids are accepted.
+
+    With an event that the state does not take, with SS.DPL above 0, with an interrupt shadow: on bare metal
+    each is exit 33 (G2 to G4).
+    """
+
+    __slots__ = ()
+
+    def check_guest_state(self) -> Verdict:
+        qualification, rule = super().check_guest_state()
+        if rule in _ACTIVITY_RULES and self.vmcs12[GUEST_ACTIVITY] != ACTIVE:
+            return PASS
+        return qualification, rule

@@ -1,0 +1,271 @@
+"""Bugs of injection: events lost, doubled or changed on their way into L2, exceptions for the wrong one."""
+
+from nvmx_core.arch.events import (
+    BP,
+    HARDWARE_EXCEPTION,
+    NMI_UNBLOCKING_BY_IRET,
+    OF,
+    PF,
+    PRIVILEGED_SOFTWARE_EXCEPTION,
+    SOFTWARE_EXCEPTION,
+    TYPE_MASK,
+    TYPE_SHIFT,
+    VALID,
+    VECTOR_MASK,
+)
+from nvmx_core.arch.exits import EPT_VIOLATION, EXCEPTION_NMI, is_soft
+from nvmx_core.arch.fields import (
+    ENTRY_INSTRUCTION_LEN,
+    EXCEPTION_BITMAP,
+    EXIT_REASON,
+    GUEST_INTERRUPTIBILITY,
+    IDT_VECTORING_INFO,
+    POISON,
+)
+from nvmx_core.arch.state import BLOCKING_BY_NMI
+from nvmx_core.bugs.remembering import Remembering
+from nvmx_core.journal import VM_DEAD
+from nvmx_core.l0.kvm import Kvm
+
+
+class Bug5(Kvm):
+    """Whether L1 wants an exception was looked up when it was injected, after merging it.
+
+    A fault during the delivery of an injected exception becomes #DF first; L1, which intercepts the fault,
+    sees #DF or nothing. On bare metal interception comes before merging: exit 0 for the second exception,
+    with the first as IDT-vectoring information.
+    """
+
+    __slots__ = ()
+
+    def l1_intercepts_queued(self, vector: int, error_code: int) -> bool:
+        return False
+
+    def check_faults(self) -> int:
+        self._give_to_l1()
+        return super().check_faults()
+
+    def check_debug_traps(self) -> int:
+        self._give_to_l1()
+        return super().check_debug_traps()
+
+    def _give_to_l1(self) -> None:
+        if not self.exception_pending:
+            return
+        info = self.exception_info
+        if self.l1_intercepts(info & VECTOR_MASK, self.exception_error_code):
+            self.exception_pending = False
+            self.queue_vmexit(
+                info,
+                self.exception_error_code,
+                self.exception_payload,
+                self.exception_length,
+                self.exception_trap,
+            )
+
+
+class Bug8(Kvm):
+    """What was to be re-injected was copied from the last exit, over any exception that L0 had queued.
+
+    With shadow paging L2's own #PF during a delivery is overwritten by the event, faults again, and so on
+    for ever. On bare metal the #PF is delivered and the event is lost (D4).
+    """
+
+    __slots__ = ()
+
+    def queue_exception(
+        self, info: int, error_code: int, payload: int, length: int, trap: bool
+    ) -> None:
+        if self.needs_reinjection() and not self.l1_intercepts(info & VECTOR_MASK, error_code):
+            self.request_event = True
+            return
+        super().queue_exception(info, error_code, payload, length, trap)
+
+
+class Bug9(Kvm):
+    """Interrupt-window and NMI-window exits always went to L1.
+
+    L1 gets a window exit that it did not ask for, because L0 had opened the window for itself. On bare metal
+    there is none (B6).
+    """
+
+    __slots__ = ()
+
+    def handle_window(self, reason: int) -> None:
+        self.nested_vmexit(reason)
+
+
+class Bug10(Kvm):
+    """Injecting an NMI did nothing while L2 was current, so that an NMI for L1 was no exit.
+
+    It reaches L1 after the next unrelated exit. On bare metal exit 0 comes at once (P10).
+    """
+
+    __slots__ = ()
+
+    def nmi_blocked(self) -> bool:
+        return self.l1_wants_nmis() or super().nmi_blocked()
+
+
+class Bug11(Kvm):
+    """The same no-op was met by an NMI that had to be injected again.
+
+    The NMI is lost; on bare metal it is delivered once (X11, X13).
+    """
+
+    __slots__ = ()
+
+    def reinject(self) -> None:
+        self.nmi_injected = False
+        super().reinject()
+
+
+class Bug21(Kvm):
+    """A triple fault of L2 that L0 noticed stopped the whole machine.
+
+    On bare metal L1 gets exit 2 (F4).
+    """
+
+    __slots__ = ()
+
+    def exit_for_triple_fault(self) -> None:
+        self.request_triple_fault = False
+        self.journal.append((VM_DEAD, 0))
+        self.dead = True
+
+
+class Bug24(Kvm):
+    """L1's #PF filter was ignored for page faults that L0 queued.
+
+    L1 gets exits that its mask and match exclude, or misses those that they ask for.
+    """
+
+    __slots__ = ()
+
+    def l1_intercepts_queued(self, vector: int, error_code: int) -> bool:
+        if vector == PF:
+            return self.vmcs12[EXCEPTION_BITMAP] >> PF & 1 != 0
+        return super().l1_intercepts_queued(vector, error_code)
+
+
+class Bug25(Remembering):
+    """What L0 remembered of the last run, that NMIs were not blocked, survived a nested entry.
+
+    L1 enters L2 with NMIs blocked, L2's IRET faults on a page that L0 brings back, and the blocking that the
+    IRET had ended is not restored (X12): the next NMI comes into the handler.
+    """
+
+    __slots__ = ()
+
+    def complete_interrupts(self) -> None:
+        super().complete_interrupts()
+        vmcs02 = self.vmcs02
+        if vmcs02[EXIT_REASON] not in (EPT_VIOLATION, EXCEPTION_NMI):
+            self.nmi_known_unmasked = not vmcs02[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_NMI
+
+    def inject_nmi(self) -> None:
+        self.nmi_known_unmasked = False
+        super().inject_nmi()
+
+    def restore_nmi_blocking(self) -> None:
+        if not self.nmi_known_unmasked:
+            super().restore_nmi_blocking()
+
+
+class Bug28(Kvm):
+    """The #PF bit of L1's exception bitmap was tested with the vector as mask.
+
+    Bits 1 to 3 decide instead of bit 14.
+    """
+
+    __slots__ = ()
+
+    def l1_intercepts(self, vector: int, error_code: int) -> bool:
+        if vector == PF:
+            return self.vmcs12[EXCEPTION_BITMAP] & PF != 0
+        return super().l1_intercepts(vector, error_code)
+
+
+class Bug29(Kvm):
+    """L0 injected #DB in an interrupt shadow without the single-step bit that TF asks for (G9).
+
+    The hardware entry fails, and L1 gets exit 33 for a VMCS that was valid. On bare metal #DB is delivered.
+    """
+
+    __slots__ = ()
+
+    def keep_single_step_consistent(self) -> None:
+        """The bit stays as it is."""
+
+
+class Bug51(Kvm):
+    """CR2 and DR6 were written when the exception was queued.
+
+    L1, which intercepts it, sees them changed; on bare metal only a delivery changes them (Y1).
+    """
+
+    __slots__ = ()
+
+    def queue_exception(
+        self, info: int, error_code: int, payload: int, length: int, trap: bool
+    ) -> None:
+        self.deliver_payload(info & VECTOR_MASK, payload)
+        super().queue_exception(info, error_code, payload, length, trap)
+
+
+class Res2(Kvm):
+    """Types are normalised by vector on the way back: 3 and 4 become soft, other soft ones hardware.
+
+    The type that L1 chose is lost: an error code is missing, a DPL check appears, the length is stale (X4).
+    """
+
+    __slots__ = ()
+
+    def requeue(self, info: int, error_code: int, length: int) -> None:
+        event_type = (info & TYPE_MASK) >> TYPE_SHIFT
+        vector = info & VECTOR_MASK
+        if event_type in (HARDWARE_EXCEPTION, SOFTWARE_EXCEPTION):
+            changed = SOFTWARE_EXCEPTION if vector in (BP, OF) else HARDWARE_EXCEPTION
+            info = info & ~TYPE_MASK | changed << TYPE_SHIFT
+            if length == POISON:
+                length = self.exception_length
+        super().requeue(info, error_code, length)
+
+
+class Res3(Kvm):
+    """INT1 (type 5) is not known to what puts interrupted events back.
+
+    The event is gone; on bare metal it is delivered (X13).
+    """
+
+    __slots__ = ()
+
+    def requeue(self, info: int, error_code: int, length: int) -> None:
+        if info & TYPE_MASK != PRIVILEGED_SOFTWARE_EXCEPTION << TYPE_SHIFT:
+            super().requeue(info, error_code, length)
+
+
+class Res4(Kvm):
+    """For a soft interrupt in flight, the exit writes its length into L1's entry length field.
+
+    The field is L1's own, and no exit changes it.
+    """
+
+    __slots__ = ()
+
+    def save_pending_event(self, reason: int, info: int, length: int) -> None:
+        super().save_pending_event(reason, info, length)
+        if self.interrupt_injected and is_soft(self.interrupt_info):
+            self.vmcs12[ENTRY_INSTRUCTION_LEN] = self.interrupt_length
+
+
+class Res6(Kvm):
+    """Bit 12 of an exit that L0 makes up says "L2 has NMIs blocked", not "an IRET faulted" (X12)."""
+
+    __slots__ = ()
+
+    def exit_for_exception(self) -> int:
+        blocked = self.l2_blocking(self.vmcs02[GUEST_INTERRUPTIBILITY]) & BLOCKING_BY_NMI
+        if blocked and not self.vmcs12[IDT_VECTORING_INFO] & VALID and not self.nested_run_pending:
+            self.vmexit_info |= NMI_UNBLOCKING_BY_IRET
+        return super().exit_for_exception()

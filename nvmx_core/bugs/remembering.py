@@ -1,0 +1,21 @@
+"""The L0 of bugs that need memory of their own: what a wrong decision remembered."""
+
+from nvmx_core.cpu.processor import Processor
+from nvmx_core.guests.l1 import L1
+from nvmx_core.guests.memory import L2Memory
+from nvmx_core.journal import Record
+from nvmx_core.l0.kvm import Kvm
+from nvmx_core.scenario.config import Config
+
+
+class Remembering(Kvm):
+    """Fields of all of them together, so that bugs can be combined; none crosses a save and restore."""
+
+    __slots__ = ("nmi_known_unmasked", "notification_at_entry")
+
+    def __init__(
+        self, config: Config, cpu: Processor, memory: L2Memory, l1: L1, journal: list[Record]
+    ) -> None:
+        super().__init__(config, cpu, memory, l1, journal)
+        self.nmi_known_unmasked: bool = False
+        self.notification_at_entry: bool = False

@@ -1,0 +1,127 @@
+"""Which L0 a name stands for: ``fixed``, a bug, a planted bug, a version of KVM, or a list of bugs.
+
+A version is the set of catalogued bugs that were in it, as far as their first and last versions are known.
+Several bugs in one L0 are a class with several bases; that needs the Python build, because compiled classes
+have one base each. Bugs go together when each of two that touch one method calls the other's through
+``super()``, or when they touch different ones.
+"""
+
+import re
+from functools import cache
+from typing import Final
+
+from nvmx_core.bugs.catalogue import BUG_BY_NAME, CATALOGUE, Bug
+from nvmx_core.bugs.planted import PLANTED
+from nvmx_core.l0.kvm import Kvm
+
+FIXED: Final = "fixed"
+VERSIONS: Final = (
+    "3.1", "3.4", "3.10", "3.15", "4.0", "4.4", "4.9", "4.11", "4.14", "4.17", "4.19", "5.0", "5.4", "5.8",
+    "5.10", "5.13", "5.15", "5.17", "6.1", "6.3", "6.6", "6.11", "6.12",
+)  # fmt: skip
+"""Versions worth a name; any other "kvm-X.Y" works too."""
+
+L0_BY_NAME: Final[dict[str, type[Kvm]]] = {FIXED: Kvm} | {bug.name: bug.l0 for bug in CATALOGUE}
+
+_VERSION: Final = re.compile(r"kvm-(\d+)\.(\d+)")
+_FIRST: Final = (3, 1)
+
+
+class UnknownL0Error(Exception):
+    """No L0 has that name; the first argument is the part of it that is unknown."""
+
+
+class CombinationError(Exception):
+    """Bugs that cannot be in one L0, with a sentence that says why."""
+
+
+def l0_class(name: str) -> type[Kvm]:
+    """The L0 that *name* stands for; names are joined by commas.
+
+    Raises:
+        UnknownL0Error: there is none of that name.
+        CombinationError: two of the bugs replace the same decision, or the build is compiled.
+    """
+    if name in L0_BY_NAME:
+        return L0_BY_NAME[name]
+    if name in PLANTED:
+        return PLANTED[name]
+    bugs = bugs_of(name)
+    return combine(tuple(bug.name for bug in bugs))
+
+
+def bugs_of(name: str) -> list[Bug]:
+    """The catalogued bugs that *name* stands for, in the order of the catalogue; raises UnknownL0Error."""
+    wanted: set[str] = set()
+    for part in name.split(","):
+        version = _VERSION.fullmatch(part)
+        if version and (int(version[1]), int(version[2])) >= _FIRST:
+            wanted.update(bug.name for bug in bugs_in((int(version[1]), int(version[2]))))
+        elif part in BUG_BY_NAME:
+            wanted.add(part)
+        elif part != FIXED:
+            raise UnknownL0Error(part)
+    return [bug for bug in CATALOGUE if bug.name in wanted]
+
+
+def bugs_in(version: tuple[int, int]) -> list[Bug]:
+    """The bugs that were in a version, of those whose last version is known."""
+    return [
+        bug
+        for bug in CATALOGUE
+        if bug.fixed_in != "?"
+        and _number(bug.introduced, _FIRST) <= version < _number(bug.fixed_in, (99, 0))
+    ]
+
+
+def _number(version: str, default: tuple[int, int]) -> tuple[int, int]:
+    if not version:
+        return default
+    major, minor = version.split(".")
+    return int(major), int(minor)
+
+
+@cache
+def combine(names: tuple[str, ...]) -> type[Kvm]:
+    """One L0 with several bugs. Raises CombinationError."""
+    bugs = [BUG_BY_NAME[name] for name in names]
+    # A class that another one is made from is there already; those that replace come behind those that ask.
+    chosen = [
+        bug
+        for bug in bugs
+        if not any(bug is not two and issubclass(two.l0, bug.l0) for two in bugs)
+    ]
+    chosen.sort(key=lambda bug: bool(_replaced(bug)))
+    _require_that_nothing_is_hidden(chosen)
+    if len(chosen) < 2:
+        return chosen[0].l0 if chosen else Kvm
+    try:
+        return type("+".join(names), tuple(bug.l0 for bug in chosen), {"__slots__": ()})
+    except TypeError as error:
+        raise CombinationError(
+            "several bugs at once need the Python build of the model (--core python)"
+        ) from error
+
+
+def _decisions(bug: Bug) -> dict[str, bool]:
+    """The methods that a bug has its own of, and whether it asks the L0 below it as well."""
+    return {
+        name: "super" in function.__code__.co_names
+        for name, function in vars(bug.l0).items()
+        if hasattr(function, "__code__") and hasattr(Kvm, name) and name != "__init__"
+    }
+
+
+def _replaced(bug: Bug) -> list[str]:
+    return [name for name, asks in _decisions(bug).items() if not asks]
+
+
+def _require_that_nothing_is_hidden(bugs: list[Bug]) -> None:
+    """Raise CombinationError if a bug that replaces a decision stands before another that touches it."""
+    for place, bug in enumerate(bugs):
+        for name in _replaced(bug):
+            for hidden in bugs[place + 1 :]:
+                if name in _decisions(hidden):
+                    raise CombinationError(
+                        f"{bug.name} and {hidden.name} both replace {name}(); name one of them"
+                    )
