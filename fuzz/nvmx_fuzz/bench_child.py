@@ -14,9 +14,7 @@ first WARM_UP executions load seeds and fill caches; of the others, a thousand i
 so that the same can be run without atheris.
 """
 
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,9 +23,10 @@ from typing import Any, Final, NamedTuple
 
 import atheris
 
-from nvmx_fuzz import CODE_UNDER_TEST
+from nvmx_fuzz import CODE_UNDER_TEST, json_line
 from nvmx_fuzz.core_choice import choose
 from nvmx_fuzz.feedback import ExtraCounters, Probes, instrument, setup
+from nvmx_fuzz.json_line import finish
 
 _MOMENTS: Final = 10
 _SAMPLE: Final = 1000
@@ -62,13 +61,6 @@ def resident_kib() -> int:
     """The memory that this process has in RAM."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // 1024
-
-
-def finish(result: dict[str, object]) -> None:
-    """Print the result and end, past libFuzzer."""
-    sys.stdout.write(f"{json.dumps(result)}\n")
-    sys.stdout.flush()
-    os._exit(0)
 
 
 class Meter:
@@ -115,15 +107,7 @@ class Meter:
 
 def in_child(*words: str) -> dict[str, Any]:
     """Start this module with *words* in a process of its own; what it gives to `finish`."""
-    finished = subprocess.run(
-        [sys.executable, "-P", "-m", "nvmx_fuzz.bench_child", *words],
-        capture_output=True,
-        check=False,
-    )
-    if finished.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {finished.stderr.decode()[-2000:]}")
-    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return result
+    return json_line.in_child("nvmx_fuzz.bench_child", *words)
 
 
 def arguments(corpus: str, seed: str = "1") -> list[str]:
@@ -177,9 +161,16 @@ def find(l0_name: str, seed: str, seconds: float, corpus: str, setting: str, *op
     executions = 0
     started = time.process_time()
 
-    def end(found: bool) -> None:
-        passed = time.process_time() - started
-        finish({"found": found, "executions": executions, "seconds": passed, "reach": len(reached)})
+    def end(found: bool, data: bytes = b"") -> None:
+        finish(
+            {
+                "found": found,
+                "executions": executions,
+                "seconds": time.process_time() - started,
+                "reach": len(reached),
+                "data": data.hex(),
+            }
+        )
 
     def test_one_input(data: bytes) -> None:
         nonlocal executions
@@ -190,7 +181,7 @@ def find(l0_name: str, seed: str, seconds: float, corpus: str, setting: str, *op
             reach = verdict.nested.vcpu.reach
             reached.update(place for place in range(REACH_COUNT) if reach[place])
         if violations or len(reached) >= REACH_GOAL:
-            end(not violations or not is_fixed)
+            end(not violations or not is_fixed, data)
         if time.process_time() - started > seconds:
             end(False)
 

@@ -25,6 +25,7 @@ COUNTERS_NAME: Final = "has-branch-counters"
 _ENGINE: Final = (
     "codec",
     "generate",
+    "idioms",
     "mutate",
     "nested_events",
     "palette",

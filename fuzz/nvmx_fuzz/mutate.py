@@ -47,6 +47,7 @@ from nvmx_fuzz.generate import (
     swarm_of,
     vary_header,
 )
+from nvmx_fuzz.idioms import IDIOMS
 from nvmx_fuzz.palette import ALL, ENTER_RECORDS, INTERRUPT_VECTORS
 
 Records = list[bytes]
@@ -94,6 +95,12 @@ def _insert_during(steps: Records, draw: Draw, swarm: Swarm) -> None:
             steps.insert(index + 1, record)
             return
     steps.append(record)
+
+
+def _insert_idiom(steps: Records, draw: Draw, _swarm: Swarm) -> None:
+    """Steps that belong together, in a row."""
+    place = draw() * (len(steps) + 1) >> 8
+    steps[place:place] = IDIOMS[draw() * len(IDIOMS) >> 8]
 
 
 def _delete(steps: Records, draw: Draw, _swarm: Swarm) -> None:
@@ -197,6 +204,7 @@ _GROW: Final[tuple[Mutation, ...]] = (
     *(_insert_during,) * 6,
     *(_insert_enter,) * 4,
     *(_insert_round,) * 3,
+    *(_insert_idiom,) * 4,
     *(_run_more,) * 2,
     *(_duplicate,) * 3,
 )

@@ -1,0 +1,146 @@
+"""`nvmx-fuzz bugs`: the catalogue as a table, and how soon each bug is found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nvmx_fuzz.cli_options import Seconds, json_option
+from nvmx_fuzz.files import BadFile
+
+_METHODS = ("nvmx-fuzz", "random", "hypothesis", "atheris")
+
+
+@click.command("bugs")
+@click.argument("names", nargs=-1)
+@click.option("--hunt", is_flag=True, help="Search for each bug, from an empty corpus.")
+@click.option("--runs", default=10, show_default=True, type=click.IntRange(1), metavar="N",
+              help="Independent runs for each bug and method.")  # fmt: skip
+@click.option("--seconds", default=120.0, show_default=True, type=Seconds(),
+              help="CPU seconds after which a run gives up.")  # fmt: skip
+@click.option("--method", "methods", multiple=True, type=click.Choice(_METHODS),
+              help="How to search; may be repeated (default: nvmx-fuzz).")  # fmt: skip
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), metavar="N",
+              help="Runs at the same time.")  # fmt: skip
+@click.option("--record", type=click.Path(path_type=Path), metavar="FILE",
+              help="Keep each run here as a line of JSON, and go on from what is there.")  # fmt: skip
+@json_option
+def command(
+    names: tuple[str, ...],
+    hunt: bool,
+    runs: int,
+    seconds: float,
+    methods: tuple[str, ...],
+    jobs: int,
+    record: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the catalogue of known bugs, all of them or those NAMES stand for (kvm-5.4, bug1,res2 ...)."""
+    chosen = _chosen(names)
+    if hunt:
+        _hunt(chosen, methods or _METHODS[:1], runs, seconds, record, jobs, as_json)
+    else:
+        _show(chosen, bool(names), as_json)
+
+
+def _chosen(names: tuple[str, ...]) -> list[str]:
+    from nvmx_core.bugs.catalogue import CATALOGUE  # noqa: PLC0415 - the model is slow to import
+    from nvmx_core.bugs.versions import UnknownL0Error, bugs_of  # noqa: PLC0415
+    from nvmx_fuzz.nested_events import unknown_l0  # noqa: PLC0415
+
+    if not names:
+        return [bug.name for bug in CATALOGUE]
+    try:
+        return [bug.name for bug in bugs_of(",".join(names))]
+    except UnknownL0Error as error:
+        raise click.UsageError(
+            unknown_l0(str(error.args[0])), click.get_current_context()
+        ) from None
+
+
+def _show(chosen: list[str], only: bool, as_json: bool) -> None:
+    from nvmx_core.bugs.catalogue import BUG_BY_NAME, UNEXPRESSED  # noqa: PLC0415
+
+    rows: list[dict[str, Any]] = []
+    for name in chosen:
+        bug = BUG_BY_NAME[name]
+        scenario = smallest_known(name)
+        rows.append(
+            {
+                "id": name,
+                "subject": bug.subject,
+                "commit": bug.commit,
+                "introduced": bug.introduced or "3.1",
+                "fixed in": bug.fixed_in or "not in 6.12",
+                "rule": bug.rule,
+                "scenario": scenario,
+            }
+        )
+    left_out = [] if only else [entry._asdict() for entry in UNEXPRESSED]
+    if as_json:
+        click.echo(json.dumps({"bugs": rows, "not expressed": left_out}, indent=2))
+        return
+    from rich.console import Console  # noqa: PLC0415 - JSON needs no table
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("id", "subject", "commit", "fixed in", "rule", "smallest known scenario", box=None,
+                  pad_edge=False)  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row["id"], row["subject"], row["commit"][:12], row["fixed in"], row["rule"],
+            "; ".join(row["scenario"]),
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    if left_out:
+        console.print("\nKnown, and not expressed by the model:")
+        for entry in left_out:
+            console.print(f"  {entry['name']}: {entry['reason']}", soft_wrap=True)
+
+
+def smallest_known(name: str) -> list[str]:
+    """The steps and choices of `corpus/bugs/NAME.scn`, a line each; none without such a file."""
+    from nvmx_fuzz.seeds import bug_scenario  # noqa: PLC0415
+
+    path = bug_scenario(name)
+    if path is None:
+        return []
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    return [" ".join(line.split()) for line in lines if line and not line.startswith("version")]
+
+
+def _hunt(
+    chosen: list[str],
+    methods: tuple[str, ...],
+    runs: int,
+    seconds: float,
+    record: Path | None,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    from nvmx_fuzz import hunt  # noqa: PLC0415
+
+    if record is not None and not record.parent.is_dir():
+        raise BadFile(record, "its folder does not exist")
+    done = []
+    total = len(chosen) * len(methods) * runs
+    for run in hunt.hunt(chosen, methods, runs, seconds, record, jobs):
+        done.append(run)
+        verdict = "found" if run.found else "not found"
+        click.echo(
+            f"[{len(done)}/{total}] {run.method} {run.bug} seed {run.seed}: {verdict} after"
+            f" {run.executions:,} executions, {run.seconds:.2f} CPU s",
+            err=True,
+        )
+    found = hunt.results(done)
+    if as_json:
+        click.echo(json.dumps([result._asdict() for result in found], indent=2))
+        return
+    click.echo("bug     method       found   median executions       worst  median CPU s   worst")
+    for result in found:
+        click.echo(
+            f"{result.bug:7} {result.method:11} {result.found:3}/{result.runs:<3}"
+            f"{result.median_executions:19,.0f}{result.worst_executions:12,}"
+            f"{result.median_seconds:14.2f}{result.worst_seconds:8.2f}"
+        )

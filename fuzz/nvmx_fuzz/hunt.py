@@ -1,0 +1,133 @@
+"""Hunts bugs of the catalogue from an empty corpus: `nvmx-fuzz bugs --hunt`, `scripts/bench --hunt`.
+
+For each bug and method N independent runs, each until the first violation or a limit of CPU time. Methods
+take turns over the same bug and seed, so that what the machine does meanwhile hits all of them. Results are
+kept in a file of JSON lines as they come: a hunt that was cut off goes on where it stopped.
+"""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from nvmx_fuzz.core_choice import why_not_compiled
+from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.json_line import in_child
+
+GUIDED: Final = "nvmx-fuzz"
+METHODS: Final = (GUIDED, "random", "hypothesis", "atheris")
+
+
+class Run(NamedTuple):
+    """One run: what was searched how, whether it was found, executions and CPU seconds, the input."""
+
+    method: str
+    bug: str
+    seed: int
+    limit: float
+    found: bool
+    executions: int
+    seconds: float
+    data: str
+
+
+class Result(NamedTuple):
+    """What N runs of one method came to for one bug; a run that found nothing counts with its limit."""
+
+    method: str
+    bug: str
+    runs: int
+    found: int
+    median_executions: float
+    worst_executions: int
+    median_seconds: float
+    worst_seconds: float
+
+
+def hunt(
+    bugs: Sequence[str],
+    methods: Sequence[str],
+    runs: int,
+    seconds: float,
+    record: Path | None,
+    jobs: int = 1,
+) -> Iterator[Run]:
+    """All runs, as they end; those that *record* holds already come first and are not repeated.
+
+    Raises:
+        BadFile: *record* is no record of a hunt.
+    """
+    cells = list(product(bugs, range(1, runs + 1), methods))
+    known = {
+        (run.bug, run.seed, run.method): run
+        for run in (read(record) if record is not None and record.exists() else [])
+        if run.limit == seconds
+    }
+    yield from (known[cell] for cell in cells if cell in known)
+    missing = [cell for cell in cells if cell not in known]
+    with ThreadPoolExecutor(jobs) as pool:
+        for run in pool.map(lambda cell: search(cell[2], cell[0], cell[1], seconds), missing):
+            if record is not None:
+                with record.open("a") as stream:
+                    stream.write(json.dumps(run._asdict()) + "\n")
+            yield run
+
+
+def read(record: Path) -> list[Run]:
+    """The runs in a record; raises BadFile."""
+    try:
+        return [Run(**json.loads(line)) for line in record.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise BadFile(record, f"is no record of a hunt: {error}") from None
+
+
+def search(method: str, bug: str, seed: int, seconds: float) -> Run:
+    """One run in a process of its own."""
+    core = "python" if why_not_compiled() else "compiled"
+    if method == GUIDED:
+        with tempfile.TemporaryDirectory(prefix="nvmx-hunt-") as corpus:
+            words = ("find", bug, str(seed), str(seconds), corpus, f"{core}:states")
+            found = in_child("nvmx_fuzz.bench_child", *words)
+    else:
+        own = "python" if method == "atheris" else core
+        found = in_child("nvmx_fuzz.hunt_child", method, bug, str(seed), str(seconds), own)
+    return Run(
+        method,
+        bug,
+        seed,
+        seconds,
+        bool(found["found"]),
+        int(found["executions"]),
+        float(found["seconds"]),
+        str(found["data"]),
+    )
+
+
+def results(runs: Sequence[Run]) -> list[Result]:
+    """The runs by bug and method, in the order of their first appearance."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.bug, run.method), []).append(run)
+    return [_result(group) for group in groups.values()]
+
+
+def _result(group: Sequence[Run]) -> Result:
+    def over(value: Callable[[Run], Any]) -> list[Any]:
+        return [value(run) for run in group]
+
+    executions = over(lambda run: run.executions)
+    seconds = over(lambda run: run.seconds)
+    return Result(
+        group[0].method,
+        group[0].bug,
+        len(group),
+        sum(run.found for run in group),
+        statistics.median(executions),
+        max(executions),
+        statistics.median(seconds),
+        max(seconds),
+    )
