@@ -13,7 +13,7 @@ from nvmx_fuzz.codec import encode_step
 _TEXTS: Final = (
     # NMI blocking: taken with the injection, ended by IRET, also one that has to run twice.
     ("L1 inject nmi", "L1 enter", "L2 iret"),
-    ("L1 inject nmi", "L1 enter", "L0 drop-page stack", "L2 iret"),
+    ("L1 control nmi-window-exiting on", "L1 inject nmi", "L1 enter", "L0 drop-page stack", "L2 iret"),
     ("L1 inject nmi", "L1 enter", "L2 page stack absent", "L2 iret"),
     ("L1 control virtual-nmis on", "L1 vmwrite GUEST_INTERRUPTIBILITY 0x8", "L1 enter", "L2 iret"),
     ("outside nmi", "L2 nop", "outside nmi", "L2 iret"),
