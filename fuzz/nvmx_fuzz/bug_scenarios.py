@@ -1,0 +1,74 @@
+"""Writes `corpus/bugs/<id>.scn` from a record of a hunt: `python -m nvmx_fuzz.bug_scenarios RECORD`.
+
+For each bug the smallest of all that its runs found, after minimising each: it breaks the rule that the
+catalogue names, and nothing on `fixed`. The files are found, not written by hand.
+"""
+
+import sys
+from pathlib import Path
+
+from nvmx_core.bugs.catalogue import BUG_BY_NAME, Bug
+from nvmx_core.l0.kvm import Kvm
+from nvmx_core.oracle.judge import run_and_judge
+from nvmx_core.scenario.config import config_for
+from nvmx_core.scenario.steps import Scenario
+from nvmx_core.scenario.text import format_scenario
+from nvmx_fuzz import hunt
+from nvmx_fuzz.codec import decode
+from nvmx_fuzz.core_choice import ROOT
+from nvmx_fuzz.files import write_whole
+from nvmx_fuzz.minimise import minimise, size_of
+
+FOLDER = ROOT / "corpus" / "bugs"
+
+
+def rules_broken(scenario: Scenario, l0: type[Kvm]) -> dict[str, str]:
+    """Rule and key of each violation."""
+    verdict = run_and_judge(scenario, config_for(scenario.config), l0)
+    return {violation.rule: violation.key() for violation in verdict.violations}
+
+
+def smallest(bug: Bug, raw: list[Scenario]) -> tuple[Scenario, list[int]] | None:
+    """The smallest scenario and the steps of all that were minimised; None when none breaks the rule."""
+    found = []
+    for scenario in raw:
+        key = rules_broken(scenario, bug.l0).get(bug.rule)
+        if key is None:
+            continue
+
+        def holds(candidate: Scenario, key: str = key) -> bool:
+            return key in rules_broken(candidate, bug.l0).values()
+
+        found.append(minimise(scenario, holds))
+    if not found:
+        return None
+    return min(found, key=size_of), [len(scenario.steps) for scenario in found]
+
+
+def main(record: str) -> int:
+    """Write the files, and say how small they became."""
+    raw: dict[str, list[Scenario]] = {}
+    for run in hunt.read(Path(record)):
+        if run.found and run.method == hunt.GUIDED:
+            raw.setdefault(run.bug, []).append(decode(bytes.fromhex(run.data)))
+    FOLDER.mkdir(exist_ok=True)
+    for name, scenarios in raw.items():
+        bug = BUG_BY_NAME[name]
+        result = smallest(bug, scenarios)
+        if result is None:
+            sys.stdout.write(f"{name}: none of {len(scenarios)} breaks {bug.rule}\n")
+            continue
+        scenario, steps = result
+        comments = (
+            f"{name}: {bug.subject}",
+            f"Rules: {bug.rule}",
+            "Found by the fuzzer and minimised; written by python -m nvmx_fuzz.bug_scenarios",
+        )
+        write_whole(FOLDER / f"{name}.scn", format_scenario(scenario, comments).encode())
+        sys.stdout.write(f"{name}: {len(scenario.steps)} steps (of {sorted(steps)})\n")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
