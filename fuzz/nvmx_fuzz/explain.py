@@ -47,7 +47,7 @@ def explain(
 
     *file* is where the scenario is saved and *revision* the version of this program, both for the last
     part. A scenario with fewer violations than *violation_index* asks for: IndexError, unless it has
-    none and the index is 0. KeyError for an unknown *l0_name*.
+    none and the index is 0. UnknownL0Error for an unknown *l0_name*.
     """
     config = config_for(scenario.config)
     l0 = l0_class(l0_name)

@@ -1,9 +1,9 @@
 """Makes a scenario as small as a property allows: fewer steps, a plainer configuration, plainer operands.
 
-``shrink.py`` is the quick part; this goes on until no single change helps any more: pairs of steps that only
-go together, steps that a plainer one can stand for. Sizes are compared as (steps, choices of the configuration,
-operand bits, bytes), and no change ever makes the size larger, so that the result is never worse than what
-it began with. It is a function of the scenario and the property alone.
+``shrink.py`` is the quick part; this goes on until no single change helps any more: pairs of steps that
+only go together, steps that a plainer one can stand for. Sizes are compared as (steps, choices of the
+configuration, operand bits, bytes), and no change makes the size larger, so that the result is never worse
+than what it began with. It is a function of the scenario and the property alone.
 """
 
 from collections.abc import Callable, Iterator

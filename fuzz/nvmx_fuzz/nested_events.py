@@ -45,7 +45,7 @@ class NestedEvents:
     """Runs inputs on both machines and asks the oracles."""
 
     def __init__(self, l0_name: str, feedback: StateFeedback) -> None:
-        """Judge the L0 called *l0_name* (KeyError if there is none) and report to *feedback*."""
+        """Judge the L0 called *l0_name* (UnknownL0Error if there is none) and report to *feedback*."""
         self.l0_name: Final = l0_name
         self._l0: Final = l0_class(l0_name)
         self._feedback: Final = feedback

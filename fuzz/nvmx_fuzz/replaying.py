@@ -93,7 +93,7 @@ class Replay:
 
 
 def replay(loaded: Loaded, l0_name: str) -> Replay:
-    """Run on ``bare`` and on ``nested`` with the L0 of that name (KeyError), and check ``expect``."""
+    """Run on ``bare`` and on ``nested`` with the L0 of that name, and check ``expect``; or UnknownL0Error."""
     scenario = loaded.scenario
     config = config_for(scenario.config)
     bare, nested = Bare(config), Nested(config, l0_class(l0_name))

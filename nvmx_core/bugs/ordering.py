@@ -223,7 +223,7 @@ class Res1(Kvm):
 
 
 class Res7(Kvm):
-    """An SMI is ranked below MTF, debug traps and the timer (a TODO in the source).
+    """An SMI is ranked below MTF, debug traps and the timer.
 
     L1 sees those exits before the SMM handler runs; on bare metal the SMI comes first (P4).
     """

@@ -43,7 +43,7 @@ from nvmx_core.arch.fields import (
     TPR_THRESHOLD,
 )
 from nvmx_core.arch.state import WAIT_FOR_SIPI
-from nvmx_core.bugs.ordering import Bug1
+from nvmx_core.bugs.ordering import Bug2
 from nvmx_core.guests.memory import DATA, GATE_TASK, HANDLER, IDT_HIGH, IDT_LOW, STACK
 from nvmx_core.journal import EXIT
 from nvmx_core.l0.kvm import Kvm
@@ -247,7 +247,7 @@ def test_x3_fires_when_an_exit_overtakes_a_reinjection(reason: int) -> None:
     on, waits = DURING_REPAIR[reason]
     moves = (drop_page(IDT_HIGH), *waits, inject(EXTERNAL_INTERRUPT, 0x40), enter())
     situation = f"{exit_name(reason)} with valid IDT-vectoring"
-    assert told_by(ORACLE, both(*moves, on=on, l0=Bug1)) == [("X3", situation)]
+    assert told_by(ORACLE, both(*moves, on=on, l0=Bug2)) == [("X3", situation)]
     assert both(*moves, on=on).violations == ()
 
 

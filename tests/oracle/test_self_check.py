@@ -15,7 +15,7 @@ from nvmx_core.arch.events import (
     TYPE_SHIFT,
 )
 from nvmx_core.arch.fields import GUEST_RFLAGS
-from nvmx_core.bugs.ordering import Bug1
+from nvmx_core.bugs.ordering import Bug2
 from nvmx_core.guests.memory import IDT_HIGH, IDT_LOW
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.log import (
@@ -97,7 +97,7 @@ PLANTED: Final = (
     Planted(
         "X1",
         SELF_CHECKS[CHECK_VECTORING_WITH_REASON],
-        Bug1,
+        Bug2,
         (
             drop_page(IDT_HIGH),
             interrupt(0x51, IN_DELIVERY),

@@ -7,7 +7,7 @@ import pytest
 from nvmx_core.arch.events import NMI_INFO
 from nvmx_core.arch.rules import RULES
 from nvmx_core.bugs.catalogue import CATALOGUE
-from nvmx_core.bugs.versions import FIXED, l0_class
+from nvmx_core.bugs.versions import FIXED, UnknownL0Error, l0_class
 from nvmx_core.journal import EXIT, L1_UNEXPECTED_VECTORING, RECORD_FIELDS
 from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import run_and_judge
@@ -139,7 +139,7 @@ def test_a_scenario_that_breaks_nothing_has_no_finding_and_no_fields() -> None:
 def test_asking_for_a_violation_that_is_not_there_is_an_error() -> None:
     with pytest.raises(IndexError):
         explain(scenario_of(*BUG1), FIXED, 1)
-    with pytest.raises(KeyError):
+    with pytest.raises(UnknownL0Error):
         explain(scenario_of(*BUG1), "bug0")
 
 

@@ -1,0 +1,103 @@
+"""The catalogue of known bugs: its table, its smallest scenarios, versions and combinations."""
+
+from pathlib import Path
+
+import pytest
+
+from nvmx_core.arch.rules import RULES
+from nvmx_core.bugs.catalogue import BUG_BY_NAME, CATALOGUE, UNEXPRESSED, Bug
+from nvmx_core.bugs.planted import PLANTED
+from nvmx_core.bugs.versions import (
+    FIXED,
+    VERSIONS,
+    CombinationError,
+    UnknownL0Error,
+    bugs_in,
+    bugs_of,
+    l0_class,
+)
+from nvmx_core.l0.kvm import Kvm
+from nvmx_core.oracle.judge import INVARIANTS, run_and_judge
+from nvmx_core.scenario.config import config_for
+from nvmx_core.scenario.text import ScenarioFile, parse_scenario
+
+FOLDER = Path(__file__).resolve().parents[2] / "corpus" / "bugs"
+FILES = sorted(FOLDER.glob("*.scn"))
+
+
+def scenario_of(path: Path) -> ScenarioFile:
+    return parse_scenario(path.read_text())
+
+
+def rules_broken(path: Path, l0: type[Kvm]) -> set[str]:
+    scenario = scenario_of(path).scenario
+    verdict = run_and_judge(scenario, config_for(scenario.config), l0)
+    return {violation.rule for violation in verdict.violations}
+
+
+@pytest.mark.parametrize("bug", CATALOGUE, ids=lambda bug: bug.name)
+def test_entry_is_complete(bug: Bug) -> None:
+    assert bug.rule in RULES or bug.rule in INVARIANTS
+    assert bug.l0.__doc__ is not None
+    assert issubclass(bug.l0, Kvm)
+    assert bug.subject
+
+
+def test_names_are_used_once() -> None:
+    names = [bug.name for bug in CATALOGUE] + [entry.name for entry in UNEXPRESSED] + [*PLANTED]
+    assert len(names) == len(set(names))
+    assert len({bug.l0 for bug in CATALOGUE}) == len(CATALOGUE)
+
+
+def test_every_bug_has_a_smallest_scenario() -> None:
+    assert {path.stem for path in FILES} == set(BUG_BY_NAME)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_smallest_scenario_breaks_the_rule_of_the_catalogue(path: Path) -> None:
+    bug = BUG_BY_NAME[path.stem]
+    assert bug.rule in rules_broken(path, bug.l0)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_smallest_scenario_breaks_nothing_on_fixed(path: Path) -> None:
+    assert rules_broken(path, Kvm) == set()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_version_shows_a_bug_that_was_in_it(version: str) -> None:
+    name = f"kvm-{version}"
+    l0 = l0_class(name)
+    shown = [bug.name for bug in bugs_of(name) if rules_broken(FOLDER / f"{bug.name}.scn", l0)]
+    assert len(shown) > len(bugs_of(name)) // 2
+
+
+def test_versions_follow_from_the_first_and_the_last() -> None:
+    assert "bug1" in {bug.name for bug in bugs_in((3, 1))}
+    assert "bug1" not in {bug.name for bug in bugs_in((3, 3))}
+    assert "bug2" in {bug.name for bug in bugs_in((4, 10))}
+    assert "bug2" not in {bug.name for bug in bugs_in((4, 9))}
+    assert {bug.name for bug in bugs_in((6, 12))} <= {b.name for b in CATALOGUE if not b.fixed_in}
+
+
+def test_fixed_is_part_of_a_list_and_adds_nothing() -> None:
+    assert l0_class(FIXED) is Kvm
+    assert bugs_of("fixed,bug1") == [BUG_BY_NAME["bug1"]]
+    assert l0_class("bug1,bug1") is BUG_BY_NAME["bug1"].l0
+
+
+def test_bugs_go_together_through_super() -> None:
+    both = l0_class("bug16,bug42")
+    for name in ("bug16", "bug42"):
+        assert rules_broken(FOLDER / f"{name}.scn", both), name
+
+
+def test_two_bugs_that_replace_the_same_decision_are_refused() -> None:
+    with pytest.raises(CombinationError, match="bug3 and bug30 both replace request_immediate"):
+        l0_class("bug3,bug30")
+
+
+@pytest.mark.parametrize("name", ["bug999", "bug1,bug999", "kvm-2.0", "kvm-6", ""])
+def test_unknown_name_is_refused(name: str) -> None:
+    with pytest.raises(UnknownL0Error):
+        l0_class(name)
