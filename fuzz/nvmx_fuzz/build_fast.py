@@ -56,6 +56,9 @@ def is_clang(command: str) -> bool:
 
 def main() -> int:
     """Build unless an up-to-date build is there."""
+    if not (ROOT / "setup.py").is_file():
+        sys.stderr.write("build-fast: needs a checkout; this is an installed package\n")
+        return 2
     if not why_not_compiled():
         sys.stdout.write(f"{compiled_folder()} is up to date\n")
         return 0
