@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,7 +27,6 @@ FEEDBACK: Final = "states"
 
 _STEPS_EACH: Final = 20_000
 _RUNS: Final = 10_000
-_ROUNDS: Final = 100
 
 
 class Row(NamedTuple):
@@ -44,11 +44,15 @@ class Row(NamedTuple):
 
 
 def scenarios_of(length: int) -> list[Scenario]:
-    """Random scenarios of exactly *length* steps: as many as make `_STEPS_EACH` steps."""
+    """Random scenarios of exactly *length* steps, one behind the other until long enough."""
+    seeds = count()
     found = []
-    for seed in range(_STEPS_EACH // length):
-        scenario = random_scenario(seed, rounds=_ROUNDS)
-        found.append(scenario._replace(steps=scenario.steps[:length]))
+    for _ in range(_STEPS_EACH // length):
+        scenario = random_scenario(next(seeds))
+        steps = scenario.steps
+        while len(steps) < length:
+            steps += random_scenario(next(seeds)).steps
+        found.append(scenario._replace(steps=steps[:length]))
     return found
 
 

@@ -48,6 +48,8 @@ _TEXTS: Final = (
     # SMM in between.
     ("L1 enter", "outside smi", "outside interrupt 0x51", "outside rsm"),
     ("L1 enter", "L0 drop-page code", "outside smi in-delivery", "outside rsm"),
+    ("L1 vmwrite GUEST_PENDING_DBG 0x4000", "outside smi at-entry", "L1 enter",
+     "outside interrupt 0x51", "outside rsm"),
     # Faults that meet faults.
     ("L1 inject hardware-exception #GP", "L2 gate 0xd not-present", "L1 enter"),
     ("L1 inject hardware-exception #PF", "L2 page stack absent", "L1 enter"),
