@@ -12,6 +12,34 @@ from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.text import parse_scenario
 
 LESSONS: Final[dict[str, str]] = {
+    "G9 with P5: INIT at an entry into a shadow with a single step pending, which must stay there": """
+        L1 control monitor-trap-flag on
+        L1 vmwrite GUEST_RFLAGS 0x102
+        L1 enter
+        L2 sti
+        outside init
+        L1 enter""",
+    "G9 with P4: the same for an SMI at the entry, which the trap survives": """
+        L1 vmwrite GUEST_RFLAGS 0x302
+        L1 vmwrite GUEST_INTERRUPTIBILITY 0x1
+        L1 vmwrite GUEST_PENDING_DBG 0x4000
+        outside smi at-entry
+        L1 enter
+        outside rsm""",
+    "G9, M5: the same when the entry is cancelled in between": """
+        L1 vmwrite GUEST_RFLAGS 0x302
+        L1 vmwrite GUEST_INTERRUPTIBILITY 0x1
+        L1 vmwrite GUEST_PENDING_DBG 0x4000
+        outside init
+        L0 cancel-entry
+        L1 enter""",
+    "G9, M5: the same when L1 injects an MTF exit itself": """
+        L1 vmwrite GUEST_RFLAGS 0x302
+        L1 vmwrite GUEST_INTERRUPTIBILITY 0x1
+        L1 vmwrite GUEST_PENDING_DBG 0x4000
+        L1 inject other-event
+        outside init
+        L1 enter""",
     "V2: an NMI at the handler of an interrupt with its vector is another event": """
         config nmi-exiting=off
         L1 inject external-interrupt 0x2

@@ -170,6 +170,10 @@ class Injection(NestedCheck):
         """
         vmcs02 = self.vmcs02
         info = vmcs02[ENTRY_INTR_INFO]
+        if self.own_mtf:
+            self.own_mtf = False
+            vmcs02[ENTRY_INTR_INFO] = 0
+            return False
         if not info & VALID:
             return False
         error_code = vmcs02[ENTRY_ERROR_CODE] if info & ERROR_CODE_VALID else POISON
@@ -198,7 +202,28 @@ class Injection(NestedCheck):
         if is_vectoring(vmcs02[ENTRY_INTR_INFO]) or self.exception_pending:
             return
         if self.waits_above_debug_traps():
-            self.take_debug_traps()
+            if self.single_step_must_be_pending():
+                self.come_back_before_traps()
+            else:
+                self.take_debug_traps()
+
+    def single_step_must_be_pending(self) -> bool:
+        """G9: an entry into an interrupt shadow with TF = 1 fails unless the BS bit is pending."""
+        vmcs02 = self.vmcs02
+        return (
+            vmcs02[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW != 0
+            and vmcs02[GUEST_RFLAGS] & RFLAGS_TF != 0
+        )
+
+    def come_back_before_traps(self) -> None:
+        """Enter with a pending MTF exit of L0's own: it comes before the traps (P6, P7), which stay pending.
+
+        An MTF exit that L1 injects does the same.
+        """
+        vmcs02 = self.vmcs02
+        if not vmcs02[ENTRY_INTR_INFO] & VALID:
+            vmcs02[ENTRY_INTR_INFO] = VALID | OTHER_EVENT << TYPE_SHIFT
+            self.own_mtf = True
 
     def waits_above_debug_traps(self) -> bool:
         """P4-P6: whether L0 has an SMI, INIT or MTF exit pending, which debug traps must not overtake."""
@@ -270,7 +295,7 @@ class Injection(NestedCheck):
     def keep_single_step_consistent(self) -> None:
         """G9: in an interrupt shadow with TF = 1 the BS bit must be set, although the injection drops it."""
         vmcs02 = self.vmcs02
-        if vmcs02[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW and vmcs02[GUEST_RFLAGS] & RFLAGS_TF:
+        if self.single_step_must_be_pending():
             vmcs02[GUEST_PENDING_DBG] |= PENDING_DBG_BS
 
     def inject_nmi(self) -> None:
@@ -315,6 +340,7 @@ class Injection(NestedCheck):
     def enter_smm(self) -> None:
         """B8: L2 is left without an exit for L1; what is owed to L1 stays owed until RSM."""
         self.smi_pending = False
+        self.own_mtf = False
         self.in_smm = True
         self.smm_guest_mode = self.guest_mode
         if not self.guest_mode:

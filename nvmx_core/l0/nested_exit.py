@@ -148,6 +148,7 @@ class NestedExit(ExceptionQueue):
         self.mp_state = ACTIVE
         self.timer = TIMER_OFF
         self.timer_expired = False
+        self.own_mtf = False
         self.request_triple_fault = False
         self.request_event = True
 

@@ -110,8 +110,9 @@ class Routing(NestedEntry):
         elif reason == MONITOR_TRAP_FLAG:
             # L0's own is not in the controls that L1 and L0 need all the time.
             own = vmcs02[CPU_BASED] & ~self.processor_controls02 & CPU_MONITOR_TRAP_FLAG
-            if not own:
+            if not own and not self.own_mtf:
                 self.mtf_pending = True
+            self.own_mtf = False
             self.request_event = True
         else:
             self._handle_instruction_exit(reason)

@@ -91,6 +91,7 @@ class Vcpu:
         "nested_run_pending",
         "nmi_injected",
         "nmi_pending",
+        "own_mtf",
         "physical_nmi_blocked",
         "processor_controls02",
         "reach",
@@ -142,6 +143,7 @@ class Vcpu:
         self.init_pending: bool = False
         self.sipi_vector: int = NO_VECTOR
         self.mtf_pending: bool = False
+        self.own_mtf: bool = False
         self.timer: int = TIMER_OFF
         self.timer_expired: bool = False
         self.entry_ticks: int = 0
