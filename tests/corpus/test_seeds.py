@@ -36,7 +36,7 @@ KEBAB_CASE: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 RULE_LINE: Final = re.compile(r"Rules: [A-Z]\d+(, [A-Z]\d+)*")
 RULE_ID: Final = re.compile(r"\b[A-Z]\d+\b")
 
-BUG1_SEEDS: Final = (
+BUG2_SEEDS: Final = (
     "interrupt-while-l0-repairs-stack-page",
     "interrupt-while-l0-repairs-stack-page-shadow-paging",
     "interrupt-while-l0-repairs-page-of-int-n",
@@ -147,9 +147,9 @@ def test_every_named_exit_reason_happens_but_two() -> None:
     assert EXIT_NAMES.keys() - seen - exiting == {MCE_DURING_ENTRY, APIC_WRITE}
 
 
-@pytest.mark.parametrize("name", BUG1_SEEDS)
-def test_bug1_shows_as_an_exit_with_valid_idt_vectoring(name: str) -> None:
-    assert ("EXIT-INFO", "X3") in [(found.oracle, found.rule) for found in findings(name, "bug1")]
+@pytest.mark.parametrize("name", BUG2_SEEDS)
+def test_bug2_shows_as_an_exit_with_valid_idt_vectoring(name: str) -> None:
+    assert ("EXIT-INFO", "X3") in [(found.oracle, found.rule) for found in findings(name, "bug2")]
 
 
 @pytest.mark.parametrize("name", BUG3_SEEDS)
@@ -157,10 +157,10 @@ def test_bug3_shows_as_an_exit_that_comes_too_late(name: str) -> None:
     assert "O11" in [found.rule for found in findings(name, "bug3")]
 
 
-@pytest.mark.parametrize("bug", ["bug1", "bug3"])
+@pytest.mark.parametrize("bug", ["bug2", "bug3"])
 def test_expect_lines_of_the_bugs_own_seeds_notice_them(bug: str) -> None:
     """The expect lines alone tell the bug from the fixed L0, or the seed pins too little."""
-    for name in BUG1_SEEDS if bug == "bug1" else BUG3_SEEDS:
+    for name in BUG2_SEEDS if bug == "bug2" else BUG3_SEEDS:
         file = seed(FOLDER / f"{name}.scn")
         _bare, nested = run(file, l0_class(bug))
         assert check_expectations(file, nested.journal, nested.step_starts), name

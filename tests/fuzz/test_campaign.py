@@ -336,8 +336,8 @@ def refusal(out: Path, *arguments: str) -> str:
 
 
 def test_unknown_l0_is_refused(out: Path) -> None:
-    line = refusal(out, "--l0", "bug33")
-    assert line.startswith("nvmx-fuzz: there is no L0 called 'bug33'; did you mean bug3")
+    line = refusal(out, "--l0", "bug333")
+    assert line.startswith("nvmx-fuzz: there is no L0 called 'bug333'; did you mean bug3")
 
 
 def test_contradicting_arguments_are_refused(out: Path) -> None:
