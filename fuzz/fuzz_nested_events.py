@@ -36,7 +36,7 @@ except (ValueError, NoCompiledCoreError) as error:
 with instrument(CODE_UNDER_TEST, mode) as probes:
     from nvmx_fuzz import nested_events
     from nvmx_fuzz.mutate import crossover, mutate
-    from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
+    from nvmx_fuzz.state_feedback import COUNTERS, feedback_beside
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
         sys.stderr.write(f"fuzz_nested_events: {L0_VARIABLE}: {problem}\n")
         return 2
     states = ExtraCounters(COUNTERS)
-    target = nested_events.NestedEvents(l0_name, StateFeedback(states.buffer))
+    target = nested_events.NestedEvents(l0_name, feedback_beside(mode, states.buffer))
     prefix = nested_events.artifact_prefix_of(sys.argv)
 
     def test_one_input(data: bytes) -> None:

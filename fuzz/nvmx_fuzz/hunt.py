@@ -90,7 +90,14 @@ def search(method: str, bug: str, seed: int, seconds: float) -> Run:
     core = "python" if why_not_compiled() else "compiled"
     if method == GUIDED:
         with tempfile.TemporaryDirectory(prefix="nvmx-hunt-") as corpus:
-            words = ("find", bug, str(seed), str(seconds), corpus, f"{core}:states")
+            words = (
+                "find",
+                bug,
+                str(seed),
+                str(seconds),
+                corpus,
+                f"{core}:{'edges' if core == 'python' else 'transitions'}",
+            )
             found = in_child("nvmx_fuzz.bench_child", *words)
     else:
         own = "python" if method == "atheris" else core

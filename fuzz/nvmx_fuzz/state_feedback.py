@@ -142,3 +142,12 @@ class StateFeedback:
             known.clear()
         number = known[operands] = abstraction(kind, operands) & _ABSTRACTION_MASK
         return number
+
+
+def feedback_beside(mode: str, buffer: bytearray) -> StateFeedback:
+    """The state feedback that a campaign has beside the branch counters of a mode of `feedback.py`.
+
+    Transitions where no branches are counted, nothing where they are: of all combinations these found bugs
+    of several steps most often in equal CPU time (docs/PERFORMANCE.md). Reach is counted for people.
+    """
+    return StateFeedback(buffer, reach=False, transitions=mode == "states")

@@ -55,7 +55,9 @@ def main(argument: str) -> int:
         from nvmx_fuzz import executions, mutate, nested_events, state_feedback  # noqa: PLC0415
 
     states = ExtraCounters(state_feedback.COUNTERS)
-    runner = executions.Executions(order, state_feedback.StateFeedback(states.buffer))
+    runner = executions.Executions(
+        order, state_feedback.feedback_beside(probes.mode, states.buffer)
+    )
 
     def stop(_signal: int, _frame: object) -> None:
         runner.stopping = True
