@@ -5,12 +5,12 @@ a flat rate and two independent processes would show.
 """
 
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.oracle.judge import run_and_judge
@@ -108,23 +108,13 @@ def two_processes(core: str) -> Row:
 
 
 def _together(core: str, processes: int) -> float:
-    results: list[dict[str, Any]] = []
+    def one(_number: int) -> float:
+        with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
+            words = ("target", str(_RUNS // 5), str(2 * _RUNS), folder, f"{core}:{FEEDBACK}")
+            return float(in_child(*words)["executions_per_second"])
 
-    def one(folder: str) -> None:
-        words = ("target", str(_RUNS // 5), str(2 * _RUNS), folder, f"{core}:{FEEDBACK}")
-        results.append(in_child(*words))
-
-    with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
-        threads = []
-        for number in range(processes):
-            own = Path(folder) / str(number)
-            own.mkdir()
-            threads.append(threading.Thread(target=one, args=(str(own),)))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return float(sum(result["executions_per_second"] for result in results))
+    with ThreadPoolExecutor(processes) as pool:
+        return sum(pool.map(one, range(processes)))
 
 
 def rows(cores: list[str]) -> Iterator[Row]:

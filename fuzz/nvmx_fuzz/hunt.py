@@ -90,14 +90,8 @@ def search(method: str, bug: str, seed: int, seconds: float) -> Run:
     core = "python" if why_not_compiled() else "compiled"
     if method == GUIDED:
         with tempfile.TemporaryDirectory(prefix="nvmx-hunt-") as corpus:
-            words = (
-                "find",
-                bug,
-                str(seed),
-                str(seconds),
-                corpus,
-                f"{core}:{'edges' if core == 'python' else 'transitions'}",
-            )
+            setting = "python:edges" if core == "python" else "compiled:transitions"
+            words = ("find", bug, str(seed), str(seconds), corpus, setting)
             found = in_child("nvmx_fuzz.bench_child", *words)
     else:
         own = "python" if method == "atheris" else core
