@@ -133,3 +133,19 @@ def test_branches_of_the_compiled_core_are_coverage(tmp_path: Path) -> None:
         assert finished.returncode == 0, finished.stderr
         coverage[feedback] = json.loads(finished.stdout)["coverage"]
     assert coverage["fast"] > 2 * coverage["states"]
+
+
+def test_several_bugs_together_run_in_python(no_build: Path) -> None:
+    (no_build / core_choice.DIGEST_NAME).write_text(core_choice.sources_digest())
+    assert [
+        core_choice.needs_python(name) for name in ("fixed", "bug1", "bug1,res2", "kvm-5.4")
+    ] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert core_choice.agree(None, "auto", "kvm-5.4") == ("python", "auto")
+    assert core_choice.agree(None, "auto", "bug1") == ("compiled", "states")
+    with pytest.raises(ValueError, match="several bugs together: that needs --core python"):
+        core_choice.agree("compiled", "auto", "kvm-5.4")
