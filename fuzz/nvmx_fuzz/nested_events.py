@@ -117,10 +117,10 @@ def unknown_l0(name: str) -> str:
     """One line about a name that stands for no L0; "" when it does."""
     try:
         l0_class(name)
-    except CombinationError as error:
-        return str(error)
-    except UnknownL0Error as error:
-        part = str(error.args[0])
+    except CombinationError as clash:
+        return str(clash)
+    except UnknownL0Error as unknown:
+        part = str(unknown.args[0])
     else:
         return ""
     near = nearest_l0_names(part)
