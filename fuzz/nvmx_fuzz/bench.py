@@ -19,26 +19,23 @@ from typing import Any, Final
 
 import click
 
-from nvmx_core.l0.kvm import Kvm
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.nested import Nested
-from nvmx_core.oracle.judge import judge, run_and_judge
+from nvmx_core.oracle.judge import judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
-from nvmx_fuzz.bench_child import in_child
 from nvmx_fuzz.bench_find import DEEP_GOALS, DEEP_SETTINGS, GOALS, SETTINGS, Search, searches
+from nvmx_fuzz.bench_rates import rates, scenarios
 from nvmx_fuzz.bench_scale import Row, rows
+from nvmx_fuzz.bench_settings import CHILD, campaign_setting
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.core_choice import has_branch_counters, why_not_compiled
-from nvmx_fuzz.generate import random_scenario
+from nvmx_fuzz.json_line import in_child
 from nvmx_fuzz.mutate import mutate
 from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
 
 MODES: Final = ("fast", "branches", "stock", "states")
-STEPS_MIN: Final = 12
-STEPS_MAX: Final = 20
 
-_SCENARIOS: Final = 1000
 _SEEDS: Final = 200
 _LOOP: Final = 1_000_000
 _EMPTY_RUNS_FACTOR: Final = 40
@@ -78,18 +75,6 @@ class Figure:
         }
 
 
-def scenarios() -> list[Scenario]:
-    """The fixed set of generated scenarios of 12 to 20 steps."""
-    found: list[Scenario] = []
-    seed = 0
-    while len(found) < _SCENARIOS:
-        scenario = random_scenario(seed)
-        if STEPS_MIN <= len(scenario.steps) <= STEPS_MAX:
-            found.append(scenario)
-        seed += 1
-    return found
-
-
 # -- without atheris -------------------------------------------------------------------------------
 
 
@@ -106,20 +91,6 @@ def uninstrumented(inputs: list[bytes]) -> Measurement:
     """The fixed scenarios without atheris."""
     executions, steps = rates(inputs)
     return {"uninstrumented [executions/s]": executions, "uninstrumented [steps/s]": steps}
-
-
-def rates(inputs: list[bytes]) -> tuple[float, float]:
-    """Decode, run on both machines, judge, and record states: executions and steps a second."""
-    feedback = StateFeedback(bytearray(COUNTERS))
-    steps = 0
-    start = time.perf_counter()
-    for data in inputs:
-        scenario = decode(data)
-        verdict = run_and_judge(scenario, config_for(scenario.config), Kvm)
-        feedback.record(verdict.nested.vcpu.reach, verdict.nested.vcpu.log)
-        steps += len(scenario.steps)
-    seconds = time.perf_counter() - start
-    return len(inputs) / seconds, steps / seconds
 
 
 def shares(inputs: list[bytes]) -> Measurement:
@@ -170,7 +141,7 @@ def child(kind: str, runs: int, seeds: Path, *setting: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
         for seed in seeds.iterdir():
             (Path(folder) / seed.name).write_bytes(seed.read_bytes())
-        return in_child(kind, str(_SEEDS + runs // 5), str(runs), folder, *setting)
+        return in_child(CHILD, kind, str(_SEEDS + runs // 5), str(runs), folder, *setting)
 
 
 def under_atheris(mode: str, runs: int, seeds: Path) -> Measurement:
@@ -190,7 +161,7 @@ def under_atheris(mode: str, runs: int, seeds: Path) -> Measurement:
 
 def compiled(runs: int, seeds: Path) -> Measurement:
     """The compiled core, without atheris and in a campaign."""
-    without = in_child("plain", "compiled")
+    without = in_child(CHILD, "plain", "compiled")
     found = {
         "compiled core [executions/s]": without["executions_per_second"],
         "compiled core [steps/s]": without["steps_per_second"],
@@ -220,7 +191,7 @@ def start_up() -> Measurement:
 
 def memory(runs: int, seeds: Path) -> dict[str, Any]:
     """Resident memory at ten moments of a long run, and how flat it is after the first fifth."""
-    result = child("target", runs, seeds, _default_setting())
+    result = child("target", runs, seeds, campaign_setting())
     settled = result["resident_kib"][_MEMORY_SKIP - 1 :]
     growth = 100 * (max(settled) - min(settled)) / max(min(settled), 1)
     return {
@@ -229,11 +200,6 @@ def memory(runs: int, seeds: Path) -> dict[str, Any]:
         "growth_percent": growth,
         "executions_per_second": result["executions_per_second"],
     }
-
-
-def _default_setting() -> str:
-    """What a campaign has without further words."""
-    return "python:fast" if why_not_compiled() else "compiled:states"
 
 
 # -- together --------------------------------------------------------------------------------------

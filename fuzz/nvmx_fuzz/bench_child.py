@@ -9,9 +9,8 @@ standard output:
     plain CORE                                 scenarios without atheris
     lengths CORE                               the same by scenario length
 
-SETTING is `CORE:FEEDBACK`: "python" or "compiled", and a key of `FEEDBACKS`; OPTIONs go to libFuzzer. The
-first WARM_UP executions load seeds and fill caches; of the others, a thousand inputs are in the result,
-so that the same can be run without atheris.
+SETTING is one of `bench_settings.py`; OPTIONs go to libFuzzer. The first WARM_UP executions load seeds and
+fill caches; of the others, a thousand inputs are in the result, so that the same can be run without atheris.
 """
 
 import os
@@ -19,39 +18,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import atheris
 
-from nvmx_fuzz import CODE_UNDER_TEST, json_line
+from nvmx_fuzz import CODE_UNDER_TEST
+from nvmx_fuzz.bench_settings import FEEDBACKS, Feedback
 from nvmx_fuzz.core_choice import choose
 from nvmx_fuzz.feedback import ExtraCounters, Probes, instrument, setup
-from nvmx_fuzz.json_line import finish
+from nvmx_fuzz.json_line import SearchRun, finish
 
 _MOMENTS: Final = 10
 _SAMPLE: Final = 1000
-
-
-class Feedback(NamedTuple):
-    """What libFuzzer sees: how branches are counted (a mode of `feedback.py`), and which states."""
-
-    mode: str
-    reach: bool = True
-    transitions: bool = True
-
-
-FEEDBACKS: Final = {
-    "fast": Feedback("fast"),
-    "branches": Feedback("branches"),
-    "stock": Feedback("stock"),
-    "states": Feedback("states"),
-    "edges": Feedback("fast", reach=False, transitions=False),
-    "edges+reach": Feedback("fast", transitions=False),
-    "edges+transitions": Feedback("fast", reach=False),
-    "transitions": Feedback("states", reach=False),
-    "nothing": Feedback("states", reach=False, transitions=False),
-}
-"""By name; `fast` and `states` are edges or no edges with both kinds of states."""
 
 REACH_GOAL: Final = 60
 """So many situations are what every campaign reaches within a minute; the rest is luck."""
@@ -105,11 +83,6 @@ class Meter:
             )
 
 
-def in_child(*words: str) -> dict[str, Any]:
-    """Start this module with *words* in a process of its own; what it gives to `finish`."""
-    return json_line.in_child("nvmx_fuzz.bench_child", *words)
-
-
 def arguments(corpus: str, seed: str = "1") -> list[str]:
     """The arguments for libFuzzer; a fixed seed, so that repetitions do the same."""
     return [
@@ -158,32 +131,18 @@ def find(l0_name: str, seed: str, seconds: float, corpus: str, setting: str, *op
     events = nested_events.NestedEvents(l0_name, recorder)
     is_fixed = l0_name == nested_events.FIXED
     reached: set[int] = set()
-    executions = 0
-    started = time.process_time()
-
-    def end(found: bool, data: bytes = b"") -> None:
-        finish(
-            {
-                "found": found,
-                "executions": executions,
-                "seconds": time.process_time() - started,
-                "reach": len(reached),
-                "data": data.hex(),
-            }
-        )
+    run = SearchRun(seconds)
 
     def test_one_input(data: bytes) -> None:
-        nonlocal executions
-        executions += 1
         verdict = events.run(codec.decode(data))
-        violations = verdict.violations
-        if is_fixed:
-            reach = verdict.nested.vcpu.reach
-            reached.update(place for place in range(REACH_COUNT) if reach[place])
-        if violations or len(reached) >= REACH_GOAL:
-            end(not violations or not is_fixed, data)
-        if time.process_time() - started > seconds:
-            end(False)
+        violates = bool(verdict.violations)
+        if not is_fixed:
+            run.executed(violates, lambda: data)
+            return
+        reach = verdict.nested.vcpu.reach
+        reached.update(place for place in range(REACH_COUNT) if reach[place])
+        is_far = len(reached) >= REACH_GOAL
+        run.executed(is_far and not violates, lambda: data, gives_up=violates)
 
     fuzz([*arguments(corpus, seed), *options], test_one_input, probes, states)
 
@@ -208,7 +167,7 @@ def state_counters(feedback: Feedback) -> tuple[ExtraCounters, Any]:
 def plain(core: str) -> None:
     """Measure the scenarios of `bench.py` on one build, without atheris."""
     choose(core)
-    from nvmx_fuzz.bench import rates, scenarios  # noqa: PLC0415 - after the choice
+    from nvmx_fuzz.bench_rates import rates, scenarios  # noqa: PLC0415 - after the choice
     from nvmx_fuzz.codec import encode  # noqa: PLC0415
 
     inputs = [encode(scenario) for scenario in scenarios()]

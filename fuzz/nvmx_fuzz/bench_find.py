@@ -7,16 +7,12 @@ with that time.
 """
 
 import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.bugs.versions import FIXED
-from nvmx_fuzz.bench_child import in_child
-from nvmx_fuzz.core_choice import has_branch_counters, why_not_compiled
-
-SECONDS_MAX: Final = 60
+from nvmx_fuzz.bench_settings import is_usable, search
 
 # Build and feedback, and what libFuzzer is told besides.
 Setting = tuple[str, ...]
@@ -59,30 +55,15 @@ class Search(NamedTuple):
     median_executions: float
 
 
-def usable(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings that the builds at hand allow."""
-    is_there = not why_not_compiled()
-    counts = has_branch_counters()
-    return [
-        setting
-        for setting in settings
-        if not setting[0].startswith("compiled:")
-        or (
-            is_there
-            and (counts or setting[0].partition(":")[2] in ("states", "transitions", "nothing"))
-        )
-    ]
-
-
 def searches(
-    goals: Sequence[str], settings: Sequence[Setting], runs: int, seconds: int = SECONDS_MAX
+    goals: Sequence[str], settings: Sequence[Setting], runs: int, seconds: int
 ) -> Iterator[Search]:
     """One search for each goal (an L0) and setting; seeds take turns, so that noise hits all alike."""
-    cells = [(l0, setting) for l0 in goals for setting in usable(settings)]
+    cells = [(l0, setting) for l0 in goals for setting in settings if is_usable(setting[0])]
     results: dict[tuple[str, Setting], list[dict[str, Any]]] = {cell: [] for cell in cells}
     for seed in range(1, runs + 1):
         for l0, setting in cells:
-            results[l0, setting].append(_run(l0, seed, seconds, setting))
+            results[l0, setting].append(search(l0, seed, seconds, *setting))
     for (l0, setting), found in results.items():
         times = [result["seconds"] for result in found]
         yield Search(
@@ -94,8 +75,3 @@ def searches(
             max(times),
             statistics.median(result["executions"] for result in found),
         )
-
-
-def _run(l0: str, seed: int, seconds: int, setting: Setting) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as corpus:
-        return in_child("find", l0, str(seed), str(seconds), corpus, *setting)

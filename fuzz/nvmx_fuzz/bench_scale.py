@@ -5,21 +5,18 @@ a flat rate and two independent processes would show.
 """
 
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nvmx_core.l0.kvm import Kvm
-from nvmx_core.oracle.judge import run_and_judge
-from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
-from nvmx_fuzz.bench_child import in_child
+from nvmx_fuzz.bench_rates import rates
+from nvmx_fuzz.bench_settings import CHILD
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.generate import random_scenario
-from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
+from nvmx_fuzz.json_line import in_child
 
 LENGTHS: Final = (4, 8, 16, 32, 64, 128, 256)
 CORPUS_SIZES: Final = (100, 1_000, 10_000, 100_000)
@@ -58,23 +55,18 @@ def scenarios_of(length: int) -> list[Scenario]:
 
 def cost_by_length() -> dict[int, float]:
     """Microseconds a step, both machines and all oracles, by number of steps; the imported build."""
-    feedback = StateFeedback(bytearray(COUNTERS))
     costs = {}
     for length in LENGTHS:
-        chosen = scenarios_of(length)
-        for _warm_up in (True, False):
-            start = time.perf_counter()
-            for scenario in chosen:
-                verdict = run_and_judge(scenario, config_for(scenario.config), Kvm)
-                feedback.record(verdict.nested.vcpu.reach, verdict.nested.vcpu.log)
-            seconds = time.perf_counter() - start
-        costs[length] = 1e6 * seconds / (len(chosen) * length)
+        inputs = [encode(scenario) for scenario in scenarios_of(length)]
+        rates(inputs)  # fills caches
+        _, steps_per_second = rates(inputs)
+        costs[length] = 1e6 / steps_per_second
     return costs
 
 
 def lengths(core: str) -> Row:
     """Cost a step by scenario length; linear work shows the same everywhere."""
-    costs = in_child("lengths", core)["microseconds"]
+    costs = in_child(CHILD, "lengths", core)["microseconds"]
     return Row(f"{core}: a step, by steps of the scenario", "us", LENGTHS, tuple(costs.values()))
 
 
@@ -93,7 +85,7 @@ def _rate_with(core: str, size: int) -> float:
         for seed in range(size):
             (Path(folder) / f"{seed:06}").write_bytes(encode(random_scenario(seed)))
         words = ("target", str(size + _RUNS // 5), str(_RUNS), folder, f"{core}:{FEEDBACK}")
-        rate: float = in_child(*words, "-keep_seed=1")["executions_per_second"]
+        rate: float = in_child(CHILD, *words, "-keep_seed=1")["executions_per_second"]
     return rate
 
 
@@ -111,7 +103,7 @@ def _together(core: str, processes: int) -> float:
     def one(_number: int) -> float:
         with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
             words = ("target", str(_RUNS // 5), str(2 * _RUNS), folder, f"{core}:{FEEDBACK}")
-            return float(in_child(*words)["executions_per_second"])
+            return float(in_child(CHILD, *words)["executions_per_second"])
 
     with ThreadPoolExecutor(processes) as pool:
         return sum(pool.map(one, range(processes)))

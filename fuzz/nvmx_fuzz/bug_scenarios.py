@@ -9,23 +9,19 @@ from pathlib import Path
 
 from nvmx_core.bugs.catalogue import BUG_BY_NAME, Bug
 from nvmx_core.l0.kvm import Kvm
-from nvmx_core.oracle.judge import run_and_judge
-from nvmx_core.scenario.config import config_for
+from nvmx_core.oracle.judge import violations_of
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz import hunt
 from nvmx_fuzz.codec import decode
-from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.files import write_whole
 from nvmx_fuzz.minimise import minimise, size_of
-
-FOLDER = ROOT / "corpus" / "bugs"
+from nvmx_fuzz.seeds import BUGS_FOLDER
 
 
 def rules_broken(scenario: Scenario, l0: type[Kvm]) -> dict[str, str]:
     """Rule and key of each violation."""
-    verdict = run_and_judge(scenario, config_for(scenario.config), l0)
-    return {violation.rule: violation.key() for violation in verdict.violations}
+    return {violation.rule: violation.key() for violation in violations_of(scenario, l0)}
 
 
 def smallest(bug: Bug, raw: list[Scenario]) -> tuple[Scenario, list[int]] | None:
@@ -51,7 +47,7 @@ def main(record: str) -> int:
     for run in hunt.read(Path(record)):
         if run.found and run.method == hunt.GUIDED:
             raw.setdefault(run.bug, []).append(decode(bytes.fromhex(run.data)))
-    FOLDER.mkdir(exist_ok=True)
+    BUGS_FOLDER.mkdir(exist_ok=True)
     for name, scenarios in raw.items():
         bug = BUG_BY_NAME[name]
         result = smallest(bug, scenarios)
@@ -64,7 +60,7 @@ def main(record: str) -> int:
             f"Rules: {bug.rule}",
             "Found by the fuzzer and minimised; written by python -m nvmx_fuzz.bug_scenarios",
         )
-        write_whole(FOLDER / f"{name}.scn", format_scenario(scenario, comments).encode())
+        write_whole(BUGS_FOLDER / f"{name}.scn", format_scenario(scenario, comments).encode())
         sys.stdout.write(f"{name}: {len(scenario.steps)} steps (of {sorted(steps)})\n")
         sys.stdout.flush()
     return 0

@@ -8,8 +8,7 @@ import click
 
 from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.files import BadFile
-
-_METHODS = ("nvmx-fuzz", "random", "hypothesis", "atheris")
+from nvmx_fuzz.hunt import GUIDED, METHODS
 
 
 @click.command("bugs")
@@ -19,7 +18,7 @@ _METHODS = ("nvmx-fuzz", "random", "hypothesis", "atheris")
               help="Independent runs for each bug and method.")  # fmt: skip
 @click.option("--seconds", default=120.0, show_default=True, type=Seconds(),
               help="CPU seconds after which a run gives up.")  # fmt: skip
-@click.option("--method", "methods", multiple=True, type=click.Choice(_METHODS),
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS),
               help="How to search; may be repeated (default: nvmx-fuzz).")  # fmt: skip
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), metavar="N",
               help="Runs at the same time.")  # fmt: skip
@@ -39,7 +38,7 @@ def command(
     """Show the catalogue of known bugs, all of them or those NAMES stand for (kvm-5.4, bug1,res2 ...)."""
     chosen = _chosen(names)
     if hunt:
-        _hunt(chosen, methods or _METHODS[:1], runs, seconds, record, jobs, as_json)
+        _hunt(chosen, methods or (GUIDED,), runs, seconds, record, jobs, as_json)
     else:
         _show(chosen, bool(names), as_json)
 

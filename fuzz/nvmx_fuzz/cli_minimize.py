@@ -5,9 +5,7 @@ from pathlib import Path
 import click
 
 from nvmx_core.bugs.versions import l0_class
-from nvmx_core.oracle.judge import run_and_judge
-from nvmx_core.oracle.violation import Violation
-from nvmx_core.scenario.config import config_for
+from nvmx_core.oracle.judge import violations_of
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.cli_options import l0_option
@@ -32,16 +30,13 @@ def command(file: str, l0_name: str, rule: str | None, out: Path | None) -> int:
     l0 = l0_class(l0_name)
     target = out or _beside(file)
 
-    def violations(candidate: Scenario) -> tuple[Violation, ...]:
-        return run_and_judge(candidate, config_for(candidate.config), l0).violations
-
-    chosen = [found for found in violations(scenario) if rule in (None, found.rule)]
+    chosen = [found for found in violations_of(scenario, l0) if rule in (None, found.rule)]
     if not chosen:
         raise BadFile(file, f"violates nothing on {l0_name}" + (f" of rule {rule}" if rule else ""))
     key = chosen[0].key()
 
     def holds(candidate: Scenario) -> bool:
-        return any(found.key() == key for found in violations(candidate))
+        return any(found.key() == key for found in violations_of(candidate, l0))
 
     def keep(smaller: Scenario) -> None:
         comments = (chosen[0].sentence, f"key: {key}", f"found in L0 {l0_name}, minimised")

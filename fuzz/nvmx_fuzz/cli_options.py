@@ -9,7 +9,7 @@ import click
 from nvmx_fuzz import L0_VARIABLE
 
 FIXED = "fixed"
-"""The L0 that keeps every rule; the name is that of `nvmx_core.bugs.catalogue.FIXED`."""
+"""The L0 that keeps every rule; the name is that of `nvmx_core.bugs.versions.FIXED`."""
 
 
 def _known_l0(ctx: click.Context, _option: click.Parameter, name: str) -> str:

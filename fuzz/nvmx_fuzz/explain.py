@@ -91,13 +91,13 @@ def about(l0_name: str) -> str:
     if l0_name in PLANTED:
         return "has a bug planted for measuring"
     bugs = bugs_of(l0_name)
+    if not bugs:
+        return ""
     if len(bugs) > 1:
         return f"has {', '.join(bug.name for bug in bugs)}"
-    return "".join(
-        f"undoes {' '.join(filter(None, (bug.commit[:12], chr(34) + bug.subject + chr(34))))}"
-        f" ({bug.fixed_in or 'not mended in 6.12'})"
-        for bug in bugs
-    )
+    bug = bugs[0]
+    fix = f'{bug.commit[:12]} "{bug.subject}"'.lstrip()
+    return f"undoes {fix} ({bug.fixed_in or 'not mended in 6.12'})"
 
 
 def _finding(violation: Violation) -> Finding:

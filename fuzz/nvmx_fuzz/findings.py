@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from nvmx_core.bugs.versions import l0_class
-from nvmx_core.oracle.judge import run_and_judge
+from nvmx_core.oracle.judge import violations_of
 from nvmx_core.oracle.violation import Violation
-from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.codec import decode, encode
@@ -160,7 +159,7 @@ class Findings:
         return Finding(violation, scenario, format_scenario(scenario, comments), scn, earlier)
 
     def _first_violation(self, scenario: Scenario) -> Violation | None:
-        violations = run_and_judge(scenario, config_for(scenario.config), self._l0).violations
+        violations = violations_of(scenario, self._l0)
         return violations[0] if violations else None
 
     def _key(self, scenario: Scenario) -> str | None:

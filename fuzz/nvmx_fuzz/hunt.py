@@ -1,4 +1,4 @@
-"""Hunts bugs of the catalogue from an empty corpus: `nvmx-fuzz bugs --hunt`, `scripts/bench --hunt`.
+"""Hunts bugs of the catalogue from an empty corpus: `nvmx-fuzz bugs --hunt`.
 
 For each bug and method N independent runs, each until the first violation or a limit of CPU time. Methods
 take turns over the same bug and seed, so that what the machine does meanwhile hits all of them. Results are
@@ -7,13 +7,13 @@ kept in a file of JSON lines as they come: a hunt that was cut off goes on where
 
 import json
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from nvmx_fuzz import bench_settings
 from nvmx_fuzz.core_choice import why_not_compiled
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.json_line import in_child
@@ -87,15 +87,11 @@ def read(record: Path) -> list[Run]:
 
 def search(method: str, bug: str, seed: int, seconds: float) -> Run:
     """One run in a process of its own."""
-    core = "python" if why_not_compiled() else "compiled"
     if method == GUIDED:
-        with tempfile.TemporaryDirectory(prefix="nvmx-hunt-") as corpus:
-            setting = "python:edges" if core == "python" else "compiled:transitions"
-            words = ("find", bug, str(seed), str(seconds), corpus, setting)
-            found = in_child("nvmx_fuzz.bench_child", *words)
+        found = bench_settings.search(bug, seed, seconds, bench_settings.campaign_setting())
     else:
-        own = "python" if method == "atheris" else core
-        found = in_child("nvmx_fuzz.hunt_child", method, bug, str(seed), str(seconds), own)
+        core = "python" if method == "atheris" or why_not_compiled() else "compiled"
+        found = in_child("nvmx_fuzz.hunt_child", method, bug, str(seed), str(seconds), core)
     return Run(
         method,
         bug,

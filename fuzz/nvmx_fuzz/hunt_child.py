@@ -11,14 +11,13 @@ SECONDS of CPU time are over. The methods here are what a user would take instea
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from itertools import count
 from typing import Final
 
 from nvmx_fuzz import CODE_UNDER_TEST
 from nvmx_fuzz.core_choice import choose
-from nvmx_fuzz.json_line import finish
+from nvmx_fuzz.json_line import SearchRun
 
 _STRIDE: Final = 1 << 32
 """Seeds of random scenarios of different runs do not meet."""
@@ -26,44 +25,18 @@ _STRIDE: Final = 1 << 32
 _EXAMPLES_MAX: Final = 1 << 40
 
 
-class Run:
-    """Counts executions and CPU time, and ends the process with the result."""
-
-    def __init__(self, seconds: float) -> None:
-        """Give up after *seconds* of CPU time from now."""
-        self._seconds: Final = seconds
-        self._started: Final = time.process_time()
-        self._executions = 0
-
-    def executed(self, violates: bool, data: Callable[[], bytes]) -> None:
-        """One execution more; does not return when it is the last."""
-        self._executions += 1
-        passed = time.process_time() - self._started
-        if violates or passed > self._seconds:
-            finish(
-                {
-                    "found": violates,
-                    "executions": self._executions,
-                    "seconds": passed,
-                    "data": data().hex() if violates else "",
-                }
-            )
-
-
 def random_search(l0_name: str, seed: int, seconds: float) -> None:
     """Try one random scenario after the other."""
     from nvmx_core.bugs.versions import l0_class  # noqa: PLC0415 - after the choice of the build
-    from nvmx_core.oracle.judge import run_and_judge  # noqa: PLC0415
-    from nvmx_core.scenario.config import config_for  # noqa: PLC0415
+    from nvmx_core.oracle.judge import violations_of  # noqa: PLC0415
     from nvmx_fuzz.codec import decode  # noqa: PLC0415
     from nvmx_fuzz.generate import random_bytes  # noqa: PLC0415
 
     l0 = l0_class(l0_name)
-    run = Run(seconds)
+    run = SearchRun(seconds)
     for number in count(seed * _STRIDE):
         data = random_bytes(number)
-        scenario = decode(data)
-        violations = run_and_judge(scenario, config_for(scenario.config), l0).violations
+        violations = violations_of(decode(data), l0)
         run.executed(bool(violations), lambda found=data: found)  # type: ignore[misc]
 
 
@@ -72,18 +45,16 @@ def hypothesis_search(l0_name: str, seed: int, seconds: float) -> None:
     import hypothesis  # noqa: PLC0415 - of this method only
 
     from nvmx_core.bugs.versions import l0_class  # noqa: PLC0415
-    from nvmx_core.oracle.judge import run_and_judge  # noqa: PLC0415
-    from nvmx_core.scenario.config import config_for  # noqa: PLC0415
+    from nvmx_core.oracle.judge import violations_of  # noqa: PLC0415
     from nvmx_core.scenario.steps import Scenario  # noqa: PLC0415
     from nvmx_fuzz.codec import encode  # noqa: PLC0415
     from nvmx_fuzz.strategies import scenarios  # noqa: PLC0415
 
     l0 = l0_class(l0_name)
-    run = Run(seconds)
+    run = SearchRun(seconds)
 
     def holds(scenario: Scenario) -> None:
-        violations = run_and_judge(scenario, config_for(scenario.config), l0).violations
-        run.executed(bool(violations), lambda: encode(scenario))
+        run.executed(bool(violations_of(scenario, l0)), lambda: encode(scenario))
 
     settings = hypothesis.settings(
         max_examples=_EXAMPLES_MAX,
@@ -106,16 +77,13 @@ def atheris_search(l0_name: str, seed: int, seconds: float) -> None:
 
     with instrument(CODE_UNDER_TEST, "stock") as probes:
         from nvmx_core.bugs.versions import l0_class  # noqa: PLC0415
-        from nvmx_core.oracle.judge import run_and_judge  # noqa: PLC0415
-        from nvmx_core.scenario.config import config_for  # noqa: PLC0415
+        from nvmx_core.oracle.judge import violations_of  # noqa: PLC0415
         from nvmx_fuzz.codec import decode  # noqa: PLC0415
     l0 = l0_class(l0_name)
-    run = Run(seconds)
+    run = SearchRun(seconds)
 
     def test_one_input(data: bytes) -> None:
-        scenario = decode(data)
-        violations = run_and_judge(scenario, config_for(scenario.config), l0).violations
-        run.executed(bool(violations), lambda: data)
+        run.executed(bool(violations_of(decode(data), l0)), lambda: data)
 
     with tempfile.TemporaryDirectory(prefix="nvmx-hunt-") as corpus:
         options = ("-max_len=520", "-verbosity=0", "-print_final_stats=0", f"-seed={seed}")

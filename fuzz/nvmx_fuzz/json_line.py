@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, Final
 
 
 def in_child(module: str, *words: str) -> dict[str, Any]:
@@ -27,3 +29,27 @@ def finish(result: dict[str, Any]) -> None:
     sys.stdout.write(f"{json.dumps(result)}\n")
     sys.stdout.flush()
     os._exit(0)
+
+
+class SearchRun:
+    """The account of one search: executions and CPU time; ends the process with the result."""
+
+    def __init__(self, seconds: float) -> None:
+        """Give up after *seconds* of CPU time from now."""
+        self._seconds: Final = seconds
+        self._started: Final = time.process_time()
+        self._executions = 0
+
+    def executed(self, found: bool, data: Callable[[], bytes], *, gives_up: bool = False) -> None:
+        """One execution more, of *data*; does not return when it is the last."""
+        self._executions += 1
+        passed = time.process_time() - self._started
+        if found or gives_up or passed > self._seconds:
+            finish(
+                {
+                    "found": found,
+                    "executions": self._executions,
+                    "seconds": passed,
+                    "data": data().hex() if found else "",
+                }
+            )

@@ -124,7 +124,7 @@ def unknown_l0(name: str) -> str:
     else:
         return ""
     near = nearest_l0_names(part)
-    known = f"known are {', '.join(near or (FIXED, *_NAMES[1:4]))}, ...; see: nvmx-fuzz bugs"
+    known = f"known are {', '.join(_NAMES[:4])}, ...; see: nvmx-fuzz bugs"
     hint = f"did you mean {' or '.join(near)}?" if near else known
     return f"there is no L0 called {part!r}; {hint}"
 

@@ -100,7 +100,17 @@ class Bug45(Kvm):
         return super().check_nested_events()
 
 
-class Bug46(Remembering):
+class _NotificationAtEntry(Remembering):
+    """Remembers whether L1 had the notification vector pending when it entered L2."""
+
+    __slots__ = ()
+
+    def request_event_at_entry(self) -> None:
+        self.notification_at_entry = self.apic.irr >> self.vmcs12[POSTED_INTR_NV] & 1 != 0
+        super().request_event_at_entry()
+
+
+class Bug46(_NotificationAtEntry):
     """The notification vector was compared only while L2 ran, not for what was pending at the entry.
 
     L1 gets exit 1 for it, and tries again for ever. On bare metal the notification is consumed and what was
@@ -109,25 +119,17 @@ class Bug46(Remembering):
 
     __slots__ = ()
 
-    def request_event_at_entry(self) -> None:
-        self.notification_at_entry = self.apic.irr >> self.vmcs12[POSTED_INTR_NV] & 1 != 0
-        super().request_event_at_entry()
-
     def takes_posted_interrupts(self) -> bool:
         return not self.notification_at_entry and super().takes_posted_interrupts()
 
 
-class Bug47(Remembering):
+class Bug47(_NotificationAtEntry):
     """The notification vector was compared at the entry only; one that comes while L2 runs is exit 1.
 
     On bare metal it is posted-interrupt processing then too (K3).
     """
 
     __slots__ = ()
-
-    def request_event_at_entry(self) -> None:
-        self.notification_at_entry = self.apic.irr >> self.vmcs12[POSTED_INTR_NV] & 1 != 0
-        super().request_event_at_entry()
 
     def takes_posted_interrupts(self) -> bool:
         return self.notification_at_entry and super().takes_posted_interrupts()

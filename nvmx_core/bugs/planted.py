@@ -7,26 +7,15 @@ situation raises it, others let it survive, a last one reads it. Everything else
 from typing import Final
 
 from nvmx_core.arch.exits import EPT_VIOLATION, TRIPLE_FAULT
-from nvmx_core.arch.fields import POISON
 from nvmx_core.arch.instructions import Instruction
-from nvmx_core.cpu.processor import Processor
-from nvmx_core.guests.l1 import L1
-from nvmx_core.guests.memory import L2Memory
-from nvmx_core.journal import Record
+from nvmx_core.bugs.remembering import Remembering
 from nvmx_core.l0.kvm import Kvm
-from nvmx_core.scenario.config import Config
 
 
-class _Staged(Kvm):
+class _Staged(Remembering):
     """Counts how far a history has come; a situation out of order changes nothing."""
 
-    __slots__ = ("stage",)
-
-    def __init__(
-        self, config: Config, cpu: Processor, memory: L2Memory, l1: L1, journal: list[Record]
-    ) -> None:
-        super().__init__(config, cpu, memory, l1, journal)
-        self.stage: int = 0
+    __slots__ = ()
 
     def advance(self, stage: int) -> None:
         """The situation number *stage* (from 1) has been seen."""
@@ -37,15 +26,8 @@ class _Staged(Kvm):
         """The stage that a nested exit with *reason* is, 0 for none."""
         return 0
 
-    def nested_vmexit(
-        self,
-        reason: int,
-        qualification: int = 0,
-        info: int = 0,
-        error_code: int = POISON,
-        length: int = POISON,
-    ) -> None:
-        super().nested_vmexit(reason, qualification, info, error_code, length)
+    def save_pending_event(self, reason: int, info: int, length: int) -> None:
+        super().save_pending_event(reason, info, length)
         stage = self.exit_stage(reason)
         if stage:
             self.advance(stage)

@@ -9,9 +9,12 @@ from nvmx_core.scenario.config import Config
 
 
 class Remembering(Kvm):
-    """Fields of all of them together, so that bugs can be combined; none crosses a save and restore."""
+    """Fields of all of them together, so that bugs can be combined; none crosses a save and restore.
 
-    __slots__ = ("nmi_known_unmasked", "notification_at_entry")
+    ``stage`` is how far a planted bug's history has come.
+    """
+
+    __slots__ = ("nmi_known_unmasked", "notification_at_entry", "stage")
 
     def __init__(
         self, config: Config, cpu: Processor, memory: L2Memory, l1: L1, journal: list[Record]
@@ -19,3 +22,4 @@ class Remembering(Kvm):
         super().__init__(config, cpu, memory, l1, journal)
         self.nmi_known_unmasked: bool = False
         self.notification_at_entry: bool = False
+        self.stage: int = 0

@@ -13,7 +13,7 @@ from nvmx_core.oracle.liveness import liveness
 from nvmx_core.oracle.self_check import self_check
 from nvmx_core.oracle.transparency import transparency
 from nvmx_core.oracle.violation import Violation
-from nvmx_core.scenario.config import Config
+from nvmx_core.scenario.config import Config, config_for
 from nvmx_core.scenario.steps import Scenario
 
 
@@ -113,6 +113,11 @@ def run_and_judge(scenario: Scenario, config: Config, l0: type[Kvm] = Kvm) -> Ve
     nested = Nested(config, l0)
     nested.run(scenario)
     return Verdict(bare, nested, judge(bare, nested))
+
+
+def violations_of(scenario: Scenario, l0: type[Kvm] = Kvm) -> tuple[Violation, ...]:
+    """What `run_and_judge` finds, for those who want nothing else of the two runs."""
+    return run_and_judge(scenario, config_for(scenario.config), l0).violations
 
 
 def judge(bare: Bare, nested: Nested) -> tuple[Violation, ...]:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmx_fuzz import bench_find, hunt, power
-from nvmx_fuzz.bench_child import FEEDBACKS
+from nvmx_fuzz import bench_find, bench_settings, hunt, power
 from nvmx_fuzz.bench_scale import LENGTHS, Row, scenarios_of
 
 
@@ -24,19 +23,22 @@ def test_settings_name_feedbacks_that_there_are() -> None:
     for setting in (*bench_find.SETTINGS, *bench_find.DEEP_SETTINGS):
         core, _, feedback = setting[0].partition(":")
         assert core in ("python", "compiled")
-        assert feedback in FEEDBACKS
+        assert feedback in bench_settings.FEEDBACKS
+
+
+def usable(settings: tuple[bench_find.Setting, ...]) -> set[str]:
+    return {setting[0] for setting in settings if bench_settings.is_usable(setting[0])}
 
 
 def test_settings_without_a_build_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_find, "why_not_compiled", lambda: "there is none")
-    assert {setting[0].partition(":")[0] for setting in bench_find.usable(bench_find.SETTINGS)} == {
-        "python"
-    }
-    monkeypatch.setattr(bench_find, "why_not_compiled", lambda: "")
-    monkeypatch.setattr(bench_find, "has_branch_counters", lambda: False)
-    usable = {setting[0] for setting in bench_find.usable(bench_find.DEEP_SETTINGS)}
-    assert "compiled:transitions" in usable
-    assert "compiled:edges" not in usable
+    monkeypatch.setattr(bench_settings, "why_not_compiled", lambda: "there is none")
+    assert {word.partition(":")[0] for word in usable(bench_find.SETTINGS)} == {"python"}
+    assert bench_settings.campaign_setting() == "python:edges"
+    monkeypatch.setattr(bench_settings, "why_not_compiled", lambda: "")
+    monkeypatch.setattr(bench_settings, "has_branch_counters", lambda: False)
+    assert "compiled:transitions" in usable(bench_find.DEEP_SETTINGS)
+    assert "compiled:edges" not in usable(bench_find.DEEP_SETTINGS)
+    assert bench_settings.campaign_setting() == "compiled:transitions"
 
 
 def runs(method: str, executions: int, *, found: bool = True) -> list[hunt.Run]:
