@@ -20,6 +20,8 @@ from nvmx_core.scenario.steps import (
     OUTSIDE,
     RUN,
     VMWRITE,
+    VMWRITE_MAX,
+    WRITABLE_FIELDS,
     Operand,
     Operation,
     Step,
@@ -69,7 +71,7 @@ def parse_step(words: Sequence[str]) -> Step:
             value = _parse_flags(positional[position:], operand)
             position = len(positional)
         elif position < len(positional):
-            value = _parse_operand(op, operand, positional[position])
+            value = _parse_operand(op, operand, positional[position], values)
             position += 1
         else:
             value = _left_out(op, operand, values)
@@ -123,7 +125,11 @@ def _parse_flags(words: Sequence[str], operand: Operand) -> int:
     return bits
 
 
-def _parse_operand(op: int, operand: Operand, word: str) -> int:
+def _parse_operand(op: int, operand: Operand, word: str, before: Sequence[int]) -> int:
+    """The value of an operand; *before* are the values of those before it."""
+    if op == VMWRITE and operand.name == "value":
+        field = before[0]
+        return read_number(word, VMWRITE_MAX[field] + 1, f"value of {WRITABLE_FIELDS[field]}")
     if operand.names:
         return read_name(word, operand.names, operand.name)
     if operand.name in ("vector", "exception"):

@@ -67,6 +67,12 @@ WRITABLE_FIELDS: Final = (
     "EOI_EXIT_BITMAP",
 )
 WRITABLE_PLACES: Final = tuple(FIELD_BY_NAME[name].place for name in WRITABLE_FIELDS)
+VMWRITE_BITS_MAX: Final = 48
+"""The widest value that a vmwrite step holds; wider fields get zeros above it."""
+VMWRITE_MAX: Final = tuple(
+    (1 << min(FIELD_BY_NAME[name].width, VMWRITE_BITS_MAX)) - 1 for name in WRITABLE_FIELDS
+)
+"""The largest value of each of the writable fields: VMWRITE ignores what is above (SDM: VMWRITE)."""
 
 L1: Final = "L1"
 L2: Final = "L2"
@@ -118,7 +124,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         ),
     ),
     Operation(
-        L1, "vmwrite", (_named("field", "a", WRITABLE_FIELDS), Operand("value", "c", 1 << 48))
+        L1, "vmwrite", (_named("field", "a", WRITABLE_FIELDS), Operand("value", "c", 1 << VMWRITE_BITS_MAX))
     ),
     Operation(
         L1,
@@ -229,7 +235,9 @@ def canonical(op: int, a: int, b: int, c: int) -> Step:
     if op == INJECT:
         return op, a & 7, b & 0xFF, c & 0x1FFFFF
     if op == VMWRITE:
-        return op, a % len(WRITABLE_FIELDS), b & 0xFFFF, c & 0xFFFFFFFF
+        a %= len(WRITABLE_FIELDS)
+        value = vmwrite_value(b, c) & VMWRITE_MAX[a]
+        return op, a, value >> 32, value & 0xFFFFFFFF
     if op == RUN:
         a %= len(INSTRUCTIONS)
         takes_operand = INSTRUCTIONS[a].action in (SOFT_INTERRUPT, POP_FLAGS, WRITE_TPR)

@@ -194,6 +194,11 @@ def test_texts_of_known_words_are_scenarios_or_scenario_errors(lines: list[str])
         (("version 1", "L0 drop-page stak"), 2, "no page 'stak'; did you mean stack?"),
         (("version 1", "L1 vmwrite GUEST_ACTIVTY 1"), 2, "did you mean GUEST_ACTIVITY?"),
         (("version 1", "L1 inject external-interrupt 0x100"), 2, "the largest is 0xff"),
+        (
+            ("version 1", "L1 vmwrite ENTRY_INTR_INFO 0x180000202"),
+            2,
+            "value of ENTRY_INTR_INFO '0x180000202' is too large; the largest is 0xffffffff",
+        ),
         (("version 1", "L1 inject external-interrupt"), 2, "the vector is missing"),
         (
             ("version 1", "L1 inject nmi eror=1"),
