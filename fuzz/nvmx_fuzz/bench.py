@@ -335,7 +335,7 @@ def _show_searches(found: list[Search], as_json: bool) -> None:
     click.echo(f"{'L0':14} {'feedback':{width}}  found  median CPU s   worst  median executions")
     for search in found:
         click.echo(
-            f"{search.l0:14} {search.feedback:{width}} {search.found:3}/{search.runs:<3}"
+            f"{search.goal:14} {search.feedback:{width}} {search.found:3}/{search.runs:<3}"
             f"{search.median_seconds:13.2f}{search.worst_seconds:8.2f}"
             f"{search.median_executions:19,.0f}"
         )

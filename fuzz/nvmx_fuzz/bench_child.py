@@ -5,7 +5,8 @@ standard output:
 
     empty WARM_UP RUNS CORPUS                  a target that does nothing
     target WARM_UP RUNS CORPUS SETTING [OPTION…]   the real one, with mutator and counters
-    find L0 SEED SECONDS CORPUS SETTING [OPTION…]  until something is found
+    find L0 SEED SECONDS SETTING [OPTION…]  until a rule is broken
+    reach SEED SECONDS SETTING [OPTION…]    until `REACH_GOAL` situations were reached
     plain CORE                                 scenarios without atheris
     lengths CORE                               the same by scenario length
 
@@ -24,6 +25,7 @@ import atheris
 
 from nvmx_fuzz import CODE_UNDER_TEST
 from nvmx_fuzz.bench_settings import FEEDBACKS, Feedback
+from nvmx_fuzz.cli_options import FIXED
 from nvmx_fuzz.core_choice import choose
 from nvmx_fuzz.feedback import ExtraCounters, Probes, instrument, setup
 from nvmx_fuzz.json_line import SearchRun, finish
@@ -83,7 +85,7 @@ class Meter:
             )
 
 
-def arguments(corpus: str, seed: str = "1") -> list[str]:
+def arguments(seed: str, *corpus: str) -> list[str]:
     """The arguments for libFuzzer; a fixed seed, so that repetitions do the same."""
     return [
         "nvmx-bench",
@@ -91,14 +93,14 @@ def arguments(corpus: str, seed: str = "1") -> list[str]:
         "-reload=0",
         "-verbosity=0",
         "-print_final_stats=0",
-        corpus,
+        *corpus,
     ]
 
 
 def empty_harness(warm_up: int, runs: int, corpus: str) -> None:
     """Measure atheris and libFuzzer alone."""
     meter = Meter(warm_up, runs, lambda _data: 0)
-    setup(arguments(corpus), meter.test_one_input)
+    setup(arguments("1", corpus), meter.test_one_input)
     atheris.Fuzz()
 
 
@@ -117,34 +119,47 @@ def target(warm_up: int, runs: int, corpus: str, setting: str, *options: str) ->
         return len(scenario.steps)
 
     meter = Meter(warm_up, runs, one_input)
-    fuzz([*arguments(corpus), *options], meter.test_one_input, probes, states)
+    fuzz([*arguments("1", corpus), *options], meter.test_one_input, probes, states)
 
 
-def find(l0_name: str, seed: str, seconds: float, corpus: str, setting: str, *options: str) -> None:
-    """Measure how long it takes to violate a rule, or on `fixed` to reach `REACH_GOAL` situations."""
+def find(l0_name: str, seed: str, seconds: float, setting: str, *options: str) -> None:
+    """Measure how long it takes to violate a rule."""
+    search(l0_name, seed, seconds, setting, options, lambda verdict: bool(verdict.violations))
+
+
+def reach(seed: str, seconds: float, setting: str, *options: str) -> None:
+    """Measure how long it takes to reach `REACH_GOAL` situations on `fixed`."""
+    reached: set[int] = set()
+
+    def is_far(verdict: Any) -> bool:
+        counts = verdict.nested.vcpu.reach
+        reached.update(place for place in range(len(counts)) if counts[place])
+        return len(reached) >= REACH_GOAL
+
+    search(FIXED, seed, seconds, setting, options, is_far)
+
+
+def search(
+    l0_name: str,
+    seed: str,
+    seconds: float,
+    setting: str,
+    options: tuple[str, ...],
+    is_goal: Callable[[Any], bool],
+) -> None:
+    """Fuzz from an empty corpus that is kept in memory, until a verdict is the goal."""
     feedback = chosen(setting)
     with instrument(CODE_UNDER_TEST, feedback.mode) as probes:
-        from nvmx_core.l0.reach import REACH_COUNT  # noqa: PLC0415
         from nvmx_fuzz import codec, nested_events  # noqa: PLC0415
 
     states, recorder = state_counters(feedback)
     events = nested_events.NestedEvents(l0_name, recorder)
-    is_fixed = l0_name == nested_events.FIXED
-    reached: set[int] = set()
     run = SearchRun(seconds)
 
     def test_one_input(data: bytes) -> None:
-        verdict = events.run(codec.decode(data))
-        violates = bool(verdict.violations)
-        if not is_fixed:
-            run.executed(violates, lambda: data)
-            return
-        reach = verdict.nested.vcpu.reach
-        reached.update(place for place in range(REACH_COUNT) if reach[place])
-        is_far = len(reached) >= REACH_GOAL
-        run.executed(is_far and not violates, lambda: data, gives_up=violates)
+        run.executed(is_goal(events.run(codec.decode(data))), lambda: data)
 
-    fuzz([*arguments(corpus, seed), *options], test_one_input, probes, states)
+    fuzz([*arguments(seed), *options], test_one_input, probes, states)
 
 
 def chosen(setting: str) -> Feedback:
@@ -193,13 +208,14 @@ def fuzz(
     """Fuzz with the mutator of the target; does not return."""
     from nvmx_fuzz import mutate, nested_events  # noqa: PLC0415 - after `instrument`
 
+    mutator = mutate.Mutator()
     setup(
         nested_events.with_defaults(words),
         test_one_input,
         probes=probes,
         counters=[states],
-        custom_mutator=mutate.mutate,
-        custom_crossover=mutate.crossover,
+        custom_mutator=mutator.mutate,
+        custom_crossover=mutator.crossover,
     )
     atheris.Fuzz()
 
@@ -209,6 +225,9 @@ def main(kind: str, *words: str) -> int:
     if kind == "find":
         l0_name, seed, seconds, *rest = words
         find(l0_name, seed, float(seconds), *rest)
+    if kind == "reach":
+        seed, seconds, *rest = words
+        reach(seed, float(seconds), *rest)
     if kind == "plain":
         plain(*words)
     if kind == "lengths":

@@ -4,7 +4,6 @@ A setting is written `CORE:FEEDBACK`: "python" or "compiled", and a key of `FEED
 the model or atheris; what is measured runs in `bench_child.py`.
 """
 
-import tempfile
 from typing import Any, Final, NamedTuple
 
 from nvmx_fuzz.core_choice import has_branch_counters, why_not_compiled
@@ -48,6 +47,13 @@ def is_usable(setting: str) -> bool:
 
 
 def search(l0: str, seed: int, seconds: float, *setting: str) -> dict[str, Any]:
-    """One search from an empty corpus; *setting* is one, and what libFuzzer is told besides."""
-    with tempfile.TemporaryDirectory(prefix="nvmx-search-") as corpus:
-        return in_child(CHILD, "find", l0, str(seed), str(seconds), corpus, *setting)
+    """One search for a broken rule from an empty corpus.
+
+    *setting* is one of the above, and what libFuzzer is told besides; *seconds* are CPU time.
+    """
+    return in_child(CHILD, "find", l0, str(seed), str(seconds), *setting)
+
+
+def reach(seed: int, seconds: float, *setting: str) -> dict[str, Any]:
+    """The same until many situations were reached on `fixed`."""
+    return in_child(CHILD, "reach", str(seed), str(seconds), *setting)

@@ -1,6 +1,7 @@
 """`nvmx-fuzz bugs`: the catalogue as a table, and how soon each bug is found."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,11 @@ def _hunt(
 ) -> None:
     from nvmx_fuzz import hunt  # noqa: PLC0415
 
+    for method in methods:
+        if method not in (GUIDED, "random") and find_spec(method) is None:
+            raise click.UsageError(
+                f"{method} is missing; try: pip install -e .[report]", click.get_current_context()
+            )
     if record is not None and not record.parent.is_dir():
         raise BadFile(record, "its folder does not exist")
     done = []

@@ -19,7 +19,9 @@ from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.json_line import in_child
 
 GUIDED: Final = "nvmx-fuzz"
-METHODS: Final = (GUIDED, "random", "hypothesis", "atheris")
+METHODS: Final = (GUIDED, "random", "hypothesis", "hypofuzz", "atheris")
+_IN_PYTHON: Final = ("hypofuzz", "atheris")
+"""Guided by what they trace of Python code: a compiled core would leave them blind."""
 
 
 class Run(NamedTuple):
@@ -90,7 +92,7 @@ def search(method: str, bug: str, seed: int, seconds: float) -> Run:
     if method == GUIDED:
         found = bench_settings.search(bug, seed, seconds, bench_settings.campaign_setting())
     else:
-        core = "python" if method == "atheris" or why_not_compiled() else "compiled"
+        core = "python" if method in _IN_PYTHON or why_not_compiled() else "compiled"
         found = in_child("nvmx_fuzz.hunt_child", method, bug, str(seed), str(seconds), core)
     return Run(
         method,

@@ -5,15 +5,14 @@ SECONDS of CPU time are over. The methods here are what a user would take instea
 
     random        random scenarios of the same generator, without feedback
     hypothesis    the public strategies, without shrinking or database
-    atheris       atheris as it comes: its instrumentation, its byte mutator, an empty corpus
+    hypofuzz      the same with HypoFuzz as the backend, which is guided by the lines that it traces
+    atheris       atheris as it comes: its instrumentation, its byte mutator, an empty corpus in memory
 """
 
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 from nvmx_fuzz import CODE_UNDER_TEST
 from nvmx_fuzz.core_choice import choose
@@ -44,6 +43,26 @@ def hypothesis_search(l0_name: str, seed: int, seconds: float) -> None:
     """Let Hypothesis generate examples until one fails."""
     import hypothesis  # noqa: PLC0415 - of this method only
 
+    test = property_test(l0_name, seconds, database=None)
+    # Hypothesis ends by itself when it believes to have seen everything that is new.
+    for turn in count():
+        hypothesis.seed(seed * _STRIDE + turn)(test)()
+
+
+def hypofuzz_search(l0_name: str, _seed: int, seconds: float) -> None:
+    """Let HypoFuzz do so, with its corpus in memory; it takes no seed, but draws its own."""
+    import hypofuzz.entrypoint  # noqa: F401, PLC0415 - importing it registers the backend
+    from hypothesis.database import InMemoryExampleDatabase  # noqa: PLC0415
+
+    test = property_test(l0_name, seconds, backend="hypofuzz", database=InMemoryExampleDatabase())
+    while True:
+        test()
+
+
+def property_test(l0_name: str, seconds: float, **engine: Any) -> Callable[[], None]:
+    """What a user would write with the public strategies, without end; *engine* are settings."""
+    import hypothesis  # noqa: PLC0415 - of these methods only
+
     from nvmx_core.bugs.versions import l0_class  # noqa: PLC0415
     from nvmx_core.oracle.judge import violations_of  # noqa: PLC0415
     from nvmx_core.scenario.steps import Scenario  # noqa: PLC0415
@@ -51,22 +70,21 @@ def hypothesis_search(l0_name: str, seed: int, seconds: float) -> None:
     from nvmx_fuzz.strategies import scenarios  # noqa: PLC0415
 
     l0 = l0_class(l0_name)
-    run = SearchRun(seconds)
-
-    def holds(scenario: Scenario) -> None:
-        run.executed(bool(violations_of(scenario, l0)), lambda: encode(scenario))
-
     settings = hypothesis.settings(
         max_examples=_EXAMPLES_MAX,
-        database=None,
         deadline=None,
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
+        **engine,
     )
-    # Hypothesis ends by itself when it believes to have seen everything that is new.
-    for turn in count():
-        example = settings(hypothesis.given(scenarios())(holds))
-        hypothesis.seed(seed * _STRIDE + turn)(example)()
+    run = SearchRun(seconds)
+
+    @settings
+    @hypothesis.given(scenarios())
+    def holds(scenario: Scenario) -> None:
+        run.executed(bool(violations_of(scenario, l0)), lambda: encode(scenario))
+
+    return holds
 
 
 def atheris_search(l0_name: str, seed: int, seconds: float) -> None:
@@ -85,15 +103,15 @@ def atheris_search(l0_name: str, seed: int, seconds: float) -> None:
     def test_one_input(data: bytes) -> None:
         run.executed(bool(violations_of(decode(data), l0)), lambda: data)
 
-    with tempfile.TemporaryDirectory(prefix="nvmx-hunt-") as corpus:
-        options = ("-max_len=520", "-verbosity=0", "-print_final_stats=0", f"-seed={seed}")
-        setup([f"nvmx-hunt{os.sep}", *options, corpus], test_one_input, probes=probes)
-        atheris.Fuzz()
+    options = ("-max_len=520", "-verbosity=0", "-print_final_stats=0", f"-seed={seed}")
+    setup(["nvmx-hunt", *options], test_one_input, probes=probes)
+    atheris.Fuzz()
 
 
 SEARCHES: Final[dict[str, Callable[[str, int, float], None]]] = {
     "random": random_search,
     "hypothesis": hypothesis_search,
+    "hypofuzz": hypofuzz_search,
     "atheris": atheris_search,
 }
 

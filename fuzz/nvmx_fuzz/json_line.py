@@ -40,11 +40,11 @@ class SearchRun:
         self._started: Final = time.process_time()
         self._executions = 0
 
-    def executed(self, found: bool, data: Callable[[], bytes], *, gives_up: bool = False) -> None:
+    def executed(self, found: bool, data: Callable[[], bytes]) -> None:
         """One execution more, of *data*; does not return when it is the last."""
         self._executions += 1
         passed = time.process_time() - self._started
-        if found or gives_up or passed > self._seconds:
+        if found or passed > self._seconds:
             finish(
                 {
                     "found": found,

@@ -6,7 +6,10 @@ another vector, an arrival one step earlier. Insertions look at where they are: 
 goes right before an ``enter``, what L2 runs goes behind one.
 
 Records that a mutation writes are canonical, so a corpus that starts empty holds no two spellings
-of one scenario. Everything follows from the arguments; there is no state.
+of one scenario. Everything follows from the arguments of ``mutate`` and ``crossover``; there is no state.
+
+A campaign calls them through a ``Mutator``, which opens with scenarios of the generator: what is easy to find
+is found by looking everywhere first, not by looking closely at the first input.
 
 libFuzzer starts an empty corpus with a size limit of 4 bytes and raises it slowly. That suits
 parsers; a scenario needs 16 bytes for its first step. Targets pass ``-len_control=0`` and
@@ -44,6 +47,7 @@ from nvmx_fuzz.generate import (
     grow_round,
     noise,
     pick,
+    random_bytes,
     swarm_of,
     vary_header,
 )
@@ -204,7 +208,7 @@ _GROW: Final[tuple[Mutation, ...]] = (
     *(_insert_during,) * 6,
     *(_insert_enter,) * 4,
     *(_insert_round,) * 3,
-    *(_insert_idiom,) * 4,
+    *(_insert_idiom,) * 8,
     *(_run_more,) * 2,
     *(_duplicate,) * 3,
 )
@@ -224,6 +228,10 @@ _SHRINK: Final[tuple[Mutation, ...]] = (
 _ANY: Final = _GROW + _CHANGE + _SHRINK
 _BURST: Final = (1, 1, 1, 1, 2, 2, 3, 4)
 
+
+OPENING: Final = 512
+"""How many mutations of a campaign are new scenarios; so many run in about 30 ms."""
+_OPENING_ROUNDS: Final = 4
 
 # -- what libFuzzer calls --------------------------------------------------------------------------
 
@@ -277,6 +285,32 @@ def crossover(left: bytes, right: bytes, size_max: int, seed: int) -> bytes:
         stop = place + len(piece) if choice & 8 else place
         steps[place:stop] = piece
     return _join(header, steps, size_max)
+
+
+class Mutator:
+    """`mutate` and `crossover` behind an opening of scenarios that the generator draws."""
+
+    __slots__ = ("_opening",)
+
+    def __init__(self, opening: int = OPENING) -> None:
+        """Begin with *opening* new scenarios."""
+        self._opening = opening
+
+    def mutate(self, data: bytes, size_max: int, seed: int) -> bytes:
+        """What libFuzzer calls to change an input."""
+        if self._opening > 0:
+            return self._open(size_max, seed)
+        return mutate(data, size_max, seed)
+
+    def crossover(self, left: bytes, right: bytes, size_max: int, seed: int) -> bytes:
+        """What libFuzzer calls to cross two inputs."""
+        if self._opening > 0:
+            return self._open(size_max, seed)
+        return crossover(left, right, size_max, seed)
+
+    def _open(self, size_max: int, seed: int) -> bytes:
+        self._opening -= 1
+        return random_bytes(seed, _OPENING_ROUNDS)[:size_max]
 
 
 def _insert_first(steps: Records, draw: Draw, swarm: Swarm) -> None:

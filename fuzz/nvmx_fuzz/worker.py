@@ -63,13 +63,14 @@ def main(argument: str) -> int:
         runner.stopping = True
 
     signal.signal(signal.SIGTERM, stop)
+    mutator = mutate.Mutator()
     setup(
         nested_events.with_defaults(libfuzzer_arguments(order)),
         runner.test_one_input,
         probes=probes,
         counters=[states],
-        custom_mutator=mutate.mutate,
-        custom_crossover=mutate.crossover,
+        custom_mutator=mutator.mutate,
+        custom_crossover=mutator.crossover,
     )
     send(order.messages, Message("ready", text=probes.mode, count=probes.count))
     if sys.stdin.readline():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nvmx_fuzz import cli_bugs
 from nvmx_fuzz.cli import main
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.hunt import METHODS, Result, Run, hunt, read, results
@@ -54,11 +55,11 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(method: str) -> None:
-    if method in ("nvmx-fuzz", "atheris"):
-        pytest.importorskip("atheris")
+    needed = {"nvmx-fuzz": "atheris", "random": "nvmx_fuzz"}.get(method, method)
+    pytest.importorskip(needed)
     (found,) = hunt(["bug3"], [method], 1, 5.0, None)
     assert found.executions > 0
-    assert found.found or method in ("hypothesis", "atheris")
+    assert found.found or method in ("hypothesis", "hypofuzz", "atheris")
     assert bool(found.data) == found.found
 
 
@@ -69,6 +70,15 @@ def test_command_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(entry["reason"] for entry in shown["not expressed"])
     assert main(["bugs", "kvm-6.12", "--json"]) == 0
     assert all(row["id"] != "bug1" for row in json.loads(capsys.readouterr().out)["bugs"])
+
+
+def test_command_says_what_a_method_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_bugs, "find_spec", lambda _name: None)
+    assert main(["bugs", "bug1", "--hunt", "--method", "hypofuzz"]) == 2
+    error = capsys.readouterr().err
+    assert error == "nvmx-fuzz: hypofuzz is missing; try: pip install -e .[report]\n"
 
 
 def test_command_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from nvmx_fuzz.generate import (
     swarm,
     vary_header,
 )
-from nvmx_fuzz.mutate import _ANY, _SPLIT, crossover, mutate
+from nvmx_fuzz.mutate import _ANY, _SPLIT, Mutator, crossover, mutate
 from nvmx_fuzz.strategies import scenarios
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -62,6 +62,18 @@ def test_a_scenario_grows_from_an_empty_corpus(start: bytes) -> None:
     for seed in range(50):
         steps = decode(mutate(start, SIZE_MAX, seed)).steps
         assert ENTER in {step[0] for step in steps}
+
+
+def test_a_campaign_opens_with_scenarios_of_the_generator() -> None:
+    mutator = Mutator(opening=3)
+    data = random_bytes(1)
+    opened = [mutator.mutate(data, SIZE_MAX, 7), mutator.crossover(data, data, SIZE_MAX, 8)]
+    opened.append(mutator.mutate(data, 40, 9))
+    assert opened == [random_bytes(7), random_bytes(8), random_bytes(9)[:40]]
+    assert mutator.mutate(data, SIZE_MAX, 10) == mutate(data, SIZE_MAX, 10)
+    assert mutator.crossover(data, opened[0], SIZE_MAX, 10) == crossover(
+        data, opened[0], SIZE_MAX, 10
+    )
 
 
 def test_a_future_version_is_not_passed_on() -> None:
