@@ -124,7 +124,7 @@ def _hunt(
     for method in methods:
         if method not in (GUIDED, "random") and find_spec(method) is None:
             raise click.UsageError(
-                f"{method} is missing; try: pip install -e .[report]", click.get_current_context()
+                f"{method} is missing: pip install -e .[report]", click.get_current_context()
             )
     if record is not None and not record.parent.is_dir():
         raise BadFile(record, "its folder does not exist")
