@@ -26,6 +26,7 @@ from nvmx_core.scenario.text import (
     format_file,
     parse_scenario,
 )
+from nvmx_fuzz import journals
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "corpus" / "nested_events"
 SEEDS: Final = sorted(FOLDER.glob("*.scn"))
@@ -164,3 +165,16 @@ def test_expect_lines_of_the_bugs_own_seeds_notice_them(bug: str) -> None:
         file = seed(FOLDER / f"{name}.scn")
         _bare, nested = run(file, l0_class(bug))
         assert check_expectations(file, nested.journal, nested.step_starts), name
+
+
+def test_the_recorded_journals_are_up_to_date() -> None:
+    known = journals.recorded()
+    assert list(known) == [
+        str(path.relative_to(journals.CORPUS)) for path in journals.scenario_paths()
+    ]
+    changed = [
+        name
+        for name, digest in known.items()
+        if journals.digest(journals.run(journals.CORPUS / name).bare) != digest
+    ]
+    assert not changed, "wanted? then run python -m nvmx_fuzz.journals"

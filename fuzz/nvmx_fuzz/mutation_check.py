@@ -1,0 +1,102 @@
+"""Looks at the tree as it is, mutated or not: `python -m nvmx_fuzz.mutation_check INPUTS`.
+
+Asked in turn, until one sees something wrong with `fixed`: the oracles on every scenario of the corpus, the
+recorded journals of these scenarios, a campaign of 10 CPU seconds that starts from them (INPUTS is a list of
+files for libFuzzer). The last line of output says what was seen; exit status 1: seen, 0: not. What none of
+them sees is shown to the tests of the rules too, which changes the line and not the status.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Final
+
+from nvmx_fuzz import bench_settings
+from nvmx_fuzz.cli_options import FIXED
+
+SEED: Final = 1
+CAMPAIGN_SECONDS: Final = 10.0
+_CORPUS_SECONDS_MAX: Final = 30
+_RULE_TESTS: Final = (
+    "tests/arch",
+    "tests/cpu",
+    "tests/guests",
+    "tests/l0",
+    "tests/oracle",
+    "tests/bugs",
+)
+
+
+def corpus_sees() -> str:
+    """What the oracles, or else the recorded journals, say of the scenarios of the corpus."""
+    from nvmx_fuzz import journals  # noqa: PLC0415 - a mutant may fail to import
+
+    known = journals.recorded()
+    changed = ""
+    for path in journals.scenario_paths():
+        name = str(path.relative_to(journals.CORPUS))
+        verdict = journals.run(path)
+        if verdict.violations:
+            return f"oracles: {verdict.violations[0].rule} {name}"
+        if not changed and journals.digest(verdict.bare) != known[name]:
+            changed = f"journals: {name}"
+    return changed
+
+
+def campaign_sees(inputs: str) -> str:
+    """What a short campaign finds."""
+    setting = bench_settings.campaign_setting()
+    try:
+        found = bench_settings.search(
+            FIXED, SEED, CAMPAIGN_SECONDS, setting, f"-seed_inputs=@{inputs}"
+        )
+    except RuntimeError as error:
+        return f"campaign: {str(error).splitlines()[-1]}"
+    if not found["found"]:
+        return ""
+    return f"campaign: after {found['executions']} executions, {found['data']}"
+
+
+def tests_see() -> str:
+    """The first test of a rule that fails."""
+    words = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *_RULE_TESTS,
+    ]
+    finished = subprocess.run(words, capture_output=True, check=False, text=True)
+    if not finished.returncode:
+        return ""
+    failed = [line for line in finished.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return f"tests only: {failed[0] if failed else finished.returncode}"
+
+
+def main(inputs: str) -> int:
+    """Look, say what was seen."""
+
+    def give_up(_signal: int, _frame: object) -> None:
+        sys.stdout.write("oracles: no end\n")
+        sys.stdout.flush()
+        os._exit(1)
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(_CORPUS_SECONDS_MAX)
+    try:
+        seen = corpus_sees()
+    except Exception as error:  # noqa: BLE001 - whatever a mutant raises, it is seen
+        seen = f"oracles: {type(error).__name__} {error}"
+    signal.alarm(0)
+    seen = seen or campaign_sees(inputs)
+    sys.stdout.write(f"{seen or tests_see() or 'nobody'}\n")
+    return 1 if seen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,256 @@
+"""Scores oracles, seeds and search by mutants of the model: `scripts/mutation`.
+
+Cosmic Ray changes one operator, number or condition of `nvmx_core/l0` and `nvmx_core/cpu` at a time, in
+copies of this tree below `build/mutation`, and `mutation_check.py` says who sees the mutant. A session that
+was cut off goes on where it stopped. The score is of the mutants that are not equivalent; what nobody saw is
+listed with a verdict from `docs/mutation-verdicts.txt`.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.core_choice import ROOT
+from nvmx_fuzz.files import write_whole
+from nvmx_fuzz.journals import scenario_paths
+from nvmx_fuzz.scenario_files import load
+
+BUILD: Final = ROOT / "build" / "mutation"
+PAGE: Final = ROOT / "docs" / "MUTATION.md"
+VERDICTS: Final = ROOT / "docs" / "mutation-verdicts.txt"
+MARK: Final = "<!-- from here on written by: scripts/mutation --report -->"
+MODULES: Final = ("nvmx_core/l0", "nvmx_core/cpu")
+
+_TIMEOUT_SECONDS: Final = 150
+_KEPT_OPERATORS: Final = (
+    "AddNot", "NumberReplacer", "ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceTrueWithFalse",
+    "ReplaceFalseWithTrue", "ReplaceUnaryOperator_Delete_Not", "ReplaceUnaryOperator_Delete_Invert",
+    "ReplaceUnaryOperator_Delete_USub", "ZeroIterationForLoop", "ReplaceBreakWithContinue",
+    "ReplaceContinueWithBreak", "ReplaceBinaryOperator_BitAnd_BitOr", "ReplaceBinaryOperator_BitOr_BitAnd",
+    "ReplaceBinaryOperator_BitXor_BitAnd", "ReplaceBinaryOperator_LShift_RShift",
+    "ReplaceBinaryOperator_RShift_LShift", "ReplaceBinaryOperator_Add_Sub", "ReplaceBinaryOperator_Sub_Add",
+    "ReplaceBinaryOperator_Mul_FloorDiv", "ReplaceComparisonOperator_Eq_NotEq",
+    "ReplaceComparisonOperator_NotEq_Eq", "ReplaceComparisonOperator_Lt_LtE",
+    "ReplaceComparisonOperator_LtE_Lt", "ReplaceComparisonOperator_Gt_GtE",
+    "ReplaceComparisonOperator_GtE_Gt",
+    "ReplaceComparisonOperator_Is_IsNot", "ReplaceComparisonOperator_IsNot_Is",
+)  # fmt: skip
+"""One replacement for each operator: x & y becomes x | y, not also x ^ y, x << y and seven more."""
+
+SEEN: Final = ("oracles", "journals", "campaign")
+UNSEEN: Final = ("tests only", "nobody")
+_CONFIG: Final = """\
+[cosmic-ray]
+module-path = [{modules}]
+timeout = {timeout}.0
+excluded-modules = []
+test-command = "{python} -P -m nvmx_fuzz.mutation_check {inputs}"
+
+[cosmic-ray.distributor]
+name = "local"
+
+[cosmic-ray.filters.operators-filter]
+exclude-operators = ["core/(?!({kept})$)"]
+"""
+
+
+class Mutant(NamedTuple):
+    """One mutant that was looked at: where, old and new line, who saw it, and how."""
+
+    module: str
+    old: str
+    new: str
+    who: str
+    how: str
+
+    @property
+    def key(self) -> str:
+        """What a verdict is given to."""
+        return f"{self.module}: {self.old} -> {self.new}"
+
+
+def folder_of(job: int) -> Path:
+    """Where the session and the tree of one of several jobs are."""
+    return BUILD / str(job)
+
+
+def prepare(job: int, jobs: int, sample: int) -> None:
+    """Copy the tree and make a session of the mutants of a job: every *sample*-th, dealt to the jobs."""
+    folder = folder_of(job)
+    shutil.rmtree(folder, ignore_errors=True)
+    tree = folder / "tree"
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=True, text=True
+    )
+    for name in listed.stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            target = tree / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    helpers = (ROOT / "fuzz" / "nvmx_fuzz").glob("*.so")
+    for path in helpers:
+        shutil.copy2(path, tree / "fuzz" / "nvmx_fuzz")
+    inputs = folder / "inputs"
+    inputs.mkdir()
+    names = []
+    for number, path in enumerate(scenario_paths()):
+        (inputs / str(number)).write_bytes(encode(load(str(path)).scenario))
+        names.append(str(inputs / str(number)))
+    (folder / "inputs.txt").write_text(",".join(names))
+    (folder / "config.toml").write_text(
+        _CONFIG.format(
+            modules=", ".join(f'"{name}"' for name in MODULES),
+            timeout=_TIMEOUT_SECONDS,
+            python=sys.executable,
+            inputs=folder / "inputs.txt",
+            kept="|".join(_KEPT_OPERATORS),
+        )
+    )
+    # By content and not by time: Cosmic Ray writes a file twice within the resolution of its time stamp.
+    run(job, [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "."])
+    run(job, ["cosmic-ray", "init", "../config.toml", "../draft.sqlite"])
+    run(job, ["cr-filter-operators", "../draft.sqlite", "../config.toml"])
+    _deal(folder / "draft.sqlite", job, jobs, sample)
+    (folder / "draft.sqlite").rename(folder / "session.sqlite")
+
+
+def _deal(session: Path, job: int, jobs: int, sample: int) -> None:
+    from cosmic_ray.work_db import use_db  # noqa: PLC0415 - of the extra "mutation"
+    from cosmic_ray.work_item import WorkerOutcome, WorkResult  # noqa: PLC0415
+
+    with use_db(str(session)) as work:
+        for item in work.pending_work_items:
+            (spec,) = item.mutations
+            place = (
+                f"{spec.module_path} {spec.operator_name} {spec.operator_args} {spec.occurrence}"
+            )
+            number = int.from_bytes(sha256(place.encode()).digest()[:6])
+            if number % sample or number // sample % jobs != job:
+                work.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+
+
+def run(job: int, words: list[str]) -> None:
+    """Run a command in the tree of a job, which imports the model from there."""
+    tree = folder_of(job) / "tree"
+    subprocess.run(words, cwd=tree, env=environment(tree), check=True)
+
+
+def environment(tree: Path) -> dict[str, str]:
+    """The environment in which Python finds the model in *tree*, and only its source."""
+    import os  # noqa: PLC0415
+
+    return os.environ | {"PYTHONPATH": f"{tree}:{tree / 'fuzz'}", "NVMX_CORE": "python"}
+
+
+def mutants() -> Iterator[Mutant]:
+    """All that were looked at so far, in every session."""
+    from cosmic_ray.work_db import WorkDB, use_db  # noqa: PLC0415 - of the extra "mutation"
+
+    for session in sorted(BUILD.glob("*/session.sqlite")):
+        with use_db(str(session), WorkDB.Mode.open) as work:
+            for item, result in work.completed_work_items:
+                if result.test_outcome is not None:
+                    yield _mutant(item, result)
+
+
+def _mutant(item: Any, result: Any) -> Mutant:
+    (spec,) = item.mutations
+    old, new = ("", "")
+    for line in (result.diff or "").splitlines():
+        if line.startswith("-") and not line.startswith("---"):
+            old = line[1:].strip()
+        elif line.startswith("+") and not line.startswith("+++"):
+            new = line[1:].strip()
+    said = (result.output or "").strip().splitlines()
+    last = said[-1] if said else ""
+    who, _, how = last.partition(": ")
+    if who not in (*SEEN, *UNSEEN):
+        who, how = "oracles", last  # cut off, or it does not even start
+    return Mutant(str(spec.module_path).removeprefix("nvmx_core/"), old, new, who, how)
+
+
+def verdicts() -> dict[str, str]:
+    """The verdicts by key: "equivalent: why", or what is missing."""
+    if not VERDICTS.is_file():
+        return {}
+    lines = (line for line in VERDICTS.read_text().splitlines() if line and line[0] != "#")
+    return dict(line.split(" => ", 1) for line in lines)
+
+
+def page(found: list[Mutant], known: dict[str, str]) -> str:
+    """The tables: by module, and what was not seen."""
+    lines = [
+        "| module | mutants | "
+        + " | ".join(SEEN)
+        + " | tests only | nobody | equivalent | score |",
+        "|---|---|" + "---|" * (len(SEEN) + 4),
+    ]
+    modules = sorted({mutant.module for mutant in found})
+    for title, members in (
+        *((module, (module,)) for module in modules),
+        *((part, tuple(m for m in modules if m.startswith(part))) for part in ("cpu/", "l0/")),
+        ("all", tuple(modules)),
+    ):
+        lines.append(_row(title, [m for m in found if m.module in members], known))
+    lines += ["", "## Not seen", "", "| mutant | the tests | verdict |", "|---|---|---|"]
+    for mutant in sorted(found):
+        if mutant.who in UNSEEN:
+            seen = "see it" if mutant.who == "tests only" else "-"
+            text = f"{mutant.module}: `{mutant.old}` becomes `{mutant.new}`".replace("|", "\\|")
+            lines.append(f"| {text} | {seen} | {known.get(mutant.key, 'none yet')} |")
+    return "\n".join(lines)
+
+
+def _row(title: str, found: list[Mutant], known: dict[str, str]) -> str:
+    counts = Counter(mutant.who for mutant in found)
+    equivalent = sum(
+        mutant.who in UNSEEN and known.get(mutant.key, "").startswith("equivalent")
+        for mutant in found
+    )
+    seen = sum(counts[who] for who in SEEN)
+    relevant = len(found) - equivalent
+    score = f"{100 * seen / relevant:.1f} %" if relevant else "-"
+    cells = [len(found), *(counts[who] for who in (*SEEN, *UNSEEN)), equivalent]
+    return f"| {title} | " + " | ".join(map(str, cells)) + f" | {score} |"
+
+
+@click.command()
+@click.option("--sample", default=1, show_default=True, type=click.IntRange(1), metavar="N",
+              help="Only every N-th mutant.")  # fmt: skip
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), metavar="N",
+              help="Mutants at the same time.")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Begin anew, with the tree as it is now.")
+@click.option("--report", is_flag=True, help="Only write docs/MUTATION.md from what there is.")
+def command(sample: int, jobs: int, fresh: bool, report: bool) -> None:
+    """Let mutants of the model meet the oracles, the corpus and a short campaign."""
+    if not report:
+        for job in range(jobs):
+            if fresh or not (folder_of(job) / "session.sqlite").exists():
+                click.echo(f"preparing {folder_of(job)}", err=True)
+                prepare(job, jobs, sample)
+        processes = [
+            subprocess.Popen(
+                ["cosmic-ray", "exec", "../config.toml", "../session.sqlite"],
+                cwd=folder_of(job) / "tree",
+                env=environment(folder_of(job) / "tree"),
+            )
+            for job in range(jobs)
+        ]
+        statuses = [process.wait() for process in processes]
+        if any(statuses):
+            raise click.ClickException("Cosmic Ray failed")
+    text = page(list(mutants()), verdicts())
+    prose = PAGE.read_text().partition(MARK)[0] if PAGE.is_file() else "# Mutation score\n\n"
+    write_whole(PAGE, f"{prose}{MARK}\n\n{text}\n".encode())
+
+
+if __name__ == "__main__":
+    command()
