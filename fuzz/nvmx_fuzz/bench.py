@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import click
 
+from nvmx_core.bugs.catalogue import CATALOGUE
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import judge
@@ -28,8 +29,10 @@ from nvmx_fuzz.bench_find import DEEP_GOALS, DEEP_SETTINGS, GOALS, SETTINGS, Sea
 from nvmx_fuzz.bench_rates import rates, scenarios
 from nvmx_fuzz.bench_scale import Row, rows
 from nvmx_fuzz.bench_settings import CHILD, campaign_setting
+from nvmx_fuzz.cli_bugs import hunt_and_show
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.core_choice import has_branch_counters, why_not_compiled
+from nvmx_fuzz.hunt import METHODS, missing_for
 from nvmx_fuzz.json_line import in_child
 from nvmx_fuzz.mutate import mutate
 from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
@@ -259,8 +262,10 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
               help="Only measure how soon each kind of feedback finds, N runs each.")  # fmt: skip
 @click.option("--deep", "deep_each", default=0, metavar="N",
               help="Only measure how soon each abstraction finds deep bugs, N runs each.")  # fmt: skip
+@click.option("--hunt", "hunts_each", default=0, metavar="N",
+              help="Only hunt every bug of the catalogue by every method, N runs each.")  # fmt: skip
 @click.option("--seconds", default=60, show_default=True, type=click.IntRange(1), metavar="S",
-              help="CPU seconds after which a run of --find or --deep gives up.")  # fmt: skip
+              help="CPU seconds after which a run of --find, --deep or --hunt gives up.")  # fmt: skip
 @click.option("--scale", is_flag=True,
               help="Only measure growth: scenario length, corpus size, processes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -270,6 +275,7 @@ def main(
     memory_runs: int,
     searches_each: int,
     deep_each: int,
+    hunts_each: int,
     seconds: int,
     scale: bool,
     as_json: bool,
@@ -280,6 +286,11 @@ def main(
         return
     if deep_each:
         _show_searches(list(searches(DEEP_GOALS, DEEP_SETTINGS, deep_each, seconds)), as_json)
+        return
+    if hunts_each:
+        methods = tuple(method for method in METHODS if not missing_for(method))
+        bugs = [bug.name for bug in CATALOGUE]
+        hunt_and_show(bugs, methods, hunts_each, seconds, None, 1, as_json)
         return
     if scale:
         _show_rows(rows(["python"] if why_not_compiled() else ["python", "compiled"]), as_json)

@@ -1,12 +1,12 @@
 """`nvmx-fuzz bugs`: the catalogue as a table, and how soon each bug is found."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nvmx_fuzz import hunt as hunting
 from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.hunt import GUIDED, METHODS
@@ -39,7 +39,7 @@ def command(
     """Show the catalogue of known bugs, all of them or those NAMES stand for (kvm-5.4, bug1,res2 ...)."""
     chosen = _chosen(names)
     if hunt:
-        _hunt(chosen, methods or (GUIDED,), runs, seconds, record, jobs, as_json)
+        hunt_and_show(chosen, methods or (GUIDED,), runs, seconds, record, jobs, as_json)
     else:
         _show(chosen, bool(names), as_json)
 
@@ -110,7 +110,7 @@ def smallest_known(name: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if line and not line.startswith("version")]
 
 
-def _hunt(
+def hunt_and_show(
     chosen: list[str],
     methods: tuple[str, ...],
     runs: int,
@@ -119,10 +119,9 @@ def _hunt(
     jobs: int,
     as_json: bool,
 ) -> None:
-    from nvmx_fuzz import hunt  # noqa: PLC0415
-
+    """Hunt, say of each run what came of it, and show the table."""
     for method in methods:
-        if method not in (GUIDED, "random") and find_spec(method) is None:
+        if hunting.missing_for(method):
             raise click.UsageError(
                 f"{method} is missing: pip install -e .[report]", click.get_current_context()
             )
@@ -130,7 +129,7 @@ def _hunt(
         raise BadFile(record, "its folder does not exist")
     done = []
     total = len(chosen) * len(methods) * runs
-    for run in hunt.hunt(chosen, methods, runs, seconds, record, jobs):
+    for run in hunting.hunt(chosen, methods, runs, seconds, record, jobs):
         done.append(run)
         verdict = "found" if run.found else "not found"
         click.echo(
@@ -138,7 +137,7 @@ def _hunt(
             f" {run.executions:,} executions, {run.seconds:.2f} CPU s",
             err=True,
         )
-    found = hunt.results(done)
+    found = hunting.results(done)
     if as_json:
         click.echo(json.dumps([result._asdict() for result in found], indent=2))
         return

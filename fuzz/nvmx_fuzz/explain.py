@@ -8,13 +8,14 @@ A scenario that breaks nothing has the same report without parts 1 and 3.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.bugs.versions import FIXED, bugs_of, l0_class
 from nvmx_core.journal import EXIT, Record
-from nvmx_core.oracle.judge import run_and_judge
+from nvmx_core.l0.kvm import Kvm
+from nvmx_core.oracle.judge import run_and_judge, violations_of
 from nvmx_core.oracle.transparency import first_difference
 from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import config_for
@@ -28,6 +29,7 @@ from nvmx_fuzz.explain_report import Finding, Report, to_json
 from nvmx_fuzz.explain_rules import rule_texts
 from nvmx_fuzz.explain_setup import setup_texts
 from nvmx_fuzz.explain_timeline import timeline, wrong_moment
+from nvmx_fuzz.free_operands import free_operands
 
 __all__ = ["Report", "explain", "render_rich", "render_text", "to_json"]
 
@@ -65,13 +67,27 @@ def explain(
         setup=setup_texts(config),
         finding=None if violation is None else _finding(violation),
         others=_others(verdict.violations, violation),
-        lines=timeline(played, bare, nested, moment, config.l0_ept),
+        lines=timeline(played, bare, nested, moment, config.l0_ept, _free(scenario, l0, violation)),
         fields=stories(played, violation, place) if violation and place else (),
         rules=rule_texts(violation, place),
         replay=f"nvmx-fuzz replay --l0 {l0_name} {shlex.quote(file)}",
         revision=revision,
         scenario=format_scenario(scenario),
     )
+
+
+def _free(
+    scenario: Scenario, l0: type[Kvm], violation: Violation | None
+) -> Mapping[int, Collection[int]]:
+    """The operands that do not matter for a violation."""
+    if violation is None:
+        return {}
+    key = violation.key()
+
+    def holds(candidate: Scenario) -> bool:
+        return any(other.key() == key for other in violations_of(candidate, l0))
+
+    return free_operands(scenario, holds)
 
 
 def _place(

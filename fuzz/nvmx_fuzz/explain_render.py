@@ -84,13 +84,15 @@ def _setup(report: Report, width: int) -> Iterator[list[Span]]:
 
 def _timeline(lines: Sequence[Line], width: int) -> Iterator[list[Span]]:
     number_width = max(2, *(len(str(line.step)) for line in lines))
-    action_width = max(len("action"), *(len(line.action) for line in lines))
+    action_width = max(len("action"), *(len(_shown(line)) for line in lines))
     action_width = min(action_width, ACTION_WIDTH_MAX)
     left = number_width + 2 + _WHO_WIDTH + 2 + action_width + 2
     head = f"{'#':>{number_width}}  {'who':<{_WHO_WIDTH}}  {'action':<{action_width}}  effect"
     legend = f"{_HIDDEN}: hidden from L1 and L2"
     if any(line.expected for line in lines):
         legend += "; expected: as on bare metal"
+    if any(line.needed and line.needed != line.action for line in lines):
+        legend += "; any: another value does the same"
     if len(head) + 5 + len(legend) > width:
         yield [(f"({legend})", _DIM)]
         yield [(head, _HEAD)]
@@ -100,12 +102,17 @@ def _timeline(lines: Sequence[Line], width: int) -> Iterator[list[Span]]:
         yield from _line(line, number_width, action_width, left, width)
 
 
+def _shown(line: Line) -> str:
+    """The action with what matters of it."""
+    return line.needed or line.action
+
+
 def _line(
     line: Line, number_width: int, action_width: int, left: int, width: int
 ) -> Iterator[list[Span]]:
     number = str(line.step) if line.step else ""
     who = line.who + (_HIDDEN if line.hidden else "")
-    columns = f"{number:>{number_width}}  {who:<{_WHO_WIDTH}}  {line.action:<{action_width}}  "
+    columns = f"{number:>{number_width}}  {who:<{_WHO_WIDTH}}  {_shown(line):<{action_width}}  "
     style = _BAD if line.wrong else _DIM if line.hidden else ""
     room = max(width - left, _TEXT_WIDTH_MIN)
     if len(columns) > left:

@@ -28,6 +28,7 @@ class Line:
     ``step`` is the number of the scenario's step on its first line, else 0: what follows from that
     step. ``who`` is L0, L1, L2 or outside. ``hidden``: L0's own doing, which L1 and L2 must not
     notice. ``expected`` is what bare metal shows instead, or "". ``wrong``: the violation is here.
+    ``needed`` is the action with ``any`` for each value that does not matter, or "" when all do.
     """
 
     step: int
@@ -37,6 +38,7 @@ class Line:
     hidden: bool = False
     expected: str = ""
     wrong: bool = False
+    needed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

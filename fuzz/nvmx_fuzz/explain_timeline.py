@@ -5,7 +5,7 @@ re-injection or a nested entry and the hardware entry that carries it out, a kic
 hardware exit that is reflected. The first line of a step carries the step itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -75,8 +75,13 @@ def timeline(
     nested: list[Record],
     wrong: Moment | None,
     ept: bool,
+    free: Mapping[int, Collection[int]],
 ) -> tuple[Line, ...]:
-    """All lines of a run; *wrong*: the record of the violation; *ept*: whether L0 uses EPT."""
+    """All lines of a run.
+
+    *wrong*: the record of the violation; *ept*: whether L0 uses EPT; *free*: the operands that do not matter,
+    by the index of their step.
+    """
     difference = first_difference(bare, nested) if bare != nested else None
     armed = _ArmedSteps()
     lines: list[Line] = []
@@ -90,8 +95,16 @@ def timeline(
                     rows[row] = replace(rows[row], wrong=True, expected=_expected_of_log(moment))
                 if difference is not None and _is_at(moment, difference):
                     rows[row] = replace(rows[row], expected=expected_text(bare, nested, difference))
+        if step.step is not None and (places := free.get(step.number - 1)):
+            rows[0] = replace(rows[0], needed=_action(step.step, places))
         lines += rows
     return tuple(lines)
+
+
+def _action(step: Step, free: Collection[int] = ()) -> str:
+    """A step without its actor."""
+    text = format_step(step, compact=True, free=free)
+    return text.removeprefix(OPERATIONS[step[0]].actor).strip()
 
 
 def _is_at(moment: Moment, position: int) -> bool:
@@ -324,7 +337,7 @@ def _lines(played: PlayedStep, drafts: Sequence[_Draft]) -> list[Line]:
     if step is None:
         return [replace(row, action="end", who="") for row in rows]
     actor = OPERATIONS[step[0]].actor
-    action = format_step(step, compact=True).removeprefix(actor).strip()
+    action = _action(step)
     effect = own_effect(played)
     number = played.number
     hidden = actor == steps.L0

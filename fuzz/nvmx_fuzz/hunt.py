@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,6 +23,11 @@ GUIDED: Final = "nvmx-fuzz"
 METHODS: Final = (GUIDED, "random", "hypothesis", "hypofuzz", "atheris")
 _IN_PYTHON: Final = ("hypofuzz", "atheris")
 """Guided by what they trace of Python code: a compiled core would leave them blind."""
+
+
+def missing_for(method: str) -> bool:
+    """Whether the library that a method needs is not installed."""
+    return method not in (GUIDED, "random") and find_spec(method) is None
 
 
 class Run(NamedTuple):

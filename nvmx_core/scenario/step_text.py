@@ -6,7 +6,7 @@ the moment ``now``, an instruction's operand 0, an event's error code 0 and leng
 of an event type that has only one. ``L2 hlt`` is ``L2 run hlt``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
@@ -43,6 +43,8 @@ from nvmx_core.scenario.words import (
 
 ACTORS: Final = (L1, L2, OUTSIDE, L0)
 
+ANY: Final = "any"
+"""Stands for the value of an operand that does not matter."""
 _ACTOR_WIDTH: Final = 9
 
 # Operands of the table that the text writes as name=value, and those that it leaves out when they
@@ -186,14 +188,20 @@ def operand_values(step: Step) -> tuple[int, ...]:
     return tuple(a if operand.place == "a" else b for operand in OPERATIONS[op].operands)
 
 
-def format_step(step: Step, *, compact: bool = False) -> str:
-    """The canonical line of a canonical step; *compact* without the columns."""
+def format_step(step: Step, *, compact: bool = False, free: Collection[int] = ()) -> str:
+    """The canonical line of a canonical step; *compact* without the columns.
+
+    The operands in the places *free* are shown as ``any``, unless they are left out.
+    """
     op = step[0]
     operation = OPERATIONS[op]
     words: list[str] = [] if op == RUN else [operation.name]
-    for operand, value in zip(operation.operands, operand_values(step), strict=True):
-        word = _show_operand(step, operand, value)
-        if word:
+    for place, value in enumerate(operand_values(step)):
+        word = _show_operand(step, operation.operands[place], value)
+        if word and place in free:
+            key, equals, _ = word.rpartition("=")
+            words.append(f"{key}{equals}{ANY}")
+        elif word:
             words.append(word)
     actor = f"{operation.actor} " if compact else operation.actor.ljust(_ACTOR_WIDTH)
     return actor + " ".join(words)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmx_fuzz import cli_bugs
+from nvmx_fuzz import hunt as hunting
 from nvmx_fuzz.cli import main
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.hunt import METHODS, Result, Run, hunt, read, results
@@ -75,7 +75,7 @@ def test_command_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_says_what_a_method_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli_bugs, "find_spec", lambda _name: None)
+    monkeypatch.setattr(hunting, "find_spec", lambda _name: None)
     assert main(["bugs", "bug1", "--hunt", "--method", "hypofuzz"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("nvmx-fuzz: hypofuzz is missing: pip install -e .[report]; try:")

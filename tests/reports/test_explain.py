@@ -215,7 +215,7 @@ def test_arrivals_name_the_step_that_they_come_from() -> None:
 
 def test_the_violated_rule_comes_first_and_all_rules_are_known() -> None:
     for l0_name in L0_NAMES[1:]:
-        for seed in SEEDS:
+        for seed in SEEDS[:15]:
             for report in reports_of(random_scenario(seed), l0_name):
                 assert all(rule.id in RULES for rule in report.rules)
                 if report.finding:
