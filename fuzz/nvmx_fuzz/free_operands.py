@@ -1,8 +1,8 @@
 """Which operands of a scenario do not matter for a finding: "any" in the explanation.
 
 An operand is free when each other value that is tried, with everything else as it is, gives the same finding.
-Of a few values all are tried; of many numbers some that differ in kind. It is a function of the scenario and the
-property alone, and costs at most a dozen runs an operand; a single one when the first value already matters.
+Of a few values all are tried; of many numbers some that differ in kind. It is a function of the scenario and
+the property alone, and costs at most a dozen runs an operand; a single one when the first value matters.
 """
 
 from collections.abc import Callable

@@ -51,5 +51,10 @@ def write_files() -> None:
         (HERE / f"{name}.json").write_text(json_text(report))
 
 
+def test_the_readme_shows_the_first_one() -> None:
+    readme = (HERE.parents[1] / "README.md").read_text()
+    assert f"```\n{(HERE / 'bug1.txt').read_text().rstrip()}\n```" in readme
+
+
 if __name__ == "__main__":
     write_files()
