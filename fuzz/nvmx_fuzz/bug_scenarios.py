@@ -4,6 +4,7 @@ For each bug the smallest of all that its runs found, after minimising each: it 
 catalogue names, and nothing on `fixed`. The files are found, not written by hand.
 """
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def main(record: str) -> int:
         if run.found and run.method == hunt.GUIDED:
             raw.setdefault(run.bug, []).append(decode(bytes.fromhex(run.data)))
     BUGS_FOLDER.mkdir(exist_ok=True)
+    all_steps: list[int] = []
     for name, scenarios in raw.items():
         bug = BUG_BY_NAME[name]
         result = smallest(bug, scenarios)
@@ -55,6 +57,7 @@ def main(record: str) -> int:
             sys.stdout.write(f"{name}: none of {len(scenarios)} breaks {bug.rule}\n")
             continue
         scenario, steps = result
+        all_steps += steps
         comments = (
             f"{name}: {bug.subject}",
             f"Rules: {bug.rule}",
@@ -63,6 +66,12 @@ def main(record: str) -> int:
         write_whole(BUGS_FOLDER / f"{name}.scn", format_scenario(scenario, comments).encode())
         sys.stdout.write(f"{name}: {len(scenario.steps)} steps (of {sorted(steps)})\n")
         sys.stdout.flush()
+    sys.stdout.write(
+        f"{len(all_steps)} findings, minimised: {statistics.median(all_steps):g} steps in the median,"
+        f" at most {max(all_steps)}\n"
+        if all_steps
+        else "no findings\n"
+    )
     return 0
 
 
