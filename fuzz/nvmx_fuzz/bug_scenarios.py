@@ -1,7 +1,7 @@
 """Writes `corpus/bugs/<id>.scn` from a record of a hunt: `python -m nvmx_fuzz.bug_scenarios RECORD`.
 
-For each bug the smallest of all that its runs found, after minimising each: it breaks the rule that the
-catalogue names, and nothing on `fixed`. The files are found, not written by hand.
+For each bug the smallest of all that its runs found, after minimising each, and of the one that is known: it
+breaks the rule that the catalogue names, and nothing on `fixed`. The files are found, not written by hand.
 """
 
 import statistics
@@ -17,7 +17,8 @@ from nvmx_fuzz import hunt
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.files import write_whole
 from nvmx_fuzz.minimise import minimise, size_of
-from nvmx_fuzz.seeds import BUGS_FOLDER
+from nvmx_fuzz.scenario_files import load
+from nvmx_fuzz.seeds import BUGS_FOLDER, bug_scenario
 
 
 def rules_broken(scenario: Scenario, l0: type[Kvm]) -> dict[str, str]:
@@ -58,6 +59,9 @@ def main(record: str) -> int:
             continue
         scenario, steps = result
         all_steps += steps
+        known = bug_scenario(name)
+        if known is not None:
+            scenario = min(scenario, load(str(known)).scenario, key=size_of)
         comments = (
             f"{name}: {bug.subject}",
             f"Rules: {bug.rule}",
