@@ -1,11 +1,12 @@
-"""What L1 and L2 see in every scenario of the corpus, kept as digests: `python -m nvmx_fuzz.journals`.
+"""What L1 and L2 see in every scenario of the corpus and in some random ones: `python -m nvmx_fuzz.journals`.
 
-Where the processor is wrong for both machines alike, comparing them shows nothing; a changed digest does. It
-says only that something changed: whether that is right, the tests of the rules say. The command writes
-`corpus/journals.txt` anew; the diff names the scenarios that a change of the model touches.
+Kept as digests. Where the processor is wrong for both machines alike, comparing them shows nothing; a changed
+digest does. It says only that something changed: whether that is right, the tests of the rules say. The
+command writes `corpus/journals.txt` anew; the diff names the scenarios that a change of the model touches.
 """
 
 import sys
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -13,13 +14,17 @@ from typing import Final
 from nvmx_core.machines.bare import Bare
 from nvmx_core.oracle.judge import Verdict, run_and_judge
 from nvmx_core.scenario.config import config_for
+from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.files import write_whole
+from nvmx_fuzz.generate import random_scenario
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 
 CORPUS: Final = ROOT / "corpus"
 JOURNALS: Final = CORPUS / "journals.txt"
 
+_BLOCKS: Final = 20
+_BLOCK_SIZE: Final = 100
 _DIGITS: Final = 16
 
 
@@ -28,26 +33,44 @@ def scenario_paths() -> list[Path]:
     return sorted(CORPUS.rglob(f"*{TEXT_SUFFIX}"))
 
 
-def run(path: Path) -> Verdict:
-    """The scenario in a file, on `fixed`."""
-    scenario = load(str(path)).scenario
+def run(scenario: Scenario) -> Verdict:
+    """A scenario on both machines with `fixed`."""
     return run_and_judge(scenario, config_for(scenario.config))
 
 
-def digest(bare: Bare) -> str:
-    """The digest of what a run on bare metal shows; `fixed` has to show the same."""
-    return sha256(repr(bare.journal).encode()).hexdigest()[:_DIGITS]
+def digest(*bares: Bare) -> str:
+    """The digest of what runs on bare metal show; `fixed` has to show the same."""
+    shown = sha256()
+    for bare in bares:
+        shown.update(repr(bare.journal).encode())
+    return shown.hexdigest()[:_DIGITS]
+
+
+def of_corpus() -> Iterator[tuple[str, Verdict]]:
+    """Each scenario of the corpus by its path below it, and what came of it."""
+    for path in scenario_paths():
+        yield str(path.relative_to(CORPUS)), run(load(str(path)).scenario)
+
+
+def of_generator() -> Iterator[tuple[str, str]]:
+    """The digest of each block of random scenarios."""
+    for block in range(_BLOCKS):
+        first = block * _BLOCK_SIZE
+        numbers = range(first, first + _BLOCK_SIZE)
+        bares = [run(random_scenario(number)).bare for number in numbers]
+        yield f"random/{numbers[0]}-{numbers[-1]}", digest(*bares)
 
 
 def recorded() -> dict[str, str]:
-    """The digests in the file, by path below the corpus."""
+    """The digests in the file, by path below the corpus or by block."""
     lines = (line.split() for line in JOURNALS.read_text().splitlines())
     return {name: known for known, name in lines}
 
 
 def main() -> int:
     """Write the file."""
-    lines = [f"{digest(run(path).bare)}  {path.relative_to(CORPUS)}\n" for path in scenario_paths()]
+    found = [(name, digest(verdict.bare)) for name, verdict in of_corpus()]
+    lines = [f"{known}  {name}\n" for name, known in (*found, *of_generator())]
     write_whole(JOURNALS, "".join(lines).encode())
     return 0
 

@@ -2,14 +2,16 @@
 
 Asked in turn, until one sees something wrong with `fixed`: the oracles on every scenario of the corpus, the
 recorded journals of these scenarios, a campaign of 10 CPU seconds that starts from them (INPUTS is a list of
-files for libFuzzer). The last line of output says what was seen; exit status 1: seen, 0: not. What none of
-them sees is shown to the tests of the rules too, which changes the line and not the status.
+files for libFuzzer), the recorded journals of random scenarios. The last line of output says what was seen;
+exit status 1: seen, 0: not. What none of them sees is shown to the tests of the rules too, which changes the
+line and not the status.
 """
 
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Final
 
 from nvmx_fuzz import bench_settings
@@ -34,14 +36,23 @@ def corpus_sees() -> str:
 
     known = journals.recorded()
     changed = ""
-    for path in journals.scenario_paths():
-        name = str(path.relative_to(journals.CORPUS))
-        verdict = journals.run(path)
+    for name, verdict in journals.of_corpus():
         if verdict.violations:
             return f"oracles: {verdict.violations[0].rule} {name}"
         if not changed and journals.digest(verdict.bare) != known[name]:
             changed = f"journals: {name}"
     return changed
+
+
+def generator_sees() -> str:
+    """What the recorded journals say of random scenarios."""
+    from nvmx_fuzz import journals  # noqa: PLC0415
+
+    known = journals.recorded()
+    for name, digest in journals.of_generator():
+        if digest != known[name]:
+            return f"journals: {name}"
+    return ""
 
 
 def campaign_sees(inputs: str) -> str:
@@ -78,6 +89,17 @@ def tests_see() -> str:
     return f"tests only: {failed[0] if failed else finished.returncode}"
 
 
+def guarded(look: Callable[[], str]) -> str:
+    """What *look* sees, or what the mutant raises meanwhile; an endless one ends by the alarm."""
+    signal.alarm(_CORPUS_SECONDS_MAX)
+    try:
+        return look()
+    except Exception as error:  # noqa: BLE001 - whatever a mutant raises, it is seen
+        return f"oracles: {type(error).__name__} {error}"
+    finally:
+        signal.alarm(0)
+
+
 def main(inputs: str) -> int:
     """Look, say what was seen."""
 
@@ -87,13 +109,7 @@ def main(inputs: str) -> int:
         os._exit(1)
 
     signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(_CORPUS_SECONDS_MAX)
-    try:
-        seen = corpus_sees()
-    except Exception as error:  # noqa: BLE001 - whatever a mutant raises, it is seen
-        seen = f"oracles: {type(error).__name__} {error}"
-    signal.alarm(0)
-    seen = seen or campaign_sees(inputs)
+    seen = guarded(corpus_sees) or campaign_sees(inputs) or guarded(generator_sees)
     sys.stdout.write(f"{seen or tests_see() or 'nobody'}\n")
     return 1 if seen else 0
 

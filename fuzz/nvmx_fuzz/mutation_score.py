@@ -6,6 +6,7 @@ was cut off goes on where it stopped. The score is of the mutants that are not e
 listed with a verdict from `docs/mutation-verdicts.txt`.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -177,15 +178,40 @@ def _mutant(item: Any, result: Any) -> Mutant:
     return Mutant(str(spec.module_path).removeprefix("nvmx_core/"), old, new, who, how)
 
 
-def verdicts() -> dict[str, str]:
-    """The verdicts by key: "equivalent: why", or what is missing."""
-    if not VERDICTS.is_file():
-        return {}
-    lines = (line for line in VERDICTS.read_text().splitlines() if line and line[0] != "#")
-    return dict(line.split(" => ", 1) for line in lines)
+class Verdicts:
+    """What was decided about mutants that nobody saw; the key of a mutant, or "/a regular expression/"."""
+
+    def __init__(self, text: str) -> None:
+        """Read lines "KEY => VERDICT"; those that begin with # are comments. Raises ValueError."""
+        self._exact: Final[dict[str, str]] = {}
+        self._patterns: Final[list[tuple[re.Pattern[str], str]]] = []
+        for line in text.splitlines():
+            if not line or line[0] == "#":
+                continue
+            key, arrow, verdict = line.rpartition(" => ")
+            if not arrow:
+                raise ValueError(f"no verdict in {line!r}")
+            if key[0] == key[-1] == "/":
+                self._patterns.append((re.compile(key[1:-1]), verdict))
+            else:
+                self._exact[key] = verdict
+
+    def of(self, mutant: Mutant) -> str:
+        """The verdict on a mutant; "" without one."""
+        found = self._exact.get(mutant.key, "")
+        if found:
+            return found
+        for pattern, verdict in self._patterns:
+            if pattern.search(mutant.key):
+                return verdict
+        return ""
+
+    def is_equivalent(self, mutant: Mutant) -> bool:
+        """Whether nobody can see it, because there is nothing to see."""
+        return mutant.who in UNSEEN and self.of(mutant).startswith("equivalent")
 
 
-def page(found: list[Mutant], known: dict[str, str]) -> str:
+def page(found: list[Mutant], known: Verdicts) -> str:
     """The tables: by module, and what was not seen."""
     lines = [
         "| module | mutants | "
@@ -205,16 +231,13 @@ def page(found: list[Mutant], known: dict[str, str]) -> str:
         if mutant.who in UNSEEN:
             seen = "see it" if mutant.who == "tests only" else "-"
             text = f"{mutant.module}: `{mutant.old}` becomes `{mutant.new}`".replace("|", "\\|")
-            lines.append(f"| {text} | {seen} | {known.get(mutant.key, 'none yet')} |")
+            lines.append(f"| {text} | {seen} | {known.of(mutant) or 'none yet'} |")
     return "\n".join(lines)
 
 
-def _row(title: str, found: list[Mutant], known: dict[str, str]) -> str:
+def _row(title: str, found: list[Mutant], known: Verdicts) -> str:
     counts = Counter(mutant.who for mutant in found)
-    equivalent = sum(
-        mutant.who in UNSEEN and known.get(mutant.key, "").startswith("equivalent")
-        for mutant in found
-    )
+    equivalent = sum(map(known.is_equivalent, found))
     seen = sum(counts[who] for who in SEEN)
     relevant = len(found) - equivalent
     score = f"{100 * seen / relevant:.1f} %" if relevant else "-"
@@ -247,7 +270,8 @@ def command(sample: int, jobs: int, fresh: bool, report: bool) -> None:
         statuses = [process.wait() for process in processes]
         if any(statuses):
             raise click.ClickException("Cosmic Ray failed")
-    text = page(list(mutants()), verdicts())
+    known = Verdicts(VERDICTS.read_text() if VERDICTS.is_file() else "")
+    text = page(list(mutants()), known)
     prose = PAGE.read_text().partition(MARK)[0] if PAGE.is_file() else "# Mutation score\n\n"
     write_whole(PAGE, f"{prose}{MARK}\n\n{text}\n".encode())
 

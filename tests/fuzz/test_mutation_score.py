@@ -1,0 +1,71 @@
+"""The score by mutants, without Cosmic Ray: verdicts, tables, and who sees what."""
+
+import subprocess
+import sys
+
+import pytest
+
+from nvmx_fuzz import mutation_check
+from nvmx_fuzz.mutation_score import Mutant, Verdicts, page
+
+
+def mutant(who: str, old: str = "a and b", module: str = "l0/routing.py") -> Mutant:
+    return Mutant(module, old, "a or b", who, "")
+
+
+def test_a_verdict_is_by_the_whole_key_or_by_a_pattern() -> None:
+    known = Verdicts(
+        "# why\n\nl0/routing.py: a and b -> a or b => missing: a seed\n/^cpu/ => equivalent: so\n"
+    )
+    assert known.of(mutant("nobody")) == "missing: a seed"
+    assert known.of(mutant("nobody", module="cpu/apic.py")) == "equivalent: so"
+    assert known.of(mutant("nobody", old="c")) == ""
+    assert not known.is_equivalent(mutant("nobody"))
+    assert known.is_equivalent(mutant("nobody", module="cpu/apic.py"))
+    assert not known.is_equivalent(mutant("oracles", module="cpu/apic.py"))
+
+
+def test_a_line_without_a_verdict_is_refused() -> None:
+    with pytest.raises(ValueError, match="no verdict"):
+        Verdicts("l0/routing.py: a -> b\n")
+
+
+def test_the_score_leaves_out_what_is_equivalent() -> None:
+    found = [
+        mutant("oracles"),
+        mutant("campaign"),
+        mutant("tests only"),
+        mutant("nobody", old="c | d"),
+    ]
+    text = page(found, Verdicts("l0/routing.py: c | d -> a or b => equivalent: no difference\n"))
+    assert "| all | 4 | 1 | 0 | 1 | 1 | 1 | 1 | 66.7 % |" in text
+    assert "| l0/routing.py: `a and b` becomes `a or b` | see it | none yet |" in text
+    assert "| l0/routing.py: `c \\| d` becomes `a or b` | - | equivalent: no difference |" in text
+
+
+def test_nobody_sees_anything_in_the_tree_as_it_is() -> None:
+    assert mutation_check.corpus_sees() == ""
+    assert mutation_check.generator_sees() == ""
+
+
+def test_a_mutant_that_raises_is_seen() -> None:
+    def raises() -> str:
+        raise ZeroDivisionError("by a mutant")
+
+    assert mutation_check.guarded(raises) == "oracles: ZeroDivisionError by a mutant"
+
+
+def test_the_check_says_who_saw_it() -> None:
+    code = (
+        "import nvmx_core.l0.kvm, sys\n"
+        "from nvmx_core.bugs.versions import l0_class\n"
+        "import nvmx_core.oracle.judge as judge\n"
+        "judge.run_and_judge.__defaults__ = (l0_class('bug3'),)\n"
+        "from nvmx_fuzz import mutation_check\n"
+        "sys.exit(mutation_check.main('none'))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, check=False, text=True
+    )
+    assert finished.returncode == 1
+    assert finished.stdout.startswith("oracles: ")
