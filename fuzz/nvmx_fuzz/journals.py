@@ -1,8 +1,9 @@
-"""What L1 and L2 see in every scenario of the corpus and in some random ones: `python -m nvmx_fuzz.journals`.
+"""What a run shows, recorded for the corpus and for some random scenarios: `python -m nvmx_fuzz.journals`.
 
-Kept as digests. Where the processor is wrong for both machines alike, comparing them shows nothing; a changed
-digest does. It says only that something changed: whether that is right, the tests of the rules say. The
-command writes `corpus/journals.txt` anew; the diff names the scenarios that a change of the model touches.
+What L1 and L2 see, what L0 logs, and which situations were reached, as digests. Where the processor is wrong
+for both machines alike, comparing them shows nothing; a changed digest does. It says only that something
+changed: whether that is right, the tests of the rules say. The command writes `corpus/journals.txt` anew;
+the diff names the scenarios that a change of the model touches.
 """
 
 import sys
@@ -11,7 +12,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from nvmx_core.machines.bare import Bare
 from nvmx_core.oracle.judge import Verdict, run_and_judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
@@ -38,11 +38,12 @@ def run(scenario: Scenario) -> Verdict:
     return run_and_judge(scenario, config_for(scenario.config))
 
 
-def digest(*bares: Bare) -> str:
-    """The digest of what runs on bare metal show; `fixed` has to show the same."""
+def digest(*verdicts: Verdict) -> str:
+    """The digest of what runs show; the journal is that of bare metal, and `fixed` has to show the same."""
     shown = sha256()
-    for bare in bares:
-        shown.update(repr(bare.journal).encode())
+    for verdict in verdicts:
+        vcpu = verdict.nested.vcpu
+        shown.update(repr((verdict.bare.journal, vcpu.log, vcpu.reach)).encode())
     return shown.hexdigest()[:_DIGITS]
 
 
@@ -57,8 +58,10 @@ def of_generator() -> Iterator[tuple[str, str]]:
     for block in range(_BLOCKS):
         first = block * _BLOCK_SIZE
         numbers = range(first, first + _BLOCK_SIZE)
-        bares = [run(random_scenario(number)).bare for number in numbers]
-        yield f"random/{numbers[0]}-{numbers[-1]}", digest(*bares)
+        yield (
+            f"random/{numbers[0]}-{numbers[-1]}",
+            digest(*(run(random_scenario(n)) for n in numbers)),
+        )
 
 
 def recorded() -> dict[str, str]:
@@ -69,7 +72,7 @@ def recorded() -> dict[str, str]:
 
 def main() -> int:
     """Write the file."""
-    found = [(name, digest(verdict.bare)) for name, verdict in of_corpus()]
+    found = [(name, digest(verdict)) for name, verdict in of_corpus()]
     lines = [f"{known}  {name}\n" for name, known in (*found, *of_generator())]
     write_whole(JOURNALS, "".join(lines).encode())
     return 0

@@ -39,7 +39,7 @@ def corpus_sees() -> str:
     for name, verdict in journals.of_corpus():
         if verdict.violations:
             return f"oracles: {verdict.violations[0].rule} {name}"
-        if not changed and journals.digest(verdict.bare) != known[name]:
+        if not changed and journals.digest(verdict) != known[name]:
             changed = f"journals: {name}"
     return changed
 
