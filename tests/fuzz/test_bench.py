@@ -65,8 +65,8 @@ def test_power_tells_found_from_given_up() -> None:
         runs("nvmx-fuzz", 500) + runs("random", 20_000, found=False)
     )
     assert head.startswith("| method | runs |")
-    assert first == "| nvmx-fuzz | 3 | 20 | 1 | 0 | 0 | 0.50 | 1,000 |"
-    assert second == "| random | 3 | 20 | 0 | 0 | 1 | 20.00 | 1,000 |"
+    assert first == "| nvmx-fuzz | 3 | 20 | 1 | 0 | 0 | 0.50 | 0.5 | 100.0 % | 0.50 | 1,000 |"
+    assert second == "| random | 3 | 20 | 0 | 0 | 1 | 20.00 | 20.0 | 0.0 % | 20.00 | 1,000 |"
 
 
 def test_power_refuses_what_is_no_record(
