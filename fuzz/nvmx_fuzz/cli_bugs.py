@@ -83,14 +83,14 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
         return
     from rich.console import Console  # noqa: PLC0415 - JSON needs no table
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    table = Table("id", "subject", "commit", "fixed in", "rule", "smallest known scenario", box=None,
+    table = Table("id", "fixed in", "rule", "commit", "subject, smallest known scenario", box=None,
                   pad_edge=False)  # fmt: skip
     for row in rows:
-        table.add_row(
-            row["id"], row["subject"], row["commit"][:12], row["fixed in"], row["rule"],
-            "; ".join(row["scenario"]),
-        )  # fmt: skip
+        text = Text(row["subject"])
+        text.append("\n" + "; ".join(row["scenario"]), "dim")
+        table.add_row(row["id"], row["fixed in"], row["rule"], row["commit"][:12], text)
     console = Console(highlight=False)
     console.print(table)
     if left_out:
