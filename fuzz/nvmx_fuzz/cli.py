@@ -26,7 +26,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("nvmx_fuzz.cli_run", "Fuzz until told to stop, and keep what is found."),
     "replay": ("nvmx_fuzz.cli_replay", "Run scenarios again and say what they violate."),
     "explain": ("nvmx_fuzz.cli_explain", "Explain what a scenario violates, and why."),
-    "corpus": ("nvmx_fuzz.cli_corpus", "Convert, list and check scenarios."),
+    "corpus": ("nvmx_fuzz.cli_corpus", "Convert, check and collect scenarios."),
     "minimize": ("nvmx_fuzz.cli_minimize", "Make a scenario as small as its violation allows."),
     "bugs": ("nvmx_fuzz.cli_bugs", "Show the catalogue of known bugs, and hunt them."),
     "doctor": ("nvmx_fuzz.cli_doctor", "Say what is installed here, and what is used."),

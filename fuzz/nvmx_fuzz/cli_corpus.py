@@ -1,4 +1,4 @@
-"""`nvmx-fuzz corpus`: convert, list and check scenarios."""
+"""`nvmx-fuzz corpus`: convert, list and check scenarios; to grow a corpus see `cli_corpus_care.py`."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from nvmx_core.scenario.text import format_file, format_scenario
+from nvmx_fuzz import cli_corpus_care
 from nvmx_fuzz.cli_options import FIXED, json_option
 from nvmx_fuzz.cli_replay import show
 from nvmx_fuzz.codec import encode
@@ -22,7 +23,17 @@ BAD_INPUT: Final = 2
 
 @click.group("corpus")
 def command() -> None:
-    """Convert, list and check scenarios."""
+    """Convert, list and check scenarios; grow a corpus and keep it small."""
+
+
+for _care in (
+    cli_corpus_care.add_command,
+    cli_corpus_care.merge_command,
+    cli_corpus_care.minimize_command,
+    cli_corpus_care.stats_command,
+    cli_corpus_care.pack_command,
+):
+    command.add_command(_care)
 
 
 @command.command("encode")

@@ -1,6 +1,8 @@
-"""Folders of scenarios: seeds as text, corpora as bytes."""
+"""Folders of scenarios: seeds as text, corpora as bytes; and archives of them for fuzzing jobs."""
 
-from collections.abc import Iterable
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nvmx_fuzz.codec import encode
@@ -59,3 +61,13 @@ def encode_seeds(source: Path | None, target: Path) -> int:
         for name, content in contents.items():
             (target / name).write_bytes(content)
     return len(contents)
+
+
+def pack(contents: Mapping[str, bytes]) -> bytes:
+    """A zip of files by name, the same bytes for the same files."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in sorted(contents):
+            # The epoch of the format instead of a clock.
+            packed.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), contents[name])
+    return archive.getvalue()

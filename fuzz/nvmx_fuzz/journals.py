@@ -2,8 +2,8 @@
 
 What L1 and L2 see, what L0 logs, and which situations were reached, as digests. Where the processor is wrong
 for both machines alike, comparing them shows nothing; a changed digest does. It says only that something
-changed: whether that is right, the tests of the rules say. The command writes `corpus/journals.txt` anew;
-the diff names the scenarios that a change of the model touches.
+changed: whether that is right, the tests of the rules say. The command writes `tests/corpus/journals.txt`
+anew; the diff names the scenarios that a change of the model touches.
 """
 
 import sys
@@ -21,7 +21,7 @@ from nvmx_fuzz.generate import random_scenario
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 
 CORPUS: Final = ROOT / "corpus"
-JOURNALS: Final = CORPUS / "journals.txt"
+JOURNALS: Final = ROOT / "tests" / "corpus" / "journals.txt"
 
 _BLOCKS: Final = 20
 _BLOCK_SIZE: Final = 100
