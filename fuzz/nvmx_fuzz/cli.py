@@ -13,6 +13,7 @@ import sys
 from typing import Final, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from nvmx_fuzz import L0_VARIABLE
 from nvmx_fuzz.core_choice import VARIABLE, NoCompiledCoreError, choose, needs_python
@@ -42,13 +43,21 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, or a stand-in that has only its one line when help lists them all."""
+        """The command, from its module."""
+        del ctx
         if cmd_name not in _COMMANDS:
             return None
-        module, summary = _COMMANDS[cmd_name]
-        if ctx.invoked_subcommand is None and ctx.resilient_parsing:
-            return click.Command(cmd_name, help=summary)
+        module, _ = _COMMANDS[cmd_name]
         return cast("click.Command", importlib.import_module(module).command)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of subcommands, without importing them, and our own options."""
+        names = [
+            CompletionItem(name, help=summary)
+            for name, (_, summary) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands without importing them."""

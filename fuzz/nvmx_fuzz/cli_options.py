@@ -21,6 +21,14 @@ def _known_l0(ctx: click.Context, _option: click.Parameter, name: str) -> str:
     return name
 
 
+def _complete_l0(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """Names that a shell offers; behind a comma those of one more bug."""
+    from nvmx_core.bugs.versions import L0_BY_NAME  # noqa: PLC0415 - imports the model
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in L0_BY_NAME if name.startswith(last)]
+
+
 def l0_option(text: str, *, is_checked: bool = True) -> Callable[[Any], Any]:
     """The option `--l0`, checked against the catalogue unless the caller does that later."""
     return click.option(
@@ -32,6 +40,7 @@ def l0_option(text: str, *, is_checked: bool = True) -> Callable[[Any], Any]:
         show_envvar=True,
         metavar="NAME",
         callback=_known_l0 if is_checked else None,
+        shell_complete=_complete_l0,
         help=text,
     )
 
