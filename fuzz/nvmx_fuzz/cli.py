@@ -91,11 +91,16 @@ def _nvmx_fuzz() -> None:
     """Differential fuzzing of nested VMX event injection on executable machine models."""
 
 
-def _names_combination(argv: list[str] | None) -> bool:
-    """Whether an L0 of several bugs is asked for: the build is chosen before anything is imported."""
+def _wants_python(argv: list[str] | None) -> bool:
+    """Whether an L0 of several bugs or the debugger is asked for, which only the Python build has.
+
+    The build is chosen before anything is imported.
+    """
     words = [os.environ.get(L0_VARIABLE, ""), *(sys.argv[1:] if argv is None else argv)]
     is_unsaid = os.environ.get(VARIABLE) in (None, "", "auto")
-    return is_unsaid and any(needs_python(word.removeprefix("--l0=")) for word in words)
+    return is_unsaid and (
+        "--pdb" in words or any(needs_python(word.removeprefix("--l0=")) for word in words)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail("standard output is closed")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        choose("python" if _names_combination(argv) else None)
+        choose("python" if _wants_python(argv) else None)
     except (NoCompiledCoreError, ValueError) as error:
         return _fail(str(error))
     try:

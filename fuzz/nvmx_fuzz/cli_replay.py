@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from nvmx_fuzz import L0_VARIABLE
+from nvmx_fuzz.at_step import MACHINES, NESTED, step_lines
 from nvmx_fuzz.cli_options import FIXED, json_option, l0_option
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.journal_view import journal_lines, journals_json
@@ -21,11 +22,25 @@ from nvmx_fuzz.wording import counted
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @l0_option("The L0 that the machine nested runs.")
 @click.option("--journal", is_flag=True, help="Show what L1 and L2 saw on both machines.")
+@click.option("--at-step", "step", type=click.IntRange(1), metavar="N",
+              help="Show what step N does and the state behind it.")  # fmt: skip
+@click.option("--machine", type=click.Choice(MACHINES), default=NESTED, show_default=True,
+              help="Whose step --at-step shows.")  # fmt: skip
+@click.option("--pdb", "debugs", is_flag=True,
+              help="Stop in the core where the first rule is violated.")  # fmt: skip
 @json_option
-def command(files: tuple[str, ...], l0_name: str, journal: bool, as_json: bool) -> int:
+def command(
+    files: tuple[str, ...],
+    l0_name: str,
+    journal: bool,
+    step: int | None,
+    machine: str,
+    debugs: bool,
+    as_json: bool,
+) -> int:
     """Run each FILE on both machines, ask every oracle, and check its `expect` lines.
 
-    A FILE is a scenario as text (.scn) or as bytes; - is standard input.
+    A FILE is a scenario as text (.scn) or as bytes, such as a crash file of libFuzzer; - is standard input.
     """
     status = 0
     results: list[dict[str, Any]] = []
@@ -45,6 +60,10 @@ def command(files: tuple[str, ...], l0_name: str, journal: bool, as_json: bool) 
             if journal:
                 for line in journal_lines(replayed, shutil.get_terminal_size((160, 0)).columns):
                     click.echo(line)
+            if step is not None:
+                _show_step(replayed, step, machine)
+        if debugs and replayed.violations:
+            _debug(replayed)
     if as_json:
         click.echo(json.dumps(results, indent=2))
     return status
@@ -68,6 +87,23 @@ def show(replayed: Replay) -> None:
         click.echo(replayed.model_error.rstrip())
     if replayed.status:
         click.echo(f"  next: {next_command(replayed)}")
+
+
+def _show_step(replayed: Replay, step: int, machine: str) -> None:
+    steps = len(replayed.scenario.steps)
+    if step > steps + 1:
+        raise BadFile(replayed.name, f"has {counted(steps, 'step')}; {steps + 1} is the end")
+    for line in step_lines(replayed.scenario, replayed.l0, step, machine):
+        click.echo(line)
+
+
+def _debug(replayed: Replay) -> None:
+    from nvmx_fuzz.stop_at import stop_at  # noqa: PLC0415 - for --pdb only
+
+    violation = replayed.violations[0]
+    click.echo(f"stopping behind the record of {violation.key()}; u goes to the caller, q ends")
+    if not stop_at(replayed.scenario, replayed.l0, violation):
+        click.echo("no single record stands for it: nothing to stop at")
 
 
 def next_command(replayed: Replay) -> str:
