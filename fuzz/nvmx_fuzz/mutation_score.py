@@ -8,10 +8,12 @@ listed with a verdict from `docs/mutation-verdicts.txt`.
 
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -87,25 +89,8 @@ def prepare(job: int, jobs: int, sample: int) -> None:
     """Copy the tree and make a session of the mutants of a job: every *sample*-th, dealt to the jobs."""
     folder = folder_of(job)
     shutil.rmtree(folder, ignore_errors=True)
-    tree = folder / "tree"
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=True, text=True
-    )
-    for name in listed.stdout.split("\0"):
-        if name and (ROOT / name).is_file():
-            target = tree / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target)
-    helpers = (ROOT / "fuzz" / "nvmx_fuzz").glob("*.so")
-    for path in helpers:
-        shutil.copy2(path, tree / "fuzz" / "nvmx_fuzz")
-    inputs = folder / "inputs"
-    inputs.mkdir()
-    names = []
-    for number, path in enumerate(scenario_paths()):
-        (inputs / str(number)).write_bytes(encode(load(str(path)).scenario))
-        names.append(str(inputs / str(number)))
-    (folder / "inputs.txt").write_text(",".join(names))
+    _copy(folder / "tree", tracked_files())
+    _write_inputs(folder)
     (folder / "config.toml").write_text(
         _CONFIG.format(
             modules=", ".join(f'"{name}"' for name in MODULES),
@@ -115,12 +100,61 @@ def prepare(job: int, jobs: int, sample: int) -> None:
             kept="|".join(_KEPT_OPERATORS),
         )
     )
-    # By content and not by time: Cosmic Ray writes a file twice within the resolution of its time stamp.
-    run(job, [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "."])
+    _compile(job)
     run(job, ["cosmic-ray", "init", "../config.toml", "../draft.sqlite"])
     run(job, ["cr-filter-operators", "../draft.sqlite", "../config.toml"])
     _deal(folder / "draft.sqlite", job, jobs, sample)
     (folder / "draft.sqlite").rename(folder / "session.sqlite")
+
+
+def prepare_again(job: int) -> None:
+    """Forget the mutants that nobody saw, and copy all but the model anew: oracles, seeds and tests.
+
+    Raises:
+        ClickException: the model is not the one of the session.
+    """
+    folder = folder_of(job)
+    files = tracked_files()
+    model = [name for name in files if name.startswith(MODULES)]
+    if any((folder / "tree" / name).read_bytes() != (ROOT / name).read_bytes() for name in model):
+        raise click.ClickException("the model has changed since; begin anew with --fresh")
+    _copy(folder / "tree", [name for name in files if name not in model])
+    _write_inputs(folder)
+    _compile(job)
+    # Cosmic Ray can add and replace results, but has no call that removes one.
+    with closing(sqlite3.connect(folder / "session.sqlite")) as session, session:
+        session.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
+
+
+def tracked_files() -> list[str]:
+    """The files of this tree, by their names in it."""
+    words = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    listed = subprocess.run(words, capture_output=True, check=True, text=True)
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def _copy(tree: Path, names: Iterable[str]) -> None:
+    helpers = (ROOT / "fuzz" / "nvmx_fuzz").glob("*.so")
+    for name in (*names, *(str(path.relative_to(ROOT)) for path in helpers)):
+        target = tree / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+
+
+def _write_inputs(folder: Path) -> None:
+    """The scenarios of the corpus as bytes, and the list of them that libFuzzer reads."""
+    inputs = folder / "inputs"
+    inputs.mkdir(exist_ok=True)
+    paths = []
+    for number, path in enumerate(scenario_paths()):
+        paths.append(inputs / str(number))
+        paths[-1].write_bytes(encode(load(str(path)).scenario))
+    (folder / "inputs.txt").write_text(",".join(map(str, paths)))
+
+
+def _compile(job: int) -> None:
+    # By content and not by time: Cosmic Ray writes a file twice within the resolution of its time stamp.
+    run(job, [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "."])
 
 
 def _deal(session: Path, job: int, jobs: int, sample: int) -> None:
@@ -251,14 +285,18 @@ def _row(title: str, found: list[Mutant], known: Verdicts) -> str:
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), metavar="N",
               help="Mutants at the same time.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Begin anew, with the tree as it is now.")
+@click.option("--again", is_flag=True,
+              help="Show those that nobody saw to the oracles, seeds and tests of now.")  # fmt: skip
 @click.option("--report", is_flag=True, help="Only write docs/MUTATION.md from what there is.")
-def command(sample: int, jobs: int, fresh: bool, report: bool) -> None:
+def command(sample: int, jobs: int, fresh: bool, again: bool, report: bool) -> None:
     """Let mutants of the model meet the oracles, the corpus and a short campaign."""
     if not report:
         for job in range(jobs):
             if fresh or not (folder_of(job) / "session.sqlite").exists():
                 click.echo(f"preparing {folder_of(job)}", err=True)
                 prepare(job, jobs, sample)
+            elif again:
+                prepare_again(job)
         processes = [
             subprocess.Popen(
                 ["cosmic-ray", "exec", "../config.toml", "../session.sqlite"],
