@@ -159,7 +159,7 @@ def search(
     def test_one_input(data: bytes) -> None:
         run.executed(is_goal(events.run(codec.decode(data))), lambda: data)
 
-    fuzz([*arguments(seed), *options], test_one_input, probes, states)
+    fuzz([*arguments(seed), *options], test_one_input, probes, states, run.begin)
 
 
 def chosen(setting: str) -> Feedback:
@@ -204,8 +204,9 @@ def fuzz(
     test_one_input: Callable[[bytes], None],
     probes: Probes,
     states: ExtraCounters,
+    begin: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fuzz with the mutator of the target; does not return."""
+    """Fuzz with the mutator of the target, once *begin* was called; does not return."""
     from nvmx_fuzz import mutate, nested_events  # noqa: PLC0415 - after `instrument`
 
     mutator = mutate.Mutator()
@@ -217,6 +218,7 @@ def fuzz(
         custom_mutator=mutator.mutate,
         custom_crossover=mutator.crossover,
     )
+    begin()
     atheris.Fuzz()
 
 

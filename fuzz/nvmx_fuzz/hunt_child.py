@@ -105,6 +105,7 @@ def atheris_search(l0_name: str, seed: int, seconds: float) -> None:
 
     options = ("-max_len=520", "-verbosity=0", "-print_final_stats=0", f"-seed={seed}")
     setup(["nvmx-hunt", *options], test_one_input, probes=probes)
+    run.begin()
     atheris.Fuzz()
 
 

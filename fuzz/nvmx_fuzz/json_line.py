@@ -35,10 +35,14 @@ class SearchRun:
     """The account of one search: executions and CPU time; ends the process with the result."""
 
     def __init__(self, seconds: float) -> None:
-        """Give up after *seconds* of CPU time from now."""
+        """Give up after *seconds* of CPU time."""
         self._seconds: Final = seconds
-        self._started: Final = time.process_time()
+        self._started = time.process_time()
         self._executions = 0
+
+    def begin(self) -> None:
+        """The search begins now: what was imported and set up before does not count."""
+        self._started = time.process_time()
 
     def executed(self, found: bool, data: Callable[[], bytes]) -> None:
         """One execution more, of *data*; does not return when it is the last."""
