@@ -16,7 +16,7 @@ import click
 
 from nvmx_fuzz import L0_VARIABLE
 from nvmx_fuzz.core_choice import VARIABLE, NoCompiledCoreError, choose, needs_python
-from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.files import BadFile, MissingLibraryError
 
 PROGRAM: Final = "nvmx-fuzz"
 BAD_INPUT: Final = 2
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{message}; try: {path} --help")
     except click.ClickException as error:
         return _fail(error.format_message())
-    except BadFile as error:
+    except (BadFile, MissingLibraryError) as error:
         return _fail(str(error))
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted")

@@ -4,12 +4,15 @@ import json
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Final
 
 import click
 
 from nvmx_fuzz.cli_options import json_option, l0_option
 from nvmx_fuzz.explain import explain, render_rich, render_text, to_json
 from nvmx_fuzz.explain_report import Report
+from nvmx_fuzz.files import STANDARD_OUTPUT, write_output
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.version import revision
 
@@ -27,12 +30,29 @@ _WIDTH = 110
     metavar="N",
     help="Explain the Nth violation of the scenario.",
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("text", "svg", "html")),
+    default="text",
+    show_default=True,
+    help="svg: the sequence diagram; html: a page with all of it.",
+)
+@click.option(
+    "-o",
+    "--output",
+    default=STANDARD_OUTPUT,
+    metavar="FILE",
+    help="Write there instead of standard output.",
+)
 @json_option
-def command(file: str, l0_name: str, violation: int, as_json: bool) -> int:
+def command(file: str, l0_name: str, violation: int, form: str, output: str, as_json: bool) -> int:
     """Explain what the scenario in FILE violates, step by step; - is standard input.
 
     Without a violation the report tells what happens, and the exit status is 0.
     """
+    if as_json and form != "text":
+        raise click.UsageError("--json and --format exclude each other")
     scenario = load(file).scenario
     try:
         report = explain(scenario, l0_name, violation - 1, file=file, revision=revision())
@@ -44,11 +64,40 @@ def command(file: str, l0_name: str, violation: int, as_json: bool) -> int:
         click.echo("OUR OWN BUG: the model contradicts itself", err=True)
         click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         return 3
-    if as_json:
-        click.echo(json.dumps(to_json(report), indent=2))
+    if as_json or form != "text" or output != STANDARD_OUTPUT:
+        _write(
+            output,
+            json.dumps(to_json(report), indent=2) + "\n" if as_json else _FORMS[form](report),
+        )
     else:
         _show(report)
     return 0 if report.finding is None else 1
+
+
+def _svg(report: Report) -> str:
+    from nvmx_fuzz.pages import explanation_svg  # noqa: PLC0415 - needs the extra "report"
+
+    return explanation_svg(report)
+
+
+def _html(report: Report) -> str:
+    from nvmx_fuzz.pages import explanation_html  # noqa: PLC0415 - needs the extra "report"
+
+    return explanation_html(report)
+
+
+_FORMS: Final[dict[str, Callable[[Report], str]]] = {
+    "text": render_text,
+    "svg": _svg,
+    "html": _html,
+}
+
+
+def _write(output: str, text: str) -> None:
+    if output == STANDARD_OUTPUT:
+        click.echo(text, nl=False)
+    else:
+        write_output(output, text.encode())
 
 
 def _show(report: Report) -> None:

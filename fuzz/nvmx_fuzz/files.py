@@ -17,6 +17,7 @@ SIZE_MAX: Final = 1 << 18
 """No scenario comes near; whatever is larger is not one."""
 
 STANDARD_INPUT: Final = "-"
+STANDARD_OUTPUT: Final = "-"
 
 
 class BadFile(Exception):  # noqa: N818 - it is the file that is bad
@@ -29,6 +30,14 @@ class BadFile(Exception):  # noqa: N818 - it is the file that is bad
         self.line: Final = line
         place = f"{self.name}:{line}" if line else self.name
         super().__init__(f"{place}: {message}")
+
+
+class MissingLibraryError(Exception):
+    """A library of the extra "report" is not installed; the text is for the person who asked."""
+
+    def __init__(self, library: str) -> None:
+        """Say how to get *library*."""
+        super().__init__(f"{library} is not installed; try: pip install -e '.[report]'")
 
 
 def read_small_file(name: str) -> bytes:
