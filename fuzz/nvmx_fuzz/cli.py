@@ -26,6 +26,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("nvmx_fuzz.cli_run", "Fuzz until told to stop, and keep what is found."),
     "replay": ("nvmx_fuzz.cli_replay", "Run scenarios again and say what they violate."),
     "explain": ("nvmx_fuzz.cli_explain", "Explain what a scenario violates, and why."),
+    "export": ("nvmx_fuzz.cli_export", "Write a scenario as a test, an example, or a report."),
     "corpus": ("nvmx_fuzz.cli_corpus", "Convert, list and check scenarios."),
     "minimize": ("nvmx_fuzz.cli_minimize", "Make a scenario as small as its violation allows."),
     "bugs": ("nvmx_fuzz.cli_bugs", "Show the catalogue of known bugs, and hunt them."),

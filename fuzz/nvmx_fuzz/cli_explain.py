@@ -9,11 +9,17 @@ from typing import Final
 
 import click
 
-from nvmx_fuzz.cli_options import json_option, l0_option
+from nvmx_fuzz.cli_options import (
+    json_option,
+    l0_option,
+    output_option,
+    violation_option,
+    write_text,
+)
 from nvmx_fuzz.explain import explain, render_rich, render_text, to_json
 from nvmx_fuzz.explain_report import Report
-from nvmx_fuzz.files import STANDARD_OUTPUT, write_output
-from nvmx_fuzz.scenario_files import load
+from nvmx_fuzz.files import STANDARD_OUTPUT
+from nvmx_fuzz.scenario_files import Loaded, load
 from nvmx_fuzz.version import revision
 
 _WIDTH = 110
@@ -22,14 +28,7 @@ _WIDTH = 110
 @click.command("explain")
 @click.argument("file")
 @l0_option("The L0 that is judged.")
-@click.option(
-    "--violation",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    metavar="N",
-    help="Explain the Nth violation of the scenario.",
-)
+@violation_option
 @click.option(
     "--format",
     "form",
@@ -38,13 +37,7 @@ _WIDTH = 110
     show_default=True,
     help="svg: the sequence diagram; html: a page with all of it.",
 )
-@click.option(
-    "-o",
-    "--output",
-    default=STANDARD_OUTPUT,
-    metavar="FILE",
-    help="Write there instead of standard output.",
-)
+@output_option
 @json_option
 def command(file: str, l0_name: str, violation: int, form: str, output: str, as_json: bool) -> int:
     """Explain what the scenario in FILE violates, step by step; - is standard input.
@@ -53,25 +46,30 @@ def command(file: str, l0_name: str, violation: int, form: str, output: str, as_
     """
     if as_json and form != "text":
         raise click.UsageError("--json and --format exclude each other")
-    scenario = load(file).scenario
+    report = report_of(load(file), l0_name, violation)
+    if as_json:
+        write_text(output, json.dumps(to_json(report), indent=2) + "\n")
+    elif form == "text" and output == STANDARD_OUTPUT:
+        _show(report)
+    else:
+        write_text(output, _FORMS[form](report))
+    return 0 if report.finding is None else 1
+
+
+def report_of(loaded: Loaded, l0_name: str, violation: int) -> Report:
+    """Explain the violation of that number, from 1; ends the command where that cannot be done."""
     try:
-        report = explain(scenario, l0_name, violation - 1, file=file, revision=revision())
+        return explain(
+            loaded.scenario, l0_name, violation - 1, file=loaded.name, revision=revision()
+        )
     except IndexError:
         raise click.UsageError(
-            f"{file} has fewer than {violation} violations", click.get_current_context()
+            f"{loaded.name} has fewer than {violation} violations", click.get_current_context()
         ) from None
     except Exception as error:  # noqa: BLE001 - whatever the model raises is our own bug
         click.echo("OUR OWN BUG: the model contradicts itself", err=True)
         click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
-        return 3
-    if as_json or form != "text" or output != STANDARD_OUTPUT:
-        _write(
-            output,
-            json.dumps(to_json(report), indent=2) + "\n" if as_json else _FORMS[form](report),
-        )
-    else:
-        _show(report)
-    return 0 if report.finding is None else 1
+        raise click.exceptions.Exit(3) from None
 
 
 def _svg(report: Report) -> str:
@@ -91,13 +89,6 @@ _FORMS: Final[dict[str, Callable[[Report], str]]] = {
     "svg": _svg,
     "html": _html,
 }
-
-
-def _write(output: str, text: str) -> None:
-    if output == STANDARD_OUTPUT:
-        click.echo(text, nl=False)
-    else:
-        write_output(output, text.encode())
 
 
 def _show(report: Report) -> None:
