@@ -15,6 +15,7 @@ from nvmx_core.scenario.text import ScenarioFile, format_file
 from nvmx_fuzz.explain import render_text
 from nvmx_fuzz.explain_report import Report
 from nvmx_fuzz.scenario_files import Loaded
+from nvmx_fuzz.wording import printable
 
 _DOC_WIDTH: Final = 96
 _MARKDOWN_SPECIAL: Final = re.compile(r"([\\`*\[\]<>|~])")
@@ -23,14 +24,6 @@ _MARKDOWN_SPECIAL: Final = re.compile(r"([\\`*\[\]<>|~])")
 def export(loaded: Loaded, report: Report, form: str) -> str:
     """A scenario, with its explanation, in one of FORMS."""
     return FORMS[form](loaded, report)
-
-
-def printable(text: str) -> str:
-    """A text on one line: what cannot be printed becomes an escape."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
 
 
 def scenario_text(loaded: Loaded) -> str:

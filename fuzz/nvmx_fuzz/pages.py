@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nvmx_fuzz.diagram import NARROW, WIDE, Diagram, diagram
 from nvmx_fuzz.explain_report import Report
 from nvmx_fuzz.files import MissingLibraryError
+from nvmx_fuzz.wording import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -69,10 +70,17 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=_plain_number,
+        finalize=_plain,
     )
 
 
-def _plain_number(value: object) -> object:
-    """Coordinates without a needless fraction."""
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+def _plain(value: object) -> object:
+    """Coordinates without a needless fraction; text that every file and every reader can hold.
+
+    A file name may have bytes that are no text, and a comment any letter that moves a terminal.
+    """
+    if isinstance(value, float):
+        return f"{value:.1f}".removesuffix(".0")
+    if type(value) is str and not value.isprintable():
+        return "\n".join(map(printable, value.split("\n")))
+    return value

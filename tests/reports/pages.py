@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 NAMESPACE = "http://www.w3.org/2000/svg"
 HOSTILE = "\"'><script>alert(1)</script><img src=http://evil.example/x>&amp;\\{{7*7}}"
 _REQUEST = re.compile(
-    r"https?:|//[a-z]|\burl\(|@import|\bsrc\s*=|\bhref\s*=\s*[\"'](?!#)", re.IGNORECASE
+    r"https?:|//[a-z]|\burl\((?!#)|@import|\bsrc\s*=|\bhref\s*=\s*[\"'](?!#)", re.IGNORECASE
 )
 
 
