@@ -29,6 +29,7 @@ RUN = [sys.executable, "-m", "nvmx_fuzz.cli", "run", "--l0", "bug1", "--plain", 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a campaign that found something."""
+    pytest.importorskip("atheris")
     folder = tmp_path_factory.mktemp("campaign") / "out put"
     command = [*RUN, "--seed", "3", "--runs", "1500", "--out", str(folder)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -121,6 +122,7 @@ def test_a_campaign_that_holds_its_lock_runs_and_else_was_killed(tmp_path: Path)
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A campaign without end, and its folder."""
+    pytest.importorskip("atheris")
     folder = tmp_path / "out"
     process = subprocess.Popen(
         [*RUN, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
