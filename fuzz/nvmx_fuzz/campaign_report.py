@@ -26,6 +26,9 @@ from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 from nvmx_fuzz.survey import Survey
 from nvmx_fuzz.version import revision
 
+PAGE: Final = "report.html"
+"""The name of the page in the folder of its campaign."""
+
 RUNS: Final = "runs"
 KILLED: Final = "was killed"
 _POINTS_MAX: Final = 400

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import click
 
-from nvmx_fuzz.campaign_report import ReportMaker
+from nvmx_fuzz.campaign_report import PAGE, ReportMaker
 from nvmx_fuzz.files import STANDARD_OUTPUT, write_output
-
-PAGE: str = "report.html"
 
 
 @click.command("report")
