@@ -99,12 +99,18 @@ class Campaign:
                     if message.kind == "ready":
                         started = time.monotonic()
                     self._take(message, reporter)
-                status.seconds = time.monotonic() - started
+                    self._show(started, reporter)
+                self._show(started, reporter)
                 self._stop_if_due()
-                self._history.look(status)
-                reporter.show(status)
         self._note_end(self._process.wait())
         self._history.end(status)
+
+    def _show(self, started: float, reporter: Reporter) -> None:
+        """Tell how it goes; findings that come in a burst take seconds, so also between two of them."""
+        status = self.status
+        status.seconds = time.monotonic() - started
+        self._history.look(status)
+        reporter.show(status)
 
     def _take(self, message: Message, reporter: Reporter) -> None:
         status = self.status

@@ -13,8 +13,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nvmx_fuzz.diagram_text import LINE_HEIGHT, Span, TextLine, wrapped
-from nvmx_fuzz.explain_arrows import L0, L1, L2, OUTSIDE
+from nvmx_fuzz.diagram_text import LINE_HEIGHT, Span, TextLine, width_of, wrapped
+from nvmx_fuzz.explain_arrows import (
+    ARRIVAL,
+    ENTRY,
+    EXIT_TO_L1,
+    FAULT,
+    HIDDEN_EXIT,
+    IMMEDIATE_EXIT,
+    INJECTION,
+    L0,
+    L1,
+    L2,
+    OUTSIDE,
+    WARNING,
+)
 from nvmx_fuzz.explain_report import BareLine, Line, Report
 
 _ROW_GAP: Final = 8
@@ -75,6 +88,16 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """What a colour means: a dot at ``x`` and its word, on the base line ``y``."""
+
+    x: float
+    y: float
+    style: str
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row: its band from ``y`` of ``height``; ``step`` is the number of a step, or 0."""
 
@@ -88,7 +111,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """A picture, in pixels; ``x_bare`` is where the part of bare metal begins, or 0."""
+    """A picture, in pixels; ``x_bare`` is where the part of bare metal begins, or 0.
+
+    Lanes end at ``foot``, below which stands what the colours mean.
+    """
 
     layout: Layout
     height: float
@@ -98,6 +124,8 @@ class Diagram:
     lanes: tuple[Lane, ...]
     bare_lanes: tuple[Lane, ...]
     rows: tuple[Row, ...]
+    keys: tuple[Key, ...]
+    foot: float
     head_height: float = _HEAD_HEIGHT
 
 
@@ -112,16 +140,49 @@ def diagram(report: Report, layout: Layout = WIDE) -> Diagram:
         row = placer.row(line, bare, y)
         rows.append(row)
         y += row.height
+    keys = tuple(_keys(rows, layout, y + _MARGIN))
     return Diagram(
         layout=layout,
-        height=y + _MARGIN,
+        height=(keys[-1].y if keys else y) + _MARGIN,
         title=f"nested, L0 {report.l0}",
         bare_title="bare metal" if layout.is_wide else "",
         x_bare=placer.x_bare,
         lanes=tuple(placer.lanes.values()),
         bare_lanes=tuple(placer.bare_lanes.values()),
         rows=tuple(rows),
+        keys=keys,
+        foot=y,
     )
+
+
+_KEY_WORDS: Final[dict[str, str]] = {
+    ENTRY: "entry",
+    INJECTION: "injection, delivery",
+    HIDDEN_EXIT: "hidden exit",
+    IMMEDIATE_EXIT: "immediate exit",
+    EXIT_TO_L1: "exit to L1",
+    ARRIVAL: "arrival",
+    FAULT: "fault, warning",
+}
+_KEY_GAP: Final = 18
+_DOT: Final = 10
+
+
+def _keys(rows: Sequence[Row], layout: Layout, y: float) -> Iterator[Key]:
+    """The kinds that are in the picture, in as many lines as they need."""
+    styles = {mark.style.partition(" ")[0] for row in rows for mark in row.marks}
+    styles |= {FAULT} if WARNING in styles else set()
+    x: float = _MARGIN
+    y += LINE_HEIGHT
+    for style, word in _KEY_WORDS.items():
+        if style not in styles:
+            continue
+        width = _DOT + width_of(word)
+        if x + width > layout.width - _MARGIN:
+            x = _MARGIN
+            y += LINE_HEIGHT
+        yield Key(x, y, style, word)
+        x += width + _KEY_GAP
 
 
 # -- which record of bare metal stands beside which line ----------------------------------------------

@@ -23,7 +23,8 @@ ADDRESS: Final = "127.0.0.1"
 
 REFRESH_SECONDS: Final = 5
 _SHARE: Final = 10
-"""Making the page takes at most one part in so many of the time."""
+"""Making the page takes at most one part in so many of the time, unless it gets too old by that."""
+_PAUSE_MAX: Final = 15
 _SOON: Final = 1
 _LOOKING_SECONDS: Final = 3 * REFRESH_SECONDS
 _CLIENT_SECONDS: Final = 10
@@ -143,7 +144,7 @@ class Watch:
             started = time.monotonic()
             self._make(refresh=REFRESH_SECONDS)
             took = time.monotonic() - started
-            pause = max(_SOON if self.problem else REFRESH_SECONDS, _SHARE * took)
+            pause = max(_SOON if self.problem else REFRESH_SECONDS, min(_SHARE * took, _PAUSE_MAX))
 
     def _make(self, refresh: int) -> None:
         """Make the page; what goes wrong leaves the one before."""

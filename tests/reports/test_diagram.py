@@ -84,7 +84,20 @@ def test_rows_do_not_overlap(layout: Layout) -> None:
                 assert row.y < text.y <= last < bottom
             for mark in row.marks:
                 assert row.y < mark.y < bottom
-        assert bottom <= picture.height
+        assert bottom <= picture.foot <= picture.height
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW])
+def test_every_colour_is_explained_inside_the_frame(layout: Layout) -> None:
+    for report in reports():
+        picture = diagram(report, layout)
+        used = {mark.style.split()[0] for row in picture.rows for mark in row.marks}
+        explained = {key.style for key in picture.keys}
+        assert used - {"plain", "warning"} <= explained
+        assert "warning" not in used or "fault" in explained
+        for key in picture.keys:
+            assert key.x + 8 + real_width(Span(key.word)) <= layout.width
+            assert picture.foot < key.y < picture.height
 
 
 def test_every_line_of_both_runs_is_drawn_once_and_in_order() -> None:
