@@ -6,9 +6,9 @@ nothing is instrumented: findings are shrunk, explained and written by this proc
 the fuzzing process, and whenever, the summary is printed and nothing found is lost.
 
 The output folder holds ``corpus/`` (written by libFuzzer), ``findings/``, ``arrivals/`` (inputs on
-their way into ``findings/``), ``model-errors/``,
-``seeds/`` (encoded anew at each start), ``libfuzzer.log`` and ``summary.json``. A second campaign
-into the same folder goes on from there.
+their way into ``findings/``), ``model-errors/``, ``seeds/`` (encoded anew at each start), ``progress.jsonl``
+(see ``history.py``), ``libfuzzer.log`` and ``summary.json``. A second campaign into the same folder goes
+on from there.
 """
 
 import selectors
@@ -20,6 +20,7 @@ from typing import Final
 
 from nvmx_fuzz.corpus_files import encode_seeds
 from nvmx_fuzz.findings import Findings
+from nvmx_fuzz.history import HistoryWriter
 from nvmx_fuzz.launcher import FREE_BYTES_MIN, NO_SPACE, FuzzingProcess, Plan, free_bytes
 from nvmx_fuzz.model_errors import ModelErrors
 from nvmx_fuzz.progress import Inbox, Message
@@ -75,6 +76,7 @@ class Campaign:
             ModelErrors(plan.model_errors, plan.l0),
         )
         self.status.findings.recall()
+        self._history: Final = HistoryWriter(plan.out, plan.l0, plan.encoded_seeds, plan.corpus)
         self._process: Final = process
         self._signals: Final = signals
         self._stop_by = 0.0
@@ -97,10 +99,18 @@ class Campaign:
                     if message.kind == "ready":
                         started = time.monotonic()
                     self._take(message, reporter)
-                status.seconds = time.monotonic() - started
+                    self._show(started, reporter)
+                self._show(started, reporter)
                 self._stop_if_due()
-                reporter.show(status)
         self._note_end(self._process.wait())
+        self._history.end(status)
+
+    def _show(self, started: float, reporter: Reporter) -> None:
+        """Tell how it goes; findings that come in a burst take seconds, so also between two of them."""
+        status = self.status
+        status.seconds = time.monotonic() - started
+        self._history.look(status)
+        reporter.show(status)
 
     def _take(self, message: Message, reporter: Reporter) -> None:
         status = self.status

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 
 from nvmx_fuzz import L0_VARIABLE
 from nvmx_fuzz.core_choice import VARIABLE, NoCompiledCoreError, choose, needs_python
-from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.files import BadFile, MissingLibraryError
 
 PROGRAM: Final = "nvmx-fuzz"
 BAD_INPUT: Final = 2
@@ -27,9 +27,11 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("nvmx_fuzz.cli_run", "Fuzz until told to stop, and keep what is found."),
     "replay": ("nvmx_fuzz.cli_replay", "Run scenarios again and say what they violate."),
     "explain": ("nvmx_fuzz.cli_explain", "Explain what a scenario violates, and why."),
+    "export": ("nvmx_fuzz.cli_export", "Write a scenario as a test, an example, or a report."),
     "corpus": ("nvmx_fuzz.cli_corpus", "Convert, check and collect scenarios."),
     "minimize": ("nvmx_fuzz.cli_minimize", "Make a scenario as small as its violation allows."),
     "bugs": ("nvmx_fuzz.cli_bugs", "Show the catalogue of known bugs, and hunt them."),
+    "report": ("nvmx_fuzz.cli_report", "Make one HTML page about a campaign."),
     "doctor": ("nvmx_fuzz.cli_doctor", "Say what is installed here, and what is used."),
 }
 
@@ -126,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{message}; try: {path} --help")
     except click.ClickException as error:
         return _fail(error.format_message())
-    except BadFile as error:
+    except (BadFile, MissingLibraryError) as error:
         return _fail(str(error))
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted")

@@ -4,13 +4,22 @@ import json
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Final
 
 import click
 
-from nvmx_fuzz.cli_options import json_option, l0_option
+from nvmx_fuzz.cli_options import (
+    json_option,
+    l0_option,
+    output_option,
+    violation_option,
+    write_text,
+)
 from nvmx_fuzz.explain import explain, render_rich, render_text, to_json
 from nvmx_fuzz.explain_report import Report
-from nvmx_fuzz.scenario_files import load
+from nvmx_fuzz.files import STANDARD_OUTPUT
+from nvmx_fuzz.scenario_files import Loaded, load
 from nvmx_fuzz.version import revision
 
 _WIDTH = 110
@@ -19,36 +28,67 @@ _WIDTH = 110
 @click.command("explain")
 @click.argument("file")
 @l0_option("The L0 that is judged.")
+@violation_option
 @click.option(
-    "--violation",
-    default=1,
+    "--format",
+    "form",
+    type=click.Choice(("text", "svg", "html")),
+    default="text",
     show_default=True,
-    type=click.IntRange(1),
-    metavar="N",
-    help="Explain the Nth violation of the scenario.",
+    help="svg: the sequence diagram; html: a page with all of it.",
 )
+@output_option
 @json_option
-def command(file: str, l0_name: str, violation: int, as_json: bool) -> int:
+def command(file: str, l0_name: str, violation: int, form: str, output: str, as_json: bool) -> int:
     """Explain what the scenario in FILE violates, step by step; - is standard input.
 
     Without a violation the report tells what happens, and the exit status is 0.
     """
-    scenario = load(file).scenario
+    if as_json and form != "text":
+        raise click.UsageError("--json and --format exclude each other")
+    report = report_of(load(file), l0_name, violation)
+    if as_json:
+        write_text(output, json.dumps(to_json(report), indent=2) + "\n")
+    elif form == "text" and output == STANDARD_OUTPUT:
+        _show(report)
+    else:
+        write_text(output, _FORMS[form](report))
+    return 0 if report.finding is None else 1
+
+
+def report_of(loaded: Loaded, l0_name: str, violation: int) -> Report:
+    """Explain the violation of that number, from 1; ends the command where that cannot be done."""
     try:
-        report = explain(scenario, l0_name, violation - 1, file=file, revision=revision())
+        return explain(
+            loaded.scenario, l0_name, violation - 1, file=loaded.name, revision=revision()
+        )
     except IndexError:
         raise click.UsageError(
-            f"{file} has fewer than {violation} violations", click.get_current_context()
+            f"{loaded.name} has fewer than {violation} violations", click.get_current_context()
         ) from None
     except Exception as error:  # noqa: BLE001 - whatever the model raises is our own bug
         click.echo("OUR OWN BUG: the model contradicts itself", err=True)
         click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
-        return 3
-    if as_json:
-        click.echo(json.dumps(to_json(report), indent=2))
-    else:
-        _show(report)
-    return 0 if report.finding is None else 1
+        raise click.exceptions.Exit(3) from None
+
+
+def _svg(report: Report) -> str:
+    from nvmx_fuzz.pages import explanation_svg  # noqa: PLC0415 - needs the extra "report"
+
+    return explanation_svg(report)
+
+
+def _html(report: Report) -> str:
+    from nvmx_fuzz.pages import explanation_html  # noqa: PLC0415 - needs the extra "report"
+
+    return explanation_html(report)
+
+
+_FORMS: Final[dict[str, Callable[[Report], str]]] = {
+    "text": render_text,
+    "svg": _svg,
+    "html": _html,
+}
 
 
 def _show(report: Report) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from nvmx_fuzz import L0_VARIABLE
+from nvmx_fuzz.files import STANDARD_OUTPUT, write_output
 
 FIXED = "fixed"
 """The L0 that keeps every rule; the name is that of `nvmx_core.bugs.versions.FIXED`."""
@@ -43,6 +44,33 @@ def l0_option(text: str, *, is_checked: bool = True) -> Callable[[Any], Any]:
         shell_complete=_complete_l0,
         help=text,
     )
+
+
+violation_option = click.option(
+    "--violation",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Take the Nth violation of the scenario.",
+)
+
+output_option = click.option(
+    "-o",
+    "--out",
+    "output",
+    default=STANDARD_OUTPUT,
+    metavar="FILE",
+    help="Write there instead of standard output.",
+)
+
+
+def write_text(output: str, text: str) -> None:
+    """Write what a command made to where `output_option` says; raises BadFile."""
+    if output == STANDARD_OUTPUT:
+        click.echo(text, nl=False)
+    else:
+        write_output(output, text.encode())
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

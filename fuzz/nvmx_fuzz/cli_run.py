@@ -4,7 +4,8 @@ import json
 import os
 import shlex
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
@@ -14,11 +15,12 @@ import click
 from nvmx_fuzz import FEEDBACK_VARIABLE
 from nvmx_fuzz.cli_options import Seconds, json_option, l0_option
 from nvmx_fuzz.core_choice import CHOICES, NoCompiledCoreError, agree
-from nvmx_fuzz.files import BadFile, write_whole
+from nvmx_fuzz.files import BadFile, MissingLibraryError, write_whole
 from nvmx_fuzz.launcher import FuzzingProcess, Plan, output_folder
 from nvmx_fuzz.seeds import seed_folder
 
 if TYPE_CHECKING:
+    from nvmx_fuzz.campaign import Signals
     from nvmx_fuzz.status import Reporter
 
 _FEEDBACK: Final = ("auto", "fast", "branches", "stock", "states")
@@ -42,6 +44,10 @@ _SEED_BITS: Final = 31
               help="How branches are counted (default: $NVMX_FEEDBACK, or the best).")  # fmt: skip
 @click.option("--core", type=click.Choice(CHOICES), default=None,
               help="The build of the model (default: $NVMX_CORE, or the fastest).")  # fmt: skip
+@click.option("--watch", is_flag=True,
+              help="Keep OUT/report.html fresh, and serve it on 127.0.0.1.")  # fmt: skip
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N",
+              help="The port of --watch (default: one that is free).")  # fmt: skip
 @json_option
 @click.option("--plain", is_flag=True, help="Plain lines, also on a terminal.")
 def command(
@@ -54,6 +60,8 @@ def command(
     seed: int | None,
     feedback: str | None,
     core: str | None,
+    watch: bool,
+    port: int | None,
     as_json: bool,
     plain: bool,
 ) -> int:
@@ -64,12 +72,18 @@ def command(
     """
     if corpus is not None and no_seeds:
         raise click.UsageError("--corpus and --no-seeds exclude each other")
+    if port is not None and not watch:
+        raise click.UsageError("--port is for --watch")
     if find_spec("atheris") is None:
         raise click.ClickException(
             "atheris is not installed, so nothing can be fuzzed; try: scripts/fuzz"
         )
+    for library in ("jinja2", "matplotlib") if watch else ():
+        if find_spec(library) is None:
+            raise MissingLibraryError(library)
     plan = _plan(l0_name, seconds or 0, runs or 0, corpus, no_seeds, out, seed, feedback, core)
-    return _campaign(plan, sys.stderr if as_json else sys.stdout, as_json, plain)
+    watched_port = (port or 0) if watch else None
+    return _campaign(plan, sys.stderr if as_json else sys.stdout, as_json, plain, watched_port)
 
 
 def _plan(
@@ -115,7 +129,9 @@ def _plan(
     )
 
 
-def _campaign(plan: Plan, stream: IO[str], as_json: bool, plain: bool) -> int:
+def _campaign(
+    plan: Plan, stream: IO[str], as_json: bool, plain: bool, watched_port: int | None
+) -> int:
     with ExitStack() as stack:
         stack.enter_context(output_folder(plan))
         click.echo(f"seed {plan.seed}: {plan.command}", file=stream)
@@ -131,6 +147,8 @@ def _campaign(plan: Plan, stream: IO[str], as_json: bool, plain: bool) -> int:
             raise click.UsageError(refusal, click.get_current_context())
         signals = Signals()
         stack.enter_context(signals.listening())
+        if watched_port is not None:
+            stack.enter_context(_watched(plan.out, watched_port, stream, signals))
         campaign = Campaign(plan, process, signals)
         reporter = _reporter(stream, plain or as_json)
         stack.callback(reporter.close)
@@ -151,6 +169,23 @@ def _campaign(plan: Plan, stream: IO[str], as_json: bool, plain: bool) -> int:
         if problem is not None:
             raise problem
         return exit_status(summary)
+
+
+@contextmanager
+def _watched(out: Path, port: int, stream: IO[str], signals: "Signals") -> Iterator[None]:
+    """Serve the report of the campaign in *out*; raises BadFile, MissingLibraryError."""
+    from nvmx_fuzz.watch import Watch  # noqa: PLC0415 - needs the extra "report"
+
+    watch = Watch(out, port)
+    watch.start()
+    click.echo(f"watch {watch.url}", file=stream)
+    try:
+        yield
+    finally:
+        asked_to_stop = signals.count
+        watch.close(lambda: signals.count == asked_to_stop)
+        if watch.problem:
+            click.echo(f"report: {watch.problem}", file=stream)
 
 
 def _reporter(stream: IO[str], plain: bool) -> "Reporter":

@@ -16,6 +16,7 @@ from nvmx_fuzz.codec import decode
 from nvmx_fuzz.files import BadFile, content_name, write_whole
 from nvmx_fuzz.nested_events import NestedEvents
 from nvmx_fuzz.progress import Message, Order, Progress, send
+from nvmx_fuzz.rule_rows import RULE_INDEX, RULE_ROWS
 from nvmx_fuzz.state_feedback import StateFeedback
 
 _PUBLISH_EVERY: Final = 64
@@ -39,6 +40,7 @@ class Executions:
         self._skipped = 0
         self._violating = 0
         self._reach = [0] * REACH_COUNT
+        self._fired: Final = [0] * len(RULE_ROWS)
         self._smallest: dict[str, tuple[int, bytes]] = {}
 
     def test_one_input(self, data: bytes) -> None:
@@ -64,6 +66,8 @@ class Executions:
         self._reach = list(map(add, self._reach, nested.vcpu.reach))
         if verdict.violations:
             self._violating += 1
+            for row in {(found.oracle, found.rule) for found in verdict.violations}:
+                self._fired[RULE_INDEX[row]] += 1
             key = verdict.violations[0].key()
             if key not in self._smallest:
                 self._leave(data)
@@ -94,5 +98,10 @@ class Executions:
 
     def _publish(self) -> None:
         self._progress.publish(
-            self._executions, self._steps, self._skipped, self._violating, self._reach
+            self._executions,
+            self._steps,
+            self._skipped,
+            self._violating,
+            self._reach,
+            self._fired,
         )

@@ -22,6 +22,7 @@ from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.decode_words import record_field
+from nvmx_fuzz.explain_bare import bare_lines
 from nvmx_fuzz.explain_fields import stories
 from nvmx_fuzz.explain_render import render_rich, render_text
 from nvmx_fuzz.explain_replay import Place, PlayedStep, play
@@ -68,6 +69,7 @@ def explain(
         finding=None if violation is None else _finding(violation),
         others=_others(verdict.violations, violation),
         lines=timeline(played, bare, nested, moment, config.l0_ept, _free(scenario, l0, violation)),
+        bare=bare_lines(scenario, config, nested),
         fields=stories(played, violation, place) if violation and place else (),
         rules=rule_texts(violation, place),
         replay=f"nvmx-fuzz replay --l0 {l0_name} {shlex.quote(file)}",

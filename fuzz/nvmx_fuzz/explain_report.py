@@ -29,6 +29,8 @@ class Line:
     step. ``who`` is L0, L1, L2 or outside. ``hidden``: L0's own doing, which L1 and L2 must not
     notice. ``expected`` is what bare metal shows instead, or "". ``wrong``: the violation is here.
     ``needed`` is the action with ``any`` for each value that does not matter, or "" when all do.
+    ``kind`` and ``arrow`` are for pictures, see ``explain_arrows``; ``record`` is the index in the
+    journal of what L1 or L2 sees here, or -1.
     """
 
     step: int
@@ -39,6 +41,27 @@ class Line:
     expected: str = ""
     wrong: bool = False
     needed: str = ""
+    kind: str = ""
+    arrow: tuple[str, ...] = ()
+    record: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class BareLine:
+    """Part 2 on bare metal: one record, at the ``step`` that it belongs to (the end: one more).
+
+    ``differs``: the machine nested shows something else from here on; ``fields`` are the journal
+    fields that differ, when it is a record of the same kind. The rest is as in ``Line``.
+    """
+
+    step: int
+    who: str
+    effect: str
+    kind: str
+    arrow: tuple[str, ...]
+    record: int
+    differs: bool
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +109,7 @@ class Report:
 
     ``setup`` says in words what the machine and L1 offer, ``l0_about`` what is wrong with the L0 by
     construction. ``others`` are the oracles and rules that this scenario breaks besides.
+    ``bare`` is what bare metal shows.
     ``scenario`` is the scenario in text form, ``replay`` the command that runs it again.
     """
 
@@ -95,6 +119,7 @@ class Report:
     finding: Finding | None
     others: tuple[str, ...]
     lines: tuple[Line, ...]
+    bare: tuple[BareLine, ...]
     fields: tuple[FieldStory, ...]
     rules: tuple[RuleText, ...]
     replay: str

@@ -31,6 +31,7 @@ from nvmx_core.scenario import steps
 from nvmx_core.scenario.step_text import format_step
 from nvmx_core.scenario.steps import LOWEST_VECTOR, OPERATIONS, Step
 from nvmx_fuzz.decode_words import address_word, record_field, record_word
+from nvmx_fuzz.explain_arrows import drawn
 from nvmx_fuzz.explain_records import (
     entry_text,
     field_texts,
@@ -332,7 +333,7 @@ def _is_first_of_run(played: PlayedStep, moment: Moment) -> bool:
 
 def _lines(played: PlayedStep, drafts: Sequence[_Draft]) -> list[Line]:
     """The lines of a step; the last ``len(drafts)`` of them are those of the drafts, in order."""
-    rows = [Line(0, draft.who, "", draft.text, hidden=draft.who == "L0") for draft in drafts]
+    rows = [_row(draft) for draft in drafts]
     step = played.step
     if step is None:
         return [replace(row, action="end", who="") for row in rows]
@@ -347,3 +348,18 @@ def _lines(played: PlayedStep, drafts: Sequence[_Draft]) -> list[Line]:
     if not effect:
         effect = place_of(played) if step[0] == steps.RUN else "first takes what is pending"
     return [Line(number, actor, action, effect, hidden=hidden), *rows]
+
+
+def _row(draft: _Draft) -> Line:
+    kind, arrow = drawn(draft.moments)
+    first = draft.moments[0]
+    return Line(
+        0,
+        draft.who,
+        "",
+        draft.text,
+        hidden=draft.who == "L0",
+        kind=kind,
+        arrow=arrow,
+        record=-1 if first.hidden else first.position,
+    )

@@ -16,7 +16,10 @@ from typing import Final
 SIZE_MAX: Final = 1 << 18
 """No scenario comes near; whatever is larger is not one."""
 
+_SCENARIO: Final = "no scenario"
+
 STANDARD_INPUT: Final = "-"
+STANDARD_OUTPUT: Final = "-"
 
 
 class BadFile(Exception):  # noqa: N818 - it is the file that is bad
@@ -31,6 +34,14 @@ class BadFile(Exception):  # noqa: N818 - it is the file that is bad
         super().__init__(f"{place}: {message}")
 
 
+class MissingLibraryError(Exception):
+    """A library of the extra "report" is not installed; the text is for the person who asked."""
+
+    def __init__(self, library: str) -> None:
+        """Say how to get *library*."""
+        super().__init__(f"{library} is not installed; try: pip install -e '.[report]'")
+
+
 def read_small_file(name: str) -> bytes:
     """Read a regular file of at most SIZE_MAX bytes, or standard input for ``-``.
 
@@ -39,7 +50,12 @@ def read_small_file(name: str) -> bytes:
     if name == STANDARD_INPUT:
         if sys.stdin is None:
             raise BadFile("standard input", "is closed")
-        return _limited(name, sys.stdin.buffer.read(SIZE_MAX + 1))
+        return _limited(name, sys.stdin.buffer.read(SIZE_MAX + 1), SIZE_MAX, _SCENARIO)
+    return read_file(name, SIZE_MAX, _SCENARIO)
+
+
+def read_file(name: str, size_max: int, kind: str) -> bytes:
+    """Read a regular file of at most *size_max* bytes, or it is *kind*; raises BadFile."""
     try:
         # Opening a named pipe would wait for its other end, so not even that.
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -48,7 +64,7 @@ def read_small_file(name: str) -> bytes:
             if not stat.S_ISREG(mode):
                 raise BadFile(name, f"is {_kind(mode)}, not a file")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
-                return _limited(name, file.read(SIZE_MAX + 1))
+                return _limited(name, file.read(size_max + 1), size_max, kind)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -111,9 +127,9 @@ def about(path: Path) -> Iterator[None]:
         raise BadFile(path, _reason(error)) from None
 
 
-def _limited(name: str, content: bytes) -> bytes:
-    if len(content) > SIZE_MAX:
-        raise BadFile(name, f"is larger than {SIZE_MAX} bytes, so it is no scenario")
+def _limited(name: str, content: bytes, size_max: int, kind: str) -> bytes:
+    if len(content) > size_max:
+        raise BadFile(name, f"is larger than {size_max} bytes, so it is {kind}")
     return content
 
 

@@ -16,12 +16,16 @@ from typing import Final
 REACH_MAX: Final = 256
 """Room for that many reach counters."""
 
+RULES_MAX: Final = 64
+"""Room for that many rules."""
+
 _EXECUTIONS: Final = 0
 _STEPS: Final = 1
 _SKIPPED: Final = 2
 _VIOLATING: Final = 3
 _REACH: Final = 8
-_WORDS: Final = _REACH + REACH_MAX
+_FIRED: Final = _REACH + REACH_MAX
+_WORDS: Final = _FIRED + RULES_MAX
 MEMORY_SIZE: Final = 8 * _WORDS
 
 
@@ -60,15 +64,23 @@ class Progress:
         self._words: Final = memoryview(mmap.mmap(descriptor, MEMORY_SIZE)).cast("Q")
 
     def publish(
-        self, executions: int, steps: int, skipped: int, violating: int, reach: Sequence[int]
+        self,
+        executions: int,
+        steps: int,
+        skipped: int,
+        violating: int,
+        reach: Sequence[int],
+        fired: Sequence[int],
     ) -> None:
-        """Make the numbers visible to the other process; *reach* are totals, in their order."""
+        """Make the numbers visible to the other process; *reach* and *fired* are totals, in their order."""
         words = self._words
         words[_EXECUTIONS] = executions
         words[_STEPS] = steps
         words[_SKIPPED] = skipped
         words[_VIOLATING] = violating
         for index, count in enumerate(reach, start=_REACH):
+            words[index] = count
+        for index, count in enumerate(fired, start=_FIRED):
             words[index] = count
 
     @property
@@ -94,6 +106,10 @@ class Progress:
     def reach(self, count: int) -> list[int]:
         """The totals of the first *count* reach counters."""
         return list(self._words[_REACH : _REACH + count])
+
+    def fired(self, count: int) -> list[int]:
+        """How many inputs broke each of the first *count* rules, in the order of RULE_ROWS."""
+        return list(self._words[_FIRED : _FIRED + count])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The text and the JSON of explanations, compared with the files beside this one.
+"""The text, the JSON and the pictures of explanations, compared with the files beside this one.
 
 After an intended change write the files anew, read their diff, and commit it with the change:
 
@@ -12,16 +12,22 @@ import pytest
 
 from nvmx_core.scenario.text import parse_scenario
 from nvmx_fuzz.explain import Report, explain, render_rich, render_text, to_json
+from nvmx_fuzz.pages import explanation_html, explanation_svg
 
 HERE = Path(__file__).resolve().parent
 
 # File -> L0. The scenario is <file>.scn, the report <file>.txt and <file>.json.
+# The first one's picture is the one of the README.
 CASES = {"bug1": "bug1", "bug1-shadow": "bug1", "bug3": "bug3", "fixed": "fixed"}
 
 
 def report_of(name: str) -> Report:
     scenario = parse_scenario((HERE / f"{name}.scn").read_text()).scenario
     return explain(scenario, CASES[name], file=f"tests/reports/{name}.scn", revision="1a2b3c4")
+
+
+def picture_of(name: str) -> Path:
+    return HERE.parents[1] / "docs" / "bug1.svg" if name == "bug1" else HERE / f"{name}.svg"
 
 
 def json_text(report: Report) -> str:
@@ -39,6 +45,15 @@ def test_json_is_the_one_in_the_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_picture_is_the_one_in_the_file(name: str) -> None:
+    assert explanation_svg(report_of(name)) == picture_of(name).read_text()
+
+
+def test_page_is_the_one_in_the_file() -> None:
+    assert explanation_html(report_of("bug1")) == (HERE / "bug1.html").read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_coloured_form_says_the_same(name: str) -> None:
     lines = [line.rstrip() for line in render_rich(report_of(name)).plain.splitlines()]
     assert lines == render_text(report_of(name)).splitlines()
@@ -49,6 +64,8 @@ def write_files() -> None:
         report = report_of(name)
         (HERE / f"{name}.txt").write_text(render_text(report))
         (HERE / f"{name}.json").write_text(json_text(report))
+        picture_of(name).write_text(explanation_svg(report))
+    (HERE / "bug1.html").write_text(explanation_html(report_of("bug1")))
 
 
 def test_the_readme_shows_the_first_one() -> None:

@@ -1,0 +1,32 @@
+"""`nvmx-fuzz report`: one page about a campaign."""
+
+from pathlib import Path
+
+import click
+
+from nvmx_fuzz.campaign_report import PAGE, ReportMaker
+from nvmx_fuzz.files import STANDARD_OUTPUT, write_output
+
+
+@click.command("report")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    "output",
+    metavar="FILE",
+    help=f"Where the page goes; - is standard output (default: DIR/{PAGE}).",
+)
+def command(folder: Path, output: str | None) -> int:
+    """Write one HTML file about the campaign whose output folder is DIR, running or not.
+
+    The page needs nothing else: no script, no other file, no network.
+    """
+    html = ReportMaker(folder).html()
+    if output == STANDARD_OUTPUT:
+        click.echo(html, nl=False)
+        return 0
+    target = output or str(folder / PAGE)
+    write_output(target, html.encode())
+    click.echo(target)
+    return 0
