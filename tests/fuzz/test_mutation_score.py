@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nvmx_fuzz import mutation_check
-from nvmx_fuzz.mutation_score import Mutant, Verdicts, page
+from nvmx_fuzz.mutation_score import VERDICTS, Mutant, Verdicts, page
 
 
 def mutant(who: str, old: str = "a and b", module: str = "l0/routing.py") -> Mutant:
@@ -69,3 +69,11 @@ def test_the_check_says_who_saw_it() -> None:
     )
     assert finished.returncode == 1
     assert finished.stdout.startswith("oracles: ")
+
+
+def test_the_file_of_verdicts_can_be_read() -> None:
+    known = Verdicts(VERDICTS.read_text())
+    assert known.of(mutant("nobody", old="x", module="l0/log.py")) == ""
+    line = "self._write_entry(NMI_INFO, POISON, 0)"
+    found = Mutant("l0/injection.py", line, line.replace("0)", "-1)"), "nobody", "")
+    assert known.is_equivalent(found)
