@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -80,8 +81,12 @@ class SlowInput(NamedTuple):
 class ReportMaker:
     """Makes the report of one folder, any number of times; what does not change is done once."""
 
-    def __init__(self, folder: Path) -> None:
-        """Report on the campaign in *folder*."""
+    def __init__(self, folder: Path, survey_seconds: float = inf) -> None:
+        """Report on the campaign in *folder*.
+
+        Kept inputs are run for *survey_seconds* at most each time; the page tells how many are left.
+        """
+        self._survey_seconds: Final = survey_seconds
         self._folder: Final = folder
         self._survey: Final = Survey()
         self._explained: Final[dict[tuple[str, str, bytes], ShownFinding]] = {}
@@ -94,7 +99,8 @@ class ReportMaker:
         sessions = self._history()
         session = sessions[-1]
         l0_name = session.start["l0"]
-        self._survey.look(l0_name, self._folder / "seeds", self._folder / "corpus")
+        kept = self._folder / "seeds", self._folder / "corpus"
+        self._survey.look(l0_name, *kept, seconds=self._survey_seconds)
         last = session.samples[-1] if session.samples else None
         return page(
             "report.html",
@@ -110,6 +116,7 @@ class ReportMaker:
             reach=reach_counts(session, last),
             rules=rule_counts(session, last),
             steps=bars("steps", self._survey.steps, "steps") if self._survey.steps else "",
+            left=self._survey.left,
             slowest=list(self._slowest(l0_name)),
             findings=list(self._findings(l0_name)),
             model_errors=list(self._model_errors()),

@@ -9,7 +9,7 @@ There are two layouts, since an SVG cannot flow: for a desk with both runs side 
 where what bare metal shows stands under the row where it differs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -224,7 +224,9 @@ class _Placer:
 
     def __init__(self, report: Report, layout: Layout) -> None:
         self._layout: Final = layout
-        self._fields: Final = report.finding.fields if report.finding else ()
+        fields = report.finding.fields if report.finding else ()
+        seen = {story.field: story.seen for story in report.fields}
+        self._fields: Final = {name: seen.get(name, "") for name in fields}
         left = _MARGIN + layout.number_width + layout.lane_gap / 2
         self.lanes: Final = {
             name: Lane(name, left + index * layout.lane_gap) for index, name in enumerate(_LANES)
@@ -291,7 +293,7 @@ def _marks(line: Line | BareLine, lanes: dict[str, Lane], top: float) -> list[Ma
 # -- words -------------------------------------------------------------------------------------------
 
 
-def _spans(line: Line, fields: Sequence[str]) -> list[list[Span]]:
+def _spans(line: Line, fields: Mapping[str, str]) -> list[list[Span]]:
     """The action and the effect, each beginning a line; what is wrong has its own style."""
     parts = []
     action = line.needed or line.action
@@ -305,22 +307,47 @@ def _spans(line: Line, fields: Sequence[str]) -> list[list[Span]]:
     return parts
 
 
-def _marked(effect: str, fields: Sequence[str], style: str) -> list[Span]:
-    """An effect with the clauses about the violated fields marked, or all of it when none is named."""
-    clauses = effect.split(", ")
-    names = [name.removesuffix(" info") for name in fields if name != "reason"]
-    bad = [
-        any(clause.startswith(name) for name in names)
-        or (index == 0 and "reason" in fields and clause.startswith("exit "))
-        for index, clause in enumerate(clauses)
+def _marked(effect: str, fields: Mapping[str, str], style: str) -> list[Span]:
+    """An effect with the violated fields marked, of which *fields* tells what was seen.
+
+    The clauses that name them are marked; a field that none names is added. All is marked where there
+    is no field to name.
+    """
+    clauses = [
+        (clause, _is_about(clause, index, fields))
+        for index, clause in enumerate(effect.split(", "))
     ]
-    if not any(bad):
+    clauses += [
+        (f"{_short(name)} {seen}", True)
+        for name, seen in fields.items()
+        if seen not in ("", _UNDEFINED) and name != _REASON and not _names(effect, name)
+    ]
+    if not any(is_bad for _clause, is_bad in clauses):
         return [Span(effect, "bad")]
     last = len(clauses) - 1
     return [
         Span(clause + (", " if index < last else ""), "bad" if is_bad else style)
-        for index, (clause, is_bad) in enumerate(zip(clauses, bad, strict=True))
+        for index, (clause, is_bad) in enumerate(clauses)
     ]
+
+
+_REASON: Final = "reason"
+_UNDEFINED: Final = "-"
+
+
+def _short(field: str) -> str:
+    """A field as the lines of an explanation call it."""
+    return field.removesuffix(" info")
+
+
+def _names(effect: str, field: str) -> bool:
+    return any(clause.startswith(_short(field)) for clause in effect.split(", "))
+
+
+def _is_about(clause: str, index: int, fields: Mapping[str, str]) -> bool:
+    if index == 0 and _REASON in fields and clause.startswith("exit "):
+        return True
+    return any(clause.startswith(_short(name)) for name in fields if name != _REASON)
 
 
 def _bare_spans(bare: BareLine) -> list[Span]:

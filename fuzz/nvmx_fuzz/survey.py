@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +33,11 @@ class KeptInput:
 
 
 class Survey:
-    """Looks at each input once; a report that is made again and again runs only what is new."""
+    """Looks at each input once; a report that is made again and again runs only what is new.
+
+    Attributes:
+        left: how many inputs there was no time for.
+    """
 
     def __init__(self) -> None:
         """Nothing looked at yet."""
@@ -40,15 +45,21 @@ class Survey:
         self._measured: Final[dict[KeptInput, KeptInput]] = {}
         self._now: list[KeptInput] = []
         self._l0: type[Kvm] = Kvm
+        self.left = 0
 
-    def look(self, l0_name: str, *folders: Path) -> None:
-        """Run what is new in *folders* with the L0 called *l0_name*."""
+    def look(self, l0_name: str, *folders: Path, seconds: float = inf) -> None:
+        """Run what is new in *folders* with the L0 called *l0_name*, for *seconds* at most."""
         self._l0 = l0_class(l0_name)
         self._now = []
+        self.left = 0
+        until = time.monotonic() + seconds
         for folder in folders:
             for path in _files(folder):
                 key = (l0_name, path)
                 if key not in self._seen:
+                    if time.monotonic() > until:
+                        self.left += 1
+                        continue
                     kept = self._run(path)
                     if kept is None:
                         continue

@@ -16,7 +16,7 @@ from nvmx_core.scenario.config import config_for
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
 
-LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.05
 """How long one look may take; what is left over is for the next."""
 
 

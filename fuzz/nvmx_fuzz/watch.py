@@ -25,6 +25,8 @@ REFRESH_SECONDS: Final = 5
 _SHARE: Final = 10
 """Making the page takes at most one part in so many of the time, unless it gets too old by that."""
 _PAUSE_MAX: Final = 15
+_SURVEY_SECONDS: Final = 1.0
+"""A large corpus is looked at in parts, so that the first page comes soon."""
 _SOON: Final = 1
 _LOOKING_SECONDS: Final = 3 * REFRESH_SECONDS
 _CLIENT_SECONDS: Final = 10
@@ -104,7 +106,7 @@ class Watch:
         """
         self.problem = ""
         self._folder: Final = folder
-        self._maker: Final = ReportMaker(folder)
+        self._maker: Final = ReportMaker(folder, _SURVEY_SECONDS)
         waiting = page("waiting.html", folder=str(folder), refresh=_SOON)
         try:
             self._server: Final = _Server(port, waiting.encode())

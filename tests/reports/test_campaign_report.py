@@ -19,6 +19,7 @@ from nvmx_fuzz.campaign_report import ReportMaker, thinned
 from nvmx_fuzz.history import Sample, read_history
 from nvmx_fuzz.plots import bars, curve, time_unit
 from nvmx_fuzz.rule_rows import RULE_ROWS
+from nvmx_fuzz.survey import Survey
 from tests.reports import pages
 from tests.reports.test_history import START, sample, written
 
@@ -232,6 +233,20 @@ def a_loop(folder: Path) -> None:
 def unknown_l0(folder: Path) -> None:
     folder.mkdir()
     written(folder, {"start": START | {"l0": "bug999"}})
+
+
+def test_a_survey_without_time_is_gone_on_with(campaign: Path) -> None:
+    survey = Survey()
+    folders = campaign / "seeds", campaign / "corpus"
+    count = sum(len(list(folder.iterdir())) for folder in folders)
+    survey.look("bug1", *folders, seconds=-1)
+    assert (survey.left, survey.steps, survey.slowest()) == (count, {}, [])
+    survey.look("bug1", *folders)
+    assert (survey.left, sum(survey.steps.values())) == (0, count)
+    slowest = survey.slowest()
+    assert slowest == sorted(slowest, key=lambda kept: -kept.seconds)
+    survey.look("bug1", *folders, seconds=-1)
+    assert (survey.left, survey.slowest()) == (0, slowest)
 
 
 @pytest.mark.parametrize(

@@ -128,19 +128,37 @@ def test_the_phone_shows_what_bare_metal_does_where_it_differs() -> None:
     assert text.split() == ["bare", "metal:", "takes", "0x40,", "return", "rip", "code+0x0"]
 
 
-def test_only_the_violated_fields_are_red() -> None:
-    report = bug1()
-    assert report.finding is not None
-    report = replace(report, finding=replace(report.finding, fields=("IDT-vectoring info",)))
-    red = [
+def red(report: Report) -> str:
+    """What is marked as wrong."""
+    return " ".join(
         span.text.strip()
         for row in diagram(report).rows
         for text in row.words
         for line in text.lines
         for span in line
         if span.style == "bad"
-    ]
-    assert " ".join(red) == "IDT-vectoring external-interrupt 0x40"
+    )
+
+
+def test_only_the_violated_fields_are_red() -> None:
+    report = bug1()
+    assert report.finding is not None
+    report = replace(report, finding=replace(report.finding, fields=("IDT-vectoring info",)))
+    assert red(report) == "IDT-vectoring external-interrupt 0x40"
+
+
+def test_a_violated_field_that_the_line_does_not_name_is_added() -> None:
+    report = bug1()
+    assert report.finding is not None
+    story = replace(report.fields[0], field="interrupt status", seen="0x10")
+    report = replace(
+        report,
+        finding=replace(report.finding, fields=("interrupt status",)),
+        fields=(story,),
+    )
+    assert red(report) == "interrupt status 0x10"
+    unknown = replace(report, fields=(replace(story, seen="-"),))
+    assert red(unknown).startswith("exit EXTERNAL_INTERRUPT at code+0x0, IDT-vectoring")
 
 
 def test_the_immediate_exit_and_the_hidden_exit_are_arrows_of_their_own_kind() -> None:
