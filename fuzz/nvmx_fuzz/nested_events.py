@@ -20,17 +20,13 @@ from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz import L0_VARIABLE
-from nvmx_fuzz.codec import HEADER_SIZE, RECORD_SIZE, decode
+from nvmx_fuzz.codec import decode
 from nvmx_fuzz.files import content_name
 from nvmx_fuzz.state_feedback import StateFeedback
-
-STEPS_USUAL: Final = 64
-"""Scenarios that a campaign makes are at most this long; longer ones only cost time."""
-
-_MAX_LEN: Final = HEADER_SIZE + STEPS_USUAL * RECORD_SIZE
+from nvmx_fuzz.targets import BYTES_LEN_MAX
 
 _DEFAULT_OPTIONS: Final = (
-    f"-max_len={_MAX_LEN}",
+    f"-max_len={BYTES_LEN_MAX}",
     "-len_control=0",  # the smallest scenario that does something has 16 bytes: no slow start
 )
 _NAMES: Final = (*L0_BY_NAME, *(f"kvm-{version}" for version in VERSIONS))
