@@ -1,10 +1,12 @@
-"""What the fuzz target `fuzz_nested_events.py` does with an input; the campaign does the same.
+"""What the fuzz targets `fuzz_nested_events.py` and `fuzz_transparency.py` do with an input.
+
+The campaign does the same as the former.
 
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from nvmx_core.bugs.versions import (
@@ -15,9 +17,10 @@ from nvmx_core.bugs.versions import (
     UnknownL0Error,
     l0_class,
 )
+from nvmx_core.l0.kvm import Kvm
 from nvmx_core.oracle.judge import Verdict, run_and_judge
 from nvmx_core.oracle.violation import Violation
-from nvmx_core.scenario.config import config_for
+from nvmx_core.scenario.config import Config, config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz import L0_VARIABLE
 from nvmx_fuzz.codec import decode
@@ -33,6 +36,10 @@ _NAMES: Final = (*L0_BY_NAME, *(f"kvm-{version}" for version in VERSIONS))
 _HEADING: Final = "our own bug, not a finding"
 
 
+Judge = Callable[[Scenario, Config, type[Kvm]], Verdict]
+"""`run_and_judge`, or what asks less."""
+
+
 class Finding(Exception):  # noqa: N818 - it is no error of this program
     """An oracle was violated; the text is for the person who reads libFuzzer's output."""
 
@@ -40,15 +47,19 @@ class Finding(Exception):  # noqa: N818 - it is no error of this program
 class NestedEvents:
     """Runs inputs on both machines and asks the oracles."""
 
-    def __init__(self, l0_name: str, feedback: StateFeedback) -> None:
-        """Judge the L0 called *l0_name* (UnknownL0Error if there is none) and report to *feedback*."""
+    def __init__(self, l0_name: str, feedback: StateFeedback, judge: Judge | None = None) -> None:
+        """Judge the L0 called *l0_name* (UnknownL0Error if there is none) and report to *feedback*.
+
+        *judge* runs a scenario and says what is wrong; by default every oracle is asked.
+        """
         self.l0_name: Final = l0_name
         self._l0: Final = l0_class(l0_name)
+        self._judge: Final[Judge] = judge or run_and_judge
         self._feedback: Final = feedback
 
     def run(self, scenario: Scenario) -> Verdict:
         """Run and judge one scenario; raises ModelError when the model contradicts itself."""
-        verdict = run_and_judge(scenario, config_for(scenario.config), self._l0)
+        verdict = self._judge(scenario, config_for(scenario.config), self._l0)
         vcpu = verdict.nested.vcpu
         self._feedback.record(vcpu.reach, vcpu.log)
         return verdict

@@ -41,6 +41,30 @@ TARGETS: Final[tuple[Target, ...]] = (
         dictionary="fuzz_nested_events.dict",
         len_max=BYTES_LEN_MAX,
     ),
+    Target(
+        "fuzz_transparency",
+        "Do L1 and L2 see on `nested` exactly what they see on `bare`?",
+        seeds="nested_events",
+        form="bytes",
+        dictionary="fuzz_nested_events.dict",
+        len_max=BYTES_LEN_MAX,
+    ),
+    Target(
+        "fuzz_entry_checks",
+        "Do the checks of one VM entry say what a second reading of the rules says?",
+        seeds="entry_checks",
+        form="bytes",
+        dictionary="fuzz_nested_events.dict",
+        len_max=BYTES_LEN_MAX,
+    ),
+    Target(
+        "fuzz_scenario_text",
+        "Is every text read, or refused in one line, and does what is read survive being written?",
+        seeds="nested_events",
+        form="text",
+        dictionary="fuzz_scenario_text.dict",
+        len_max=4096,
+    ),
 )
 
 TARGET_BY_NAME: Final[dict[str, Target]] = {target.name: target for target in TARGETS}

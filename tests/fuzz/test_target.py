@@ -199,12 +199,11 @@ def test_works_without_its_mutator(corpus: Path) -> None:
 def test_model_error_is_raised_as_itself_under_its_own_heading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    target = NestedEvents("fixed", StateFeedback(bytearray(COUNTERS)))
-
     def contradict(*_arguments: object) -> None:
         raise ModelError("a hole in a table")
 
     monkeypatch.setattr(nested_events, "run_and_judge", contradict)
+    target = NestedEvents("fixed", StateFeedback(bytearray(COUNTERS)))
     with pytest.raises(ModelError, match="a hole in a table") as caught:
         nested_events.raise_on_violation(target, b"")
     (note,) = caught.value.__notes__
