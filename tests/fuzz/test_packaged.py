@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "fuzz_nested_events"
-EDGES_MIN = 1000
+BRANCHES_MIN = 1500
+"""What the seeds reach of the whole model; the state feedback beside is silent in this mode."""
 RUN_SECONDS_MAX = 110
 
 COMPILE = r"""#!/bin/bash -eu
@@ -125,12 +126,10 @@ def test_only_what_the_jobs_know_is_left(out: Path) -> None:
     assert "LD_PRELOAD" not in wrapper, "a preloaded libFuzzer knows no mutators of the target"
 
 
-def test_four_executions_show_that_the_model_is_instrumented(out: Path, tmp_path: Path) -> None:
+def test_four_executions_as_the_check_of_a_build_makes_them(out: Path, tmp_path: Path) -> None:
     output = run_packaged(out, tmp_path, "-seed=1337", "-runs=4")
     assert "Done 4 runs" in output
-    edges = re.search(r"\((\d+) inline 8-bit counters\)", output)
-    assert edges is not None, output
-    assert int(edges[1]) >= EDGES_MIN
+    assert "no interesting inputs were found" not in output
 
 
 def test_ten_thousand_executions_end_well_and_use_our_mutator(out: Path, tmp_path: Path) -> None:
@@ -146,4 +145,7 @@ def test_the_whole_seed_corpus_runs(out: Path, tmp_path: Path) -> None:
         seeds = len(archive.namelist())
     output = run_packaged(out, tmp_path, "-runs=0", str(tmp_path))
     assert f"{seeds} files found" in output
+    covered = re.search(r"INITED cov: (\d+)", output)
+    assert covered is not None, output
+    assert int(covered[1]) >= BRANCHES_MIN, "the model is not instrumented"
     assert len(list(tmp_path.iterdir())) == seeds
