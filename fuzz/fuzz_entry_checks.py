@@ -9,6 +9,7 @@ Environment:
 """
 
 import sys
+from functools import partial
 
 NAME = "fuzz_entry_checks"
 
@@ -23,6 +24,7 @@ from nvmx_fuzz.feedback import instrument, setup
 from nvmx_fuzz.target_start import choose_build
 
 with instrument(ENTRY_CHECKS, choose_build(NAME, "python")) as probes:
+    from nvmx_fuzz.artifacts import artifact_prefix_of
     from nvmx_fuzz.entry_checks import check_input
     from nvmx_fuzz.mutate import crossover, mutate
     from nvmx_fuzz.nested_events import with_defaults
@@ -30,7 +32,7 @@ with instrument(ENTRY_CHECKS, choose_build(NAME, "python")) as probes:
 if __name__ == "__main__":
     setup(
         with_defaults(sys.argv),
-        check_input,
+        partial(check_input, artifact_prefix=artifact_prefix_of(sys.argv)),
         probes=probes,
         custom_mutator=mutate,
         custom_crossover=crossover,

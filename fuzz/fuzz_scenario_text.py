@@ -8,6 +8,7 @@ Environment:
 """
 
 import sys
+from functools import partial
 
 NAME = "fuzz_scenario_text"
 
@@ -22,8 +23,10 @@ from nvmx_fuzz.feedback import instrument, setup
 from nvmx_fuzz.target_start import choose_build
 
 with instrument(SCENARIO_TEXT, choose_build(NAME, "python")) as probes:
+    from nvmx_fuzz.artifacts import artifact_prefix_of
     from nvmx_fuzz.scenario_text import check_text
 
 if __name__ == "__main__":
-    setup(sys.argv, check_text, probes=probes)
+    prefix = artifact_prefix_of(sys.argv)
+    setup(sys.argv, partial(check_text, artifact_prefix=prefix), probes=probes)
     atheris.Fuzz()

@@ -8,6 +8,7 @@ open, so the rule that the model names has to be one that the table finds broken
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
+import shlex
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.exits import FAILED_ENTRY
@@ -20,9 +21,9 @@ from nvmx_core.scenario.config import Config, config_for
 from nvmx_core.scenario.steps import ENTER, FORCE_RESUME, OPERATIONS, Scenario, Step
 from nvmx_core.scenario.steps import L1 as L1_ACTOR
 from nvmx_core.scenario.text import format_scenario
+from nvmx_fuzz.artifacts import crash_name
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.entry_reading import EXIT, VMFAIL, Entry, Row, forbidden_by, is_permission
-from nvmx_fuzz.files import content_name
 
 _MSR_LOAD: Final = 34
 
@@ -85,7 +86,7 @@ def check_entry(scenario: Scenario) -> Outcome:
     return outcome
 
 
-def check_input(data: bytes) -> None:
+def check_input(data: bytes, artifact_prefix: str = "") -> None:
     """Check the entry of an input as a libFuzzer target does; raises Disagreement."""
     scenario = decode(data)
     try:
@@ -93,7 +94,8 @@ def check_input(data: bytes) -> None:
     except Exception as error:
         steps, entry_step = prepared_entry(scenario)
         text = format_scenario(Scenario(scenario.config, (*steps, entry_step)))
-        error.add_note(f"{text}replay: fuzz/fuzz_entry_checks.py crash-{content_name(data)}")
+        replay = f"fuzz/fuzz_entry_checks.py {shlex.quote(crash_name(data, artifact_prefix))}"
+        error.add_note(f"{text}replay: {replay}")
         raise
 
 

@@ -23,8 +23,8 @@ from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import Config, config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz import L0_VARIABLE
+from nvmx_fuzz.artifacts import crash_name
 from nvmx_fuzz.codec import decode
-from nvmx_fuzz.files import content_name
 from nvmx_fuzz.state_feedback import StateFeedback
 from nvmx_fuzz.targets import BYTES_LEN_MAX
 
@@ -96,8 +96,8 @@ def finding_text(violations: Sequence[Violation], replay: str) -> str:
 
 def replay_command(l0_name: str, data: bytes, artifact_prefix: str = "") -> str:
     """The command that runs the file again that libFuzzer will write for *data*."""
-    name = f"{artifact_prefix}crash-{content_name(data)}"
-    return f"nvmx-fuzz replay --l0 {shlex.quote(l0_name)} {shlex.quote(name)}"
+    name = shlex.quote(crash_name(data, artifact_prefix))
+    return f"nvmx-fuzz replay --l0 {shlex.quote(l0_name)} {name}"
 
 
 def with_defaults(arguments: Sequence[str]) -> list[str]:
@@ -109,15 +109,6 @@ def with_defaults(arguments: Sequence[str]) -> list[str]:
         *(option for option in _DEFAULT_OPTIONS if option.partition("=")[0] not in given),
         *rest,
     ]
-
-
-def artifact_prefix_of(arguments: Sequence[str]) -> str:
-    """The value of `-artifact_prefix`, or "": libFuzzer writes crashes to the working directory."""
-    for argument in reversed(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "-artifact_prefix" and equals:
-            return value
-    return ""
 
 
 def unknown_l0(name: str) -> str:

@@ -9,6 +9,7 @@ import sys
 import atheris
 
 from nvmx_fuzz import L0_VARIABLE, nested_events
+from nvmx_fuzz.artifacts import artifact_prefix_of
 from nvmx_fuzz.feedback import ExtraCounters, Mode, Probes, setup
 from nvmx_fuzz.mutate import crossover, mutate
 from nvmx_fuzz.nested_events import Judge
@@ -27,7 +28,7 @@ def fuzz_scenarios(name: str, mode: Mode, probes: Probes, judge: Judge | None = 
         return 2
     states = ExtraCounters(COUNTERS)
     target = nested_events.NestedEvents(l0_name, feedback_beside(mode, states.buffer), judge)
-    prefix = nested_events.artifact_prefix_of(sys.argv)
+    prefix = artifact_prefix_of(sys.argv)
 
     def test_one_input(data: bytes) -> None:
         nested_events.raise_on_violation(target, data, prefix)

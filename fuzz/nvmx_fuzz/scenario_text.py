@@ -3,12 +3,14 @@
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
+import shlex
 from typing import Final
 
 from nvmx_core.scenario.text import STEPS_MAX, ScenarioFile, format_file, parse_scenario
 from nvmx_core.scenario.words import ScenarioError
+from nvmx_fuzz.artifacts import crash_name
 from nvmx_fuzz.codec import decode, encode
-from nvmx_fuzz.files import BadFile, content_name
+from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.scenario_files import parse
 
 MESSAGE_LENGTH_MAX: Final = 400
@@ -19,12 +21,13 @@ class TextError(Exception):
     """The text form does not keep what it promises."""
 
 
-def check_text(data: bytes) -> None:
+def check_text(data: bytes, artifact_prefix: str = "") -> None:
     """Read an input as a libFuzzer target does; raises TextError, or what the parser must not raise."""
     try:
         read_and_write(data)
     except Exception as error:
-        error.add_note(f"replay: fuzz/fuzz_scenario_text.py crash-{content_name(data)}")
+        replay = f"fuzz/fuzz_scenario_text.py {shlex.quote(crash_name(data, artifact_prefix))}"
+        error.add_note(f"replay: {replay}")
         raise
 
 

@@ -135,13 +135,13 @@ def test_a_disagreement_says_who_says_what_and_how_to_see_it_again(
     monkeypatch.setattr(model, "nmi_has_vector_2", lambda *_arguments: True)
     (path,) = (path for path in SEEDS if path.stem.startswith("e2-"))
     with pytest.raises(Disagreement) as caught:
-        check_input(encode(load(str(path)).scenario))
+        check_input(encode(load(str(path)).scenario), "there/")
     assert str(caught.value) == (
         "the checks pass, the table does not; E2 forbids valid=1 type=2 vector!=2"
     )
     (note,) = caught.value.__notes__
     assert note.startswith("version 1\n")
-    assert "replay: fuzz/fuzz_entry_checks.py crash-" in note
+    assert "replay: fuzz/fuzz_entry_checks.py there/crash-" in note
 
 
 def test_outcomes_in_words() -> None:

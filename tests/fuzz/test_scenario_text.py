@@ -47,8 +47,8 @@ def test_another_error_of_the_parser_is_passed_on_with_the_way_back(
 
     monkeypatch.setattr(scenario_text, "parse_scenario", stumble)
     with pytest.raises(IndexError, match="a hole") as caught:
-        check_text(SEED)
-    assert caught.value.__notes__[0].startswith("replay: fuzz/fuzz_scenario_text.py crash-")
+        check_text(SEED, "there/")
+    assert caught.value.__notes__[0].startswith("replay: fuzz/fuzz_scenario_text.py there/crash-")
 
 
 @pytest.mark.parametrize(
