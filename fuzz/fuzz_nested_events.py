@@ -12,58 +12,23 @@ Environment:
 To keep going after a finding, use `nvmx-fuzz run`.
 """
 
-import os
 import sys
 
+NAME = "fuzz_nested_events"
+
 try:
-    import atheris
+    import atheris  # noqa: F401 - asked here, so that its absence is one line
 except ModuleNotFoundError:
-    sys.stderr.write("fuzz_nested_events: atheris is missing; try: source scripts/setup-env\n")
+    sys.stderr.write(f"{NAME}: atheris is missing; try: source scripts/setup-env\n")
     sys.exit(2)
 
-from nvmx_fuzz import CODE_UNDER_TEST, L0_VARIABLE
-from nvmx_fuzz.core_choice import NoCompiledCoreError, agree, choose
-from nvmx_fuzz.feedback import ExtraCounters, choose_mode, instrument, setup
+from nvmx_fuzz import CODE_UNDER_TEST
+from nvmx_fuzz.feedback import instrument
+from nvmx_fuzz.target_start import choose_build
 
-try:
-    core, feedback = agree(None, None, os.environ.get(L0_VARIABLE, ""))
-    mode = choose_mode(feedback)
-    choose(core)
-except (ValueError, NoCompiledCoreError) as error:
-    sys.stderr.write(f"fuzz_nested_events: {error}\n")
-    sys.exit(2)
-
+mode = choose_build(NAME)
 with instrument(CODE_UNDER_TEST, mode) as probes:
-    from nvmx_fuzz import nested_events
-    from nvmx_fuzz.mutate import crossover, mutate
-    from nvmx_fuzz.state_feedback import COUNTERS, feedback_beside
-
-
-def main() -> int:
-    """Fuzz until libFuzzer ends the process; the status is for what goes wrong before."""
-    l0_name = os.environ.get(L0_VARIABLE) or nested_events.FIXED
-    problem = nested_events.unknown_l0(l0_name)
-    if problem:
-        sys.stderr.write(f"fuzz_nested_events: {L0_VARIABLE}: {problem}\n")
-        return 2
-    states = ExtraCounters(COUNTERS)
-    target = nested_events.NestedEvents(l0_name, feedback_beside(mode, states.buffer))
-    prefix = nested_events.artifact_prefix_of(sys.argv)
-
-    def test_one_input(data: bytes) -> None:
-        nested_events.raise_on_violation(target, data, prefix)
-
-    setup(
-        nested_events.with_defaults(sys.argv),
-        test_one_input,
-        probes=probes,
-        counters=[states],
-        custom_mutator=mutate,
-        custom_crossover=crossover,
-    )
-    atheris.Fuzz()
-    return 0
-
+    from nvmx_fuzz.scenario_target import fuzz_scenarios
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(fuzz_scenarios(NAME, mode, probes))

@@ -13,8 +13,11 @@ FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 
 PYTHON_FOLDERS = ("nvmx_core", "fuzz", "tests")
-TEXT_FOLDERS = (*PYTHON_FOLDERS, "corpus", "docs", "scripts", ".ci", "changelog.d")
-TEXT_SUFFIXES = frozenset({"", ".c", ".cfg", ".md", ".py", ".pyi", ".scn", ".toml", ".txt", ".yml"})
+DOT_FOLDERS = (".ci", ".clusterfuzzlite", ".github")
+TEXT_FOLDERS = (*PYTHON_FOLDERS, *DOT_FOLDERS, "corpus", "docs", "scripts", "changelog.d")
+TEXT_SUFFIXES = frozenset(
+    {"", ".c", ".cfg", ".md", ".py", ".pyi", ".scn", ".sh", ".toml", ".txt", ".yaml", ".yml"}
+)
 
 # Written in parts, so that this file does not contain what it forbids.
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")

@@ -13,3 +13,14 @@ CODE_UNDER_TEST: Final = ("nvmx_core.l0", "nvmx_core.bugs")
 
 Probes in the processor and in the oracles halve the rate and find nothing sooner: docs/PERFORMANCE.md.
 """
+
+ENTRY_CHECKS: Final = (
+    "nvmx_core.cpu.entry_checks",
+    "nvmx_core.cpu.event_checks",
+    "nvmx_core.cpu.control_checks",
+    "nvmx_core.cpu.guest_checks",
+)
+"""The same for the target `fuzz_entry_checks`."""
+
+SCENARIO_TEXT: Final = ("nvmx_core.scenario",)
+"""The same for the target `fuzz_scenario_text`."""

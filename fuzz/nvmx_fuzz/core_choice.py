@@ -73,6 +73,8 @@ def sources_digest() -> str:
 
 def why_not_compiled() -> str:
     """Why the compiled core cannot be used; "" if it can."""
+    if getattr(sys, "frozen", False):
+        return "a packaged program holds the Python build alone"
     try:
         built_from = (compiled_folder() / DIGEST_NAME).read_text().strip()
     except OSError:

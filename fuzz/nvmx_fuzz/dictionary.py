@@ -1,29 +1,84 @@
-"""The libFuzzer dictionary: one entry for each typical step.
+"""The libFuzzer dictionaries: typical steps as records of the byte form, lines and words of the text form.
 
-Print it with ``python -m nvmx_fuzz.dictionary``. The target's own mutator draws from the same steps
-and does not read the dictionary; it serves engines that bring their own mutations.
+``python -m nvmx_fuzz.dictionary FORM`` prints one (``bytes`` or ``text``). The mutator of the scenario
+targets draws from the same steps and does not read the dictionary; it serves engines that bring their own
+mutations, and the text target, which has no mutator of ours.
 """
 
 import sys
+from collections.abc import Iterator
 from typing import Final
 
+from nvmx_core.scenario.config import FLAGS
+from nvmx_core.scenario.expect import FIELD_SLUGS, KINDS
+from nvmx_core.scenario.step_text import format_step
+from nvmx_core.scenario.words import EXCEPTION_VECTORS, INVALID, NONE, REASON_BY_NAME, UNDEFINED
 from nvmx_fuzz.codec import encode_step
 from nvmx_fuzz.palette import typical_steps
+from nvmx_fuzz.targets import Form
 
-_HEAD: Final = """\
+_HEADS: Final[dict[Form, str]] = {
+    "bytes": """\
 # Typical steps of a scenario, one 8-byte record each (see nvmx_fuzz/codec.py).
-# Generated: python -m nvmx_fuzz.dictionary > fuzz/fuzz_nested_events.dict
-"""
+# Generated: python -m nvmx_fuzz.dictionary bytes > fuzz/fuzz_nested_events.dict
+""",
+    "text": """\
+# Lines and words of the text form of a scenario (see nvmx_core/scenario/text.py).
+# Generated: python -m nvmx_fuzz.dictionary text > fuzz/fuzz_scenario_text.dict
+""",
+}
 
 
-def dictionary_text() -> str:
-    """The whole file: a head, then for each step a comment with its text form and its record."""
-    lines = [_HEAD]
+def dictionary_text(form: Form = "bytes") -> str:
+    """The whole file of a form."""
+    if form == "text":
+        return _HEADS[form] + "".join(
+            f"{_quoted(entry)}\n" for entry in dict.fromkeys(_text_entries())
+        )
+    lines = [_HEADS[form]]
     for name, step in typical_steps():
         escaped = "".join(f"\\x{byte:02x}" for byte in encode_step(step))
         lines.append(f'# {name}\n"{escaped}"\n')
     return "".join(lines)
 
 
+def _text_entries() -> Iterator[str]:
+    """Whole lines, each with the line feed before it, then words."""
+    yield "version 1\n"
+    for _name, step in typical_steps():
+        yield f"\n{format_step(step, compact=True)}"
+    for name, default in FLAGS:
+        yield f"\nconfig {name}={'off' if default else 'on'}"
+    for name, kind in KINDS.items():
+        yield f"\nexpect {name}"
+        yield f"\nexpect no-{name}"
+        yield from (f" {slug}=" for slug in FIELD_SLUGS[kind])
+    yield "\nexpect nothing"
+    yield from REASON_BY_NAME
+    yield from EXCEPTION_VECTORS
+    yield from (
+        INVALID,
+        NONE,
+        UNDEFINED,
+        "any",
+        "0x",
+        "# ",
+        "exceptions=",
+        "l0-exceptions=",
+        "pf-filter=",
+    )
+
+
+def _quoted(entry: str) -> str:
+    """An entry as libFuzzer reads it: in double quotes, anything unusual as a hexadecimal escape."""
+    plain = "".join(
+        sign if sign.isalnum() or sign in " -_=#" else f"\\x{ord(sign):02x}" for sign in entry
+    )
+    return f'"{plain}"'
+
+
 if __name__ == "__main__":
-    sys.stdout.write(dictionary_text())
+    if len(sys.argv) != 2 or sys.argv[1] not in _HEADS:
+        sys.stderr.write("usage: python -m nvmx_fuzz.dictionary bytes|text\n")
+        sys.exit(2)
+    sys.stdout.write(dictionary_text("text" if sys.argv[1] == "text" else "bytes"))

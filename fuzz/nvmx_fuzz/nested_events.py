@@ -1,10 +1,12 @@
-"""What the fuzz target `fuzz_nested_events.py` does with an input; the campaign does the same.
+"""What the fuzz targets `fuzz_nested_events.py` and `fuzz_transparency.py` do with an input.
+
+The campaign does the same as the former.
 
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from nvmx_core.bugs.versions import (
@@ -15,26 +17,27 @@ from nvmx_core.bugs.versions import (
     UnknownL0Error,
     l0_class,
 )
+from nvmx_core.l0.kvm import Kvm
 from nvmx_core.oracle.judge import Verdict, run_and_judge
 from nvmx_core.oracle.violation import Violation
-from nvmx_core.scenario.config import config_for
+from nvmx_core.scenario.config import Config, config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz import L0_VARIABLE
-from nvmx_fuzz.codec import HEADER_SIZE, RECORD_SIZE, decode
-from nvmx_fuzz.files import content_name
+from nvmx_fuzz.artifacts import crash_name
+from nvmx_fuzz.codec import decode
 from nvmx_fuzz.state_feedback import StateFeedback
-
-STEPS_USUAL: Final = 64
-"""Scenarios that a campaign makes are at most this long; longer ones only cost time."""
-
-_MAX_LEN: Final = HEADER_SIZE + STEPS_USUAL * RECORD_SIZE
+from nvmx_fuzz.targets import BYTES_LEN_MAX
 
 _DEFAULT_OPTIONS: Final = (
-    f"-max_len={_MAX_LEN}",
+    f"-max_len={BYTES_LEN_MAX}",
     "-len_control=0",  # the smallest scenario that does something has 16 bytes: no slow start
 )
 _NAMES: Final = (*L0_BY_NAME, *(f"kvm-{version}" for version in VERSIONS))
 _HEADING: Final = "our own bug, not a finding"
+
+
+Judge = Callable[[Scenario, Config, type[Kvm]], Verdict]
+"""`run_and_judge`, or what asks less."""
 
 
 class Finding(Exception):  # noqa: N818 - it is no error of this program
@@ -44,15 +47,19 @@ class Finding(Exception):  # noqa: N818 - it is no error of this program
 class NestedEvents:
     """Runs inputs on both machines and asks the oracles."""
 
-    def __init__(self, l0_name: str, feedback: StateFeedback) -> None:
-        """Judge the L0 called *l0_name* (UnknownL0Error if there is none) and report to *feedback*."""
+    def __init__(self, l0_name: str, feedback: StateFeedback, judge: Judge | None = None) -> None:
+        """Judge the L0 called *l0_name* (UnknownL0Error if there is none) and report to *feedback*.
+
+        *judge* runs a scenario and says what is wrong; by default every oracle is asked.
+        """
         self.l0_name: Final = l0_name
         self._l0: Final = l0_class(l0_name)
+        self._judge: Final[Judge] = judge or run_and_judge
         self._feedback: Final = feedback
 
     def run(self, scenario: Scenario) -> Verdict:
         """Run and judge one scenario; raises ModelError when the model contradicts itself."""
-        verdict = run_and_judge(scenario, config_for(scenario.config), self._l0)
+        verdict = self._judge(scenario, config_for(scenario.config), self._l0)
         vcpu = verdict.nested.vcpu
         self._feedback.record(vcpu.reach, vcpu.log)
         return verdict
@@ -89,8 +96,8 @@ def finding_text(violations: Sequence[Violation], replay: str) -> str:
 
 def replay_command(l0_name: str, data: bytes, artifact_prefix: str = "") -> str:
     """The command that runs the file again that libFuzzer will write for *data*."""
-    name = f"{artifact_prefix}crash-{content_name(data)}"
-    return f"nvmx-fuzz replay --l0 {shlex.quote(l0_name)} {shlex.quote(name)}"
+    name = shlex.quote(crash_name(data, artifact_prefix))
+    return f"nvmx-fuzz replay --l0 {shlex.quote(l0_name)} {name}"
 
 
 def with_defaults(arguments: Sequence[str]) -> list[str]:
@@ -102,15 +109,6 @@ def with_defaults(arguments: Sequence[str]) -> list[str]:
         *(option for option in _DEFAULT_OPTIONS if option.partition("=")[0] not in given),
         *rest,
     ]
-
-
-def artifact_prefix_of(arguments: Sequence[str]) -> str:
-    """The value of `-artifact_prefix`, or "": libFuzzer writes crashes to the working directory."""
-    for argument in reversed(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "-artifact_prefix" and equals:
-            return value
-    return ""
 
 
 def unknown_l0(name: str) -> str:

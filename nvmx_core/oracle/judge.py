@@ -115,6 +115,21 @@ def run_and_judge(scenario: Scenario, config: Config, l0: type[Kvm] = Kvm) -> Ve
     return Verdict(bare, nested, judge(bare, nested))
 
 
+def run_and_compare(scenario: Scenario, config: Config, l0: type[Kvm] = Kvm) -> Verdict:
+    """The same as `run_and_judge` with one oracle, TRANSPARENCY: are the two journals equal?"""
+    bare = Bare(config)
+    bare.run_unmarked(scenario)
+    nested = Nested(config, l0)
+    nested.run_unmarked(scenario)
+    if bare.journal == nested.journal:
+        return Verdict(bare, nested, ())
+    bare = Bare(config)
+    bare.run(scenario)
+    nested = Nested(config, l0)
+    nested.run(scenario)
+    return Verdict(bare, nested, tuple(transparency(bare, nested)))
+
+
 def violations_of(scenario: Scenario, l0: type[Kvm] = Kvm) -> tuple[Violation, ...]:
     """What `run_and_judge` finds, for those who want nothing else of the two runs."""
     return run_and_judge(scenario, config_for(scenario.config), l0).violations

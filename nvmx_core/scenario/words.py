@@ -88,10 +88,14 @@ _INTERRUPTIBILITY: Final = ("sti", "mov-ss", "smi", "nmi")
 
 
 def quoted(word: str) -> str:
-    """A word for a message: quoted, control characters escaped, cut when it is very long."""
-    if len(word) > _QUOTED_LENGTH:
-        word = word[:_QUOTED_LENGTH] + "..."
-    return ascii(word)
+    """A word for a message: quoted, unusual characters escaped, cut when that becomes very long."""
+    kept = width = 0
+    for sign in word[: _QUOTED_LENGTH + 1]:
+        width += len(ascii(sign)) - len("''")
+        if width > _QUOTED_LENGTH:
+            break
+        kept += 1
+    return ascii(word) if kept == len(word) else ascii(word[:kept] + "...")
 
 
 def unknown(what: str, word: str, names: Iterable[str]) -> WordError:

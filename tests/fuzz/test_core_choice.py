@@ -39,6 +39,12 @@ def no_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_packaged_program_looks_for_no_compiled_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert core_choice.why_not_compiled() == "a packaged program holds the Python build alone"
+    assert core_choice.agree("auto", "auto") == ("python", "auto")
+
+
 def test_without_a_build_it_is_python(no_build: Path) -> None:
     assert "there is no compiled core" in core_choice.why_not_compiled()
     assert core_choice.decide() == "python"

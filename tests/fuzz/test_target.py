@@ -100,6 +100,22 @@ def test_stops_by_time(tmp_path: Path) -> None:
     assert re.search(r"Done \d+ runs in", output)
 
 
+def test_atheris_runs_ends_as_a_coverage_build_wants(tmp_path: Path) -> None:
+    stub = "import atexit, pathlib\natexit.register(pathlib.Path('ended').touch)\n"
+    (tmp_path / "target.py").write_text(stub + TARGET.read_text())
+    finished = subprocess.run(
+        [sys.executable, "target.py", "-atheris_runs=40"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "Done 40 in" in finished.stderr
+    assert (tmp_path / "ended").exists()
+
+
 def test_length_limit_is_ours_unless_given(tmp_path: Path) -> None:
     assert "lim: 520" in run_target(tmp_path, "-runs=50")[1]
     assert "lim: 80" in run_target(tmp_path, "-runs=50", "-max_len=80")[1]
@@ -183,12 +199,11 @@ def test_works_without_its_mutator(corpus: Path) -> None:
 def test_model_error_is_raised_as_itself_under_its_own_heading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    target = NestedEvents("fixed", StateFeedback(bytearray(COUNTERS)))
-
     def contradict(*_arguments: object) -> None:
         raise ModelError("a hole in a table")
 
     monkeypatch.setattr(nested_events, "run_and_judge", contradict)
+    target = NestedEvents("fixed", StateFeedback(bytearray(COUNTERS)))
     with pytest.raises(ModelError, match="a hole in a table") as caught:
         nested_events.raise_on_violation(target, b"")
     (note,) = caught.value.__notes__

@@ -356,3 +356,12 @@ def test_every_field_of_every_record_can_be_written_and_shown() -> None:
             words = [KIND_NAMES[kind], f"{slug}={show_field(kind, index, 1)}"]
             ((found, _value),) = parse_expectation(1, words).fields
             assert found == index
+
+
+def test_a_message_stays_short_whatever_the_word() -> None:
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario("version 1\nL1 inject " + "\N{GRINNING FACE}" * 90)
+    assert "'\\U0001f600\\U0001f600\\U0001f600\\U0001f600...'" in caught.value.message
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario("version 1\nL1 inject " + "a" * 90)
+    assert f"'{'a' * 40}...'" in caught.value.message

@@ -1,0 +1,73 @@
+"""The fuzz targets: one table that the build script of OSS-Fuzz and the tests read.
+
+``python -m nvmx_fuzz.targets`` prints the names. Nothing here imports the model.
+"""
+
+import sys
+from typing import Final, Literal, NamedTuple
+
+Form = Literal["bytes", "text"]
+
+
+class Target(NamedTuple):
+    """One file ``fuzz/NAME.py``.
+
+    Attributes:
+        name: of the file and of the program that is built from it.
+        asks: what the target asks of an input, in one sentence.
+        seeds: the folder below ``corpus/`` whose ``.scn`` files are its seeds.
+        form: how an input spells a scenario: in the byte form of ``codec.py``, or as the text itself.
+        dictionary: the libFuzzer dictionary beside the target file.
+        len_max: the longest input that libFuzzer makes, in bytes.
+    """
+
+    name: str
+    asks: str
+    seeds: str
+    form: Form
+    dictionary: str
+    len_max: int
+
+
+BYTES_LEN_MAX: Final = 520
+"""The header and 64 steps of the byte form; longer scenarios only cost time."""
+
+TARGETS: Final[tuple[Target, ...]] = (
+    Target(
+        "fuzz_nested_events",
+        "Does every oracle hold when events for L1 and L2 meet in L0?",
+        seeds="nested_events",
+        form="bytes",
+        dictionary="fuzz_nested_events.dict",
+        len_max=BYTES_LEN_MAX,
+    ),
+    Target(
+        "fuzz_transparency",
+        "Do L1 and L2 see on `nested` exactly what they see on `bare`?",
+        seeds="nested_events",
+        form="bytes",
+        dictionary="fuzz_nested_events.dict",
+        len_max=BYTES_LEN_MAX,
+    ),
+    Target(
+        "fuzz_entry_checks",
+        "Do the checks of one VM entry say what a second reading of the rules says?",
+        seeds="entry_checks",
+        form="bytes",
+        dictionary="fuzz_nested_events.dict",
+        len_max=BYTES_LEN_MAX,
+    ),
+    Target(
+        "fuzz_scenario_text",
+        "Is every text read, or refused in one line, and does what is read survive being written?",
+        seeds="nested_events",
+        form="text",
+        dictionary="fuzz_scenario_text.dict",
+        len_max=4096,
+    ),
+)
+
+TARGET_BY_NAME: Final[dict[str, Target]] = {target.name: target for target in TARGETS}
+
+if __name__ == "__main__":
+    sys.stdout.write("".join(f"{target.name}\n" for target in TARGETS))
