@@ -29,7 +29,7 @@ typedef uint64_t u64;
 
 struct layout {
     u64 rip, rsp, eflags, icount, inhibit_mask, debug_trap, cr2, dr6, lapic, in_guest, activity, pending, mask,
-        async, apic_isr, apic_tmr, apic_irr;
+        async, cpl, apic_isr, apic_tmr, apic_irr;
 };
 
 struct places {
@@ -41,8 +41,8 @@ struct item {
     u64 op, a, b;
 };
 
-enum { RUN = 1, INTR, NMI, INIT, SIPI, TIMER, POKE, FLUSH, ARM, EXIT, VMFAIL, MARKED, STOP, IN_EMULATION };
-enum { LOG_DELIVER = 16, LOG_RETIRE = 17, LOG_STOP = 33 };
+enum { RUN = 1, INTR, NMI, INIT, SIPI, TIMER, POKE, FLUSH, ARM, EXIT, VMFAIL, MARKED, STOP, IN_EMULATION, POKE_BYTE };
+enum { LOG_ENTRY = 2, LOG_DELIVER = 16, LOG_RETIRE = 17, LOG_STOP = 33 };
 enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1_ENDS, BUDGET };
 
 #define LOG_WORDS (1u << 16)
@@ -86,6 +86,7 @@ static int (*real_async)(void);
 static void (*real_interrupt)(u8, unsigned, int, u16);
 static void (*real_cpu_loop)(void);
 static void (*real_vmexit)(unsigned, u64);
+static void (*real_vmexit_io)(void *, unsigned, unsigned);
 static void (*real_nmi)(void);
 static void (*real_init)(void);
 static void (*real_sipi)(unsigned);
@@ -156,6 +157,14 @@ static void spend(void) {
     }
 }
 
+/* Memory changes behind the CPU; code that it has decoded from there is dropped. */
+static void poke(const struct item *item) {
+    if (item->a + 4 > memory_size) return;
+    if (item->op == POKE) *(u32 *)(memory + item->a) = (u32)item->b;
+    else memory[item->a] = (u8)item->b;
+    real_smc(item->a & ~0xFFFull, ~0u);
+}
+
 /* L2 rests at a boundary: 1 after an arrival (to be evaluated), 0 when one instruction is to run. */
 static int rest(void) {
     spend();
@@ -173,12 +182,9 @@ static int rest(void) {
             position++;
             return 0;
         case POKE:
+        case POKE_BYTE:
             position++;
-            if (item->a + 4 <= memory_size) {
-                u32 offset = item->a & 0xFFF;
-                *(u32 *)(memory + item->a) = (u32)item->b;
-                real_smc(item->a & ~0xFFFull, 3u << (offset >> 7));
-            }
+            poke(item);
             break;
         case FLUSH:
             position++;
@@ -301,6 +307,7 @@ static void l1_marked(void) {
             armed[armed_count % ARMED_MAX][0] = item->a;
             armed[armed_count++ % ARMED_MAX][1] = item->b;
         } else if (is_arrival(item->op)) make(item->op, item->a);
+        else if (item->op == POKE) poke(item);
         else break;
         position++;
     }
@@ -311,9 +318,12 @@ static void l1_marked(void) {
 static void l1_enters(void) {
     entering = 1;
     evaluate_interrupts = 1;
-    while (position < schedule_length && is_arrival(schedule[position].op)) {
-        make(schedule[position].op, schedule[position].a);
-        position++;
+    note(LOG_ENTRY, 0, NULL);
+    for (; position < schedule_length; position++) {
+        const struct item *item = &schedule[position];
+        if (is_arrival(item->op)) make(item->op, item->a);
+        else if (item->op == POKE) poke(item);
+        else break;
     }
 }
 
@@ -381,6 +391,14 @@ u32 port_in(void *self, u16 port, unsigned size) __asm__("_ZN12bx_devices_c3inpE
 u32 port_in(void *self, u16 port, unsigned size) { (void)self, (void)port, (void)size; return ~0u; }
 void port_out(void *self, u16 port, u32 value, unsigned size) __asm__("_ZN12bx_devices_c4outpEtjj");
 void port_out(void *self, u16 port, u32 value, unsigned size) { (void)self, (void)port, (void)value, (void)size; }
+
+/* The package's own asks a setting that does not exist. L2's task state has no I/O map. */
+int allow_io(void *instruction, u16 port, unsigned size) __asm__("_ZN8BX_CPU_C8allow_ioEP15bxInstruction_ctj");
+int allow_io(void *instruction, u16 port, unsigned size) {
+    if (cpu[at.cpl] > (CPU32(at.eflags) >> 12 & 3)) return 0;
+    if (guest()) real_vmexit_io(instruction, port, size);
+    return 1;
+}
 
 static int dies;
 int dbg_fetch_mem(void *c, u64 a, unsigned n, u8 *to) __asm__("_ZN8BX_MEM_C13dbg_fetch_memEP8BX_CPU_CmjPh");
@@ -451,6 +469,7 @@ static const struct {
     {(void **)&real_interrupt, "_ZN8BX_CPU_C9interruptEhjbt"},
     {(void **)&real_cpu_loop, "_ZN8BX_CPU_C8cpu_loopEv"},
     {(void **)&real_vmexit, "_ZN8BX_CPU_C6VMexitEjm"},
+    {(void **)&real_vmexit_io, "_ZN8BX_CPU_C9VMexit_IOEP15bxInstruction_cjj"},
     {(void **)&real_nmi, "_ZN8BX_CPU_C11deliver_NMIEv"},
     {(void **)&real_init, "_ZN8BX_CPU_C12deliver_INITEv"},
     {(void **)&real_sipi, "_ZN8BX_CPU_C12deliver_SIPIEj"},

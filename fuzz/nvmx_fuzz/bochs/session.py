@@ -13,6 +13,7 @@ from nvmx_fuzz.realise import layout
 from nvmx_fuzz.realise.image import base_image
 from nvmx_fuzz.realise.l1_program import END, l1_program
 from nvmx_fuzz.realise.schedule import Item
+from nvmx_fuzz.realise.script import encode, preparation
 from nvmx_fuzz.realise.vmcs import L1_CR0, L1_CR4, L1_EFER
 
 STEPS_MAX: Final = 200_000
@@ -51,12 +52,19 @@ class Session:
     def run(self, script: bytes, schedule: list[Item]) -> list[RawRecord]:
         """Run one script from a clean machine; the records of the log, kind first."""
         if not self._started:
-            self._call([], first=True)
-            self._started = True
-            self._keep_boot()
+            self._start()
         self._reset()
         self._write_script(script)
         return self._call(schedule, first=False)
+
+    def _start(self) -> None:
+        """Boot L1, then let it fill both VMCSs."""
+        self._call([], first=True)
+        self._keep_boot()
+        self._write_script(encode(preparation()))
+        self._call([], first=False)
+        self._keep_boot()
+        self._started = True
 
     def _keep_boot(self) -> None:
         """What L1 wrote when it booted belongs to the start of every run."""

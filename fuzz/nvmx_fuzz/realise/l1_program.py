@@ -31,10 +31,12 @@ IRET: Final = 9
 OPEN: Final = 10
 """open interrupts for a moment; 1 to end each of them"""
 INVEPT: Final = 11
+STORE_BYTES: Final = 12
+"""address, the bytes as a number, how many"""
 
 _HANDLERS: Final = (
     "op_end", "op_vmwrite", "op_store32", "op_store64", "op_vmptrld", "op_vmclear", "op_enter", "op_mark",
-    "op_eoi", "op_iret", "op_open", "op_invept",
+    "op_eoi", "op_iret", "op_open", "op_invept", "op_store_bytes",
 )  # fmt: skip
 
 EXIT_FIELDS: Final = (
@@ -134,6 +136,13 @@ op_open:
 op_invept:
     mov ebx, 2
     invept rbx, [r13 + {layout.INVEPT_DESCRIPTOR}]
+    jmp loop
+op_store_bytes:
+    mov byte ptr [rbx], cl
+    shr rcx, 8
+    inc rbx
+    dec edx
+    jne op_store_bytes
     jmp loop
 op_enter:
     mov qword ptr [r13 + {layout.SAVED_SCRIPT}], r15

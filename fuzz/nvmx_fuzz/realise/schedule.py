@@ -35,3 +35,5 @@ MARKED: Final = 12
 STOP: Final = 13
 IN_EMULATION: Final = 14
 """An arrival (its operation, its operand) while the instruction in front of it executes."""
+POKE_BYTE: Final = 15
+"""address, value"""

@@ -49,7 +49,8 @@ SECONDARY_NOT_OFFERED: Final = 1 << 28
 
 L2_CR0: Final = 0x80000038
 """PG, NE, ET, TS (for #NM); PE comes from the model."""
-L2_CR4: Final = 0x2000
+L2_CR4: Final = 0x42000
+"""VMXE, which VMX operation wants, and OSXSAVE, without which XSETBV is #UD."""
 L1_CR0: Final = 0x80010033
 L1_CR4: Final = 0x2620
 L1_EFER: Final = 0xD01
