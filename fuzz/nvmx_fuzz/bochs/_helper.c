@@ -33,7 +33,8 @@ struct layout {
 };
 
 struct places {
-    u64 launch, resume, mark, record, record2, end;  /* RIPs of L1's program */
+    u64 launch, resume, launch_shadow, resume_shadow, mark, exited, failed, record, record2, end; /* RIPs of L1 */
+    u64 code, code_end;                              /* L2's code */
     u64 mailbox, mailbox2, stop_flag;                /* physical addresses */
 };
 
@@ -42,7 +43,7 @@ struct item {
 };
 
 enum { RUN = 1, INTR, NMI, INIT, SIPI, TIMER, POKE, FLUSH, ARM, EXIT, VMFAIL, MARKED, STOP, IN_EMULATION, POKE_BYTE };
-enum { LOG_ENTRY = 2, LOG_DELIVER = 16, LOG_RETIRE = 17, LOG_STOP = 33 };
+enum { LOG_ENTRY = 2, LOG_DELIVER = 16, LOG_RETIRE = 17, LOG_STOP = 33, LOG_SEEN };
 enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1_ENDS, BUDGET };
 
 #define LOG_WORDS (1u << 16)
@@ -319,6 +320,7 @@ static void l1_enters(void) {
     entering = 1;
     evaluate_interrupts = 1;
     note(LOG_ENTRY, 0, NULL);
+    for (u64 page = place.code; page < place.code_end; page += 0x1000) real_smc(page, ~0u);
     for (; position < schedule_length; position++) {
         const struct item *item = &schedule[position];
         if (is_arrival(item->op)) make(item->op, item->a);
@@ -344,12 +346,15 @@ void bx_instr_before_execution(unsigned id, void *instruction) {
         return;
     }
     u64 rip = CPU64(at.rip);
-    if (rip < place.launch || rip > place.end) return;
+    if (rip < place.exited || rip > place.end) return;
     spend();
     if (rip == place.record) l1_recorded();
     else if (rip == place.record2) copy_mailbox(place.mailbox2);
     else if (rip == place.mark) l1_marked();
-    else if (rip == place.launch || rip == place.resume) l1_enters();
+    else if (rip == place.launch || rip == place.resume || rip == place.launch_shadow ||
+             rip == place.resume_shadow)
+        l1_enters();
+    else if (rip == place.exited || rip == place.failed) note(LOG_SEEN, 0, NULL);
     else if (rip == place.end) l1_ends();
 }
 
@@ -384,7 +389,7 @@ void set_preemption_timer(void *self, u32 value) {
     }
 }
 u32 read_preemption_timer(void *self) __asm__("_ZN15bx_local_apic_c25read_vmx_preemption_timerEv");
-u32 read_preemption_timer(void *self) { (void)self; return timer_on ? timer_value : 0; }
+u32 read_preemption_timer(void *self) { (void)self; return timer_value; }
 void stop_preemption_timer(void *self) __asm__("_ZN15bx_local_apic_c31deactivate_vmx_preemption_timerEv");
 void stop_preemption_timer(void *self) { (void)self; timer_on = 0; }
 u32 port_in(void *self, u16 port, unsigned size) __asm__("_ZN12bx_devices_c3inpEtj");

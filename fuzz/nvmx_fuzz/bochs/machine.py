@@ -2,6 +2,8 @@
 
 from typing import Final, NamedTuple
 
+from nvmx_core.arch.events import PF, VECTOR_MASK
+from nvmx_core.arch.exits import APIC_ACCESS, BASIC_REASON_MASK, EPT_VIOLATION, EXCEPTION_NMI
 from nvmx_core.arch.fields import (
     ENTRY_ERROR_CODE,
     ENTRY_INSTRUCTION_LEN,
@@ -27,9 +29,10 @@ from nvmx_core.arch.fields import (
     IDT_VECTORING_INFO,
     PIN_BASED,
     POISON,
+    Vmcs,
 )
 from nvmx_core.guests.l1 import L1
-from nvmx_core.guests.memory import L2Memory
+from nvmx_core.guests.memory import PAGE_BASE, PAGE_COUNT, PAGE_SHIFT, L2Memory
 from nvmx_core.journal import (
     DELIVER,
     END,
@@ -49,6 +52,7 @@ from nvmx_fuzz.realise.script import encode
 
 # Kinds of the helper's log that are not kinds of a journal, and why a run stopped.
 LOG_STOP: Final = 33
+LOG_SEEN: Final = 34
 FINISHED: Final = 0
 STOP_REASONS: Final = (
     "the schedule is done",
@@ -66,6 +70,7 @@ _EXIT_PLACES: Final = (
     GUEST_RSP, GUEST_RFLAGS, GUEST_SS_DPL, GUEST_INTERRUPTIBILITY, GUEST_ACTIVITY, GUEST_PENDING_DBG,
     GUEST_PREEMPTION_TIMER, GUEST_INTR_STATUS, ENTRY_INTR_INFO, ENTRY_ERROR_CODE, ENTRY_INSTRUCTION_LEN,
 )  # fmt: skip
+_ADVANCED_EPT_INFORMATION: Final = 0xE00
 _DR6_CONDITIONS: Final = 0xE00F
 _MASK_NMI: Final = 1 << 0
 _PENDING_SMI: Final = 1 << 1
@@ -101,7 +106,7 @@ class Journal:
         """The journal of a log."""
         stop: RawRecord = ()
         l2_state: tuple[int, int, int, int] = (0, 0, 0, 0)
-        for raw in log:
+        for raw in _in_order(log):
             if stop:
                 if raw[0] == EXIT:
                     l2_state = (raw[10], raw[12], raw[15], raw[14])
@@ -144,14 +149,51 @@ class Journal:
                 vmcs[GUEST_RSP] = model
             vmcs[PIN_BASED] = self._pins[self._exits]
         self._exits += 1
+        _simplify(vmcs)
         cr2, dr6 = values[len(_EXIT_PLACES) :]
-        self._l1.observe_exit(cr2, dr6 & _DR6_CONDITIONS)
+        self._l1.observe_exit(_page_only(cr2), dr6 & _DR6_CONDITIONS)
+
+
+def _in_order(log: list[RawRecord]) -> list[RawRecord]:
+    """The log with each exit and VMfail at its time, not at that at which L1 had read all of it.
+
+    What arrives in L1 at once comes while L1 still reads.
+    """
+    ordered: list[RawRecord] = []
+    place = -1
+    for raw in log:
+        if raw[0] == LOG_SEEN:
+            place = len(ordered)
+        elif raw[0] in (EXIT, VMFAIL) and place >= 0:
+            ordered.insert(place, raw)
+            place = -1
+        else:
+            ordered.append(raw)
+    return ordered
+
+
+def _simplify(vmcs: Vmcs) -> None:
+    """Leave out of the exit fields what the model does not have: offsets in pages, the rights of an EPT entry."""
+    reason = vmcs[EXIT_REASON] & BASIC_REASON_MASK
+    if reason == EXCEPTION_NMI and vmcs[EXIT_INTR_INFO] & VECTOR_MASK == PF:
+        vmcs[EXIT_QUALIFICATION] = _page_only(vmcs[EXIT_QUALIFICATION])
+    elif reason == EPT_VIOLATION:
+        vmcs[EXIT_QUALIFICATION] &= ~_ADVANCED_EPT_INFORMATION
+    elif reason == APIC_ACCESS:
+        vmcs[EXIT_QUALIFICATION] &= ~0xFFF
+    vmcs[GUEST_LINEAR_ADDRESS] = _page_only(vmcs[GUEST_LINEAR_ADDRESS])
+    vmcs[GUEST_PHYSICAL_ADDRESS] = _page_only(vmcs[GUEST_PHYSICAL_ADDRESS])
+
+
+def _page_only(address: int) -> int:
+    """An address in one of L2's pages as the model has it: the model knows pages only."""
+    return address & ~0xFFF if 0 <= address - PAGE_BASE < PAGE_COUNT << PAGE_SHIFT else address
 
 
 def _deliver(values: RawRecord) -> Record:
     vector, error_code, rip, rflags, cr2, dr6 = values[:6]
     shown = POISON if error_code == (1 << 64) - 1 else error_code
-    return (DELIVER, vector, shown, rip, rflags, cr2, dr6 & _DR6_CONDITIONS)
+    return (DELIVER, vector, shown, rip, rflags, _page_only(cr2), dr6 & _DR6_CONDITIONS)
 
 
 def _end(stop: RawRecord, l2_state: tuple[int, int, int, int]) -> Record:

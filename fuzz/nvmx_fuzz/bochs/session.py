@@ -8,6 +8,7 @@ import mmap
 import struct
 from typing import Final
 
+from nvmx_core.guests.memory import CODE, HANDLER, page_address
 from nvmx_fuzz.bochs.helper import CPU_MODELS, library_version, load_helper
 from nvmx_fuzz.realise import layout
 from nvmx_fuzz.realise.image import base_image
@@ -19,6 +20,11 @@ from nvmx_fuzz.realise.vmcs import L1_CR0, L1_CR4, L1_EFER
 STEPS_MAX: Final = 200_000
 """Places of L1 and boundaries of L2 that a run passes at most."""
 
+
+_PLACES: Final = (
+    "launch", "resume", "launch_shadow", "resume_shadow", "mark", "exited", "failed", "record", "record2", "end",
+)  # fmt: skip
+"""Labels of L1's program that the helper knows, in the order of its `struct places`."""
 
 RawRecord = tuple[int, ...]
 
@@ -41,7 +47,8 @@ class Session:
 
     def _tell_places(self) -> None:
         labels = l1_program().labels
-        places = [labels[name] for name in ("launch", "resume", "mark", "record", "record2", "end")]
+        places = [labels[name] for name in _PLACES]
+        places += [page_address(CODE), page_address(HANDLER) + layout.PAGE]
         places += [layout.VARIABLES + layout.MAILBOX, layout.VARIABLES + layout.MAILBOX2]
         places.append(layout.VARIABLES + layout.STOP_FLAG)
         self._helper.nvmx_places((ctypes.c_uint64 * len(places))(*places))

@@ -11,7 +11,7 @@ from nvmx_core.guests.memory import DATA, page_address
 from nvmx_fuzz.realise import layout
 
 REGISTER_VALUES: Final[dict[str, int]] = {
-    "eax": layout.L2_PAGE_DIRECTORY,  # for MOV CR3, and mapped, for MONITOR
+    "eax": layout.L2_DIRECTORY_POINTERS,  # for MOV CR3, and mapped, for MONITOR
     "ebx": page_address(DATA) + 0x10,
     "ecx": 0,
     "edx": 0,

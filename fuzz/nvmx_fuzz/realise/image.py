@@ -44,6 +44,10 @@ USER_STACK: Final = 0xE00
 """Offsets into the stack page at which the stacks of CPL 0 and of CPL 3 start."""
 
 LAST_LOADED_MSR: Final = 64
+ALWAYS_MAPPED: Final = (
+    layout.LOW_PAGE, layout.L2_DIRECTORY_POINTERS, layout.L2_PAGE_DIRECTORY, layout.L2_PAGE_TABLE,
+)  # fmt: skip
+"""Pages of L2 beside the eight that scenarios know."""
 
 
 def l2_page_entry(page: int, absent: bool) -> int:
@@ -53,7 +57,7 @@ def l2_page_entry(page: int, absent: bool) -> int:
 
 def l2_page_entry_address(page: int) -> int:
     """Where that entry stands."""
-    return layout.L2_PAGE_TABLE + 4 * (page_address(page) >> 12)
+    return layout.L2_PAGE_TABLE + 8 * (page_address(page) >> 12)
 
 
 def ept_entry(page: int, absent: bool, misconfigured: bool) -> int:
@@ -150,12 +154,13 @@ def _write_l1_tables(memory: bytearray) -> None:
 def _write_l2_tables(memory: bytearray) -> None:
     _write_words(memory, layout.LOW_PAGE + 0x10, (1, 0), "I")  # bounds that nothing is within
     directory = layout.L2_PAGE_TABLE | PRESENT_WRITABLE_USER | ACCESSED_DIRTY
-    _write_words(memory, layout.L2_PAGE_DIRECTORY, (directory,), "I")
-    for address in (layout.LOW_PAGE, layout.L2_PAGE_DIRECTORY, layout.L2_PAGE_TABLE):
+    _write_words(memory, layout.L2_DIRECTORY_POINTERS, (layout.L2_PAGE_DIRECTORY | 1,))
+    _write_words(memory, layout.L2_PAGE_DIRECTORY, (directory,))
+    for address in ALWAYS_MAPPED:
         entry = address | PRESENT_WRITABLE_USER | ACCESSED_DIRTY
-        _write_words(memory, layout.L2_PAGE_TABLE + 4 * (address >> 12), (entry,), "I")
+        _write_words(memory, layout.L2_PAGE_TABLE + 8 * (address >> 12), (entry,))
     for page in range(PAGE_COUNT):
-        _write_words(memory, l2_page_entry_address(page), (l2_page_entry(page, absent=False),), "I")
+        _write_words(memory, l2_page_entry_address(page), (l2_page_entry(page, absent=False),))
     for vector in range(256):
         _write_words(memory, gate_address(vector), gate_words(vector, GATE_PRESENT), "I")
     limit, tss = layout.L2_DATA_LIMIT, page_address(TSS)
@@ -179,7 +184,7 @@ def _write_ept(memory: bytearray) -> None:
     _write_words(memory, layout.EPT_PML4, (layout.EPT_PDPT | EPT_ALL,))
     _write_words(memory, layout.EPT_PDPT, (layout.EPT_PAGE_DIRECTORY | EPT_ALL,))
     _write_words(memory, layout.EPT_PAGE_DIRECTORY, (layout.EPT_PAGE_TABLE | EPT_ALL,))
-    for address in (layout.LOW_PAGE, layout.L2_PAGE_DIRECTORY, layout.L2_PAGE_TABLE):
+    for address in ALWAYS_MAPPED:
         entry = address | EPT_ALL | EPT_MEMORY_TYPE | EPT_ACCESSED_DIRTY
         _write_words(memory, layout.EPT_PAGE_TABLE + 8 * (address >> 12), (entry,))
     for page in range(PAGE_COUNT):

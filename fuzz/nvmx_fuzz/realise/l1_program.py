@@ -160,46 +160,11 @@ op_enter:
     jne op_resume
     test r9, r9
     je launch
-    mov ss, word ptr [r13 + {layout.DATA_SELECTOR}]
-    jmp launch
+    jmp launch_behind_mov_ss
 op_resume:
     test r9, r9
     je resume
-    mov ss, word ptr [r13 + {layout.DATA_SELECTOR}]
-    jmp resume
-failed:
-    mov r13d, {layout.VARIABLES}
-    mov r15, qword ptr [r13 + {layout.SAVED_SCRIPT}]
-    mov qword ptr [r13 + {layout.MAILBOX}], {RECORD_VMFAIL}
-    mov qword ptr [r13 + {layout.MAILBOX + 8}], 1
-    mov rax, 0
-    jc failed_invalid
-    mov ebx, 0x4400
-    vmread rax, rbx
-failed_invalid:
-    mov qword ptr [r13 + {layout.MAILBOX + 16}], rax
-    jmp record
-exited:
-    mov r13d, {layout.VARIABLES}
-    mov r15, qword ptr [r13 + {layout.SAVED_SCRIPT}]
-    mov qword ptr [r13 + {layout.MAILBOX}], {RECORD_EXIT}
-    mov qword ptr [r13 + {layout.MAILBOX + 8}], {len(EXIT_FIELDS) + 2}
-    lea r8, [r13 + {layout.EXIT_FIELD_TABLE}]
-    lea r9, [r13 + {layout.MAILBOX + 16}]
-    mov ecx, {len(EXIT_FIELDS)}
-read_field:
-    movzx ebx, word ptr [r8]
-    vmread rax, rbx
-    mov qword ptr [r9], rax
-    add r8, 2
-    add r9, 8
-    dec ecx
-    jne read_field
-    mov rax, cr2
-    mov qword ptr [r9], rax
-    mov rax, dr6
-    mov qword ptr [r9 + 8], rax
-    jmp record
+    jmp resume_behind_mov_ss
 arrived:
     push rax
     push rcx
@@ -235,10 +200,53 @@ arrived_done:
     pop rax
     add rsp, 8
     iretq
+exited:
+    mov r13d, {layout.VARIABLES}
+    mov r15, qword ptr [r13 + {layout.SAVED_SCRIPT}]
+    mov qword ptr [r13 + {layout.MAILBOX}], {RECORD_EXIT}
+    mov qword ptr [r13 + {layout.MAILBOX + 8}], {len(EXIT_FIELDS) + 2}
+    lea r8, [r13 + {layout.EXIT_FIELD_TABLE}]
+    lea r9, [r13 + {layout.MAILBOX + 16}]
+    mov ecx, {len(EXIT_FIELDS)}
+read_field:
+    movzx ebx, word ptr [r8]
+    vmread rax, rbx
+    mov qword ptr [r9], rax
+    add r8, 2
+    add r9, 8
+    dec ecx
+    jne read_field
+    mov rax, cr2
+    mov qword ptr [r9], rax
+    mov rax, dr6
+    mov qword ptr [r9 + 8], rax
+    jmp record
+failed:
+    mov r13d, {layout.VARIABLES}
+    mov r15, qword ptr [r13 + {layout.SAVED_SCRIPT}]
+    mov qword ptr [r13 + {layout.MAILBOX}], {RECORD_VMFAIL}
+    mov qword ptr [r13 + {layout.MAILBOX + 8}], 1
+    mov rax, 0
+    jc failed_invalid
+    mov ebx, 0x4400
+    vmread rax, rbx
+failed_invalid:
+    mov qword ptr [r13 + {layout.MAILBOX + 16}], rax
+    jmp record
 launch:
     vmlaunch
     jmp failed
 resume:
+    vmresume
+    jmp failed
+launch_behind_mov_ss:
+    mov ss, word ptr [r13 + {layout.DATA_SELECTOR}]
+launch_shadow:
+    vmlaunch
+    jmp failed
+resume_behind_mov_ss:
+    mov ss, word ptr [r13 + {layout.DATA_SELECTOR}]
+resume_shadow:
     vmresume
     jmp failed
 mark:

@@ -12,6 +12,8 @@ MEMORY_SIZE: Final = 0x200000
 # -- L2 -----------------------------------------------------------------------------------------------------
 LOW_PAGE: Final = 0x0000
 """A page that L2's BOUND and MONITOR read; no scenario takes it away."""
+L2_DIRECTORY_POINTERS: Final = 0x7000
+"""What L2's CR3 names: page-directory pointers, for page faults tell fetches only with PAE and NXE."""
 L2_PAGE_DIRECTORY: Final = 0x8000
 L2_PAGE_TABLE: Final = 0x9000
 

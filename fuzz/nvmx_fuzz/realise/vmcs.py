@@ -49,8 +49,8 @@ SECONDARY_NOT_OFFERED: Final = 1 << 28
 
 L2_CR0: Final = 0x80000038
 """PG, NE, ET, TS (for #NM); PE comes from the model."""
-L2_CR4: Final = 0x42000
-"""VMXE, which VMX operation wants, and OSXSAVE, without which XSETBV is #UD."""
+L2_CR4: Final = 0x42020
+"""PAE; VMXE, which VMX operation wants; OSXSAVE, without which XSETBV is #UD."""
 L1_CR0: Final = 0x80010033
 L1_CR4: Final = 0x2620
 L1_EFER: Final = 0xD01
@@ -192,7 +192,8 @@ def _guest_segments() -> tuple[tuple[int, int], ...]:
 
 def _guest_registers() -> tuple[tuple[int, int], ...]:
     return (
-        (0x6802, layout.L2_PAGE_DIRECTORY), (0x6804, L2_CR4), (0x681A, 0x400), (0x2802, 0),
+        (0x6802, layout.L2_DIRECTORY_POINTERS), (0x280A, layout.L2_PAGE_DIRECTORY | 1), (0x280C, 0),
+        (0x280E, 0), (0x2810, 0), (0x6804, L2_CR4), (0x681A, 0x400), (0x2802, 0),
         (0x482A, 0), (0x6824, 0), (0x6826, 0),
         (0x2800, LINK_POINTER_NONE),
     )  # fmt: skip
