@@ -28,7 +28,7 @@ typedef uint64_t u64;
 /* -- what Python hands over ------------------------------------------------------------------------------ */
 
 struct layout {
-    u64 rip, rsp, eflags, icount, inhibit_mask, debug_trap, cr2, dr6, lapic, in_guest, activity, pending, mask,
+    u64 rip, prev_rip, rsp, eflags, icount, inhibit_mask, debug_trap, cr2, dr6, lapic, in_guest, activity, pending, mask,
         async, cpl, apic_isr, apic_tmr, apic_irr;
 };
 
@@ -42,20 +42,25 @@ struct item {
     u64 op, a, b;
 };
 
-enum { RUN = 1, INTR, NMI, INIT, SIPI, TIMER, POKE, FLUSH, ARM, EXIT, VMFAIL, MARKED, STOP, IN_EMULATION, POKE_BYTE };
+enum { RUN = 1, INTR, NMI, INIT, SIPI, TIMER, POKE, FLUSH, ARM, EXIT, VMFAIL, MARKED, STOP, IN_EMULATION, POKE_BYTE, ENTERED };
 enum { LOG_ENTRY = 2, LOG_DELIVER = 16, LOG_RETIRE = 17, LOG_STOP = 33, LOG_SEEN };
 enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1_ENDS, BUDGET };
 
 #define LOG_WORDS (1u << 16)
 #define ARMED_MAX 64
 #define ACTIVE 0
+#define HALTED 1
 #define WAIT_FOR_SIPI 3
 #define EVENT_NMI (1u << 0)
 #define EVENT_SMI (1u << 1)
 #define EVENT_INIT (1u << 2)
 #define EVENT_MTF (1u << 4)
 #define EVENT_TIMER (1u << 5)
+#define WINDOW (1u << 6)
+#define SHUTDOWN_WAKES 0xA7u
+#define RE_EVALUATED 0xE01u
 #define EVENT_LAPIC (1u << 11)
+#define RF 0x10000u
 #define SINGLE_STEP 0x4000u
 #define STOP_TRACE 0x80000000u
 #define INHIBIT_DEBUG 2
@@ -74,6 +79,8 @@ static unsigned armed_count;
 static jmp_buf out;
 static int running, at_start, draining, arrived, delivered, run_active, entering, evaluate_interrupts;
 static u64 budget;
+static int delivering;
+static u32 frame_rf;
 static u32 timer_value, timer_on, entry_ticks;
 
 #define CPU32(offset) (*(u32 *)(cpu + (offset)))
@@ -89,7 +96,9 @@ static void (*real_cpu_loop)(void);
 static void (*real_vmexit)(unsigned, u64);
 static void (*real_vmexit_io)(void *, unsigned, unsigned);
 static void (*real_nmi)(void);
-static void (*real_init)(void);
+static u32 (*real_exit_flags)(unsigned, unsigned);
+static void (*real_sleep)(unsigned);
+static void (*real_service)(void *);
 static void (*real_sipi)(unsigned);
 static void (*real_trigger)(void *, u8, unsigned, int);
 static void (*real_flush)(void);
@@ -119,6 +128,7 @@ static void stop(u64 why) {
 
 static void leave(u64 why) {
     stop(why);
+    note(LOG_SEEN, 0, NULL);
     real_vmexit(18, 0); /* as VMCALL: L1 reads the guest state, sees the flag and ends */
 }
 
@@ -128,7 +138,10 @@ static void make(u64 op, u64 value) {
     switch (op) {
     case INTR: real_trigger((void *)CPU64(at.lapic), (u8)value, 0, 0); break;
     case NMI: real_nmi(); break;
-    case INIT: real_init(); break;
+    case INIT: /* mend: Bochs drops an INIT that comes while L1 runs (A2) */
+        CPU32(at.pending) |= EVENT_INIT;
+        if (!(CPU32(at.mask) & EVENT_INIT)) CPU32(at.async) |= 1;
+        break;
     case SIPI: real_sipi((unsigned)value); break;
     case TIMER:
         if (entering) entry_ticks += (u32)value;
@@ -206,13 +219,14 @@ static int rest(void) {
 
 /* Evaluate the boundary once more after an arrival; what the CPU has prepared for the next instruction (the
  * single-step trap, the opened MTF exit) belongs behind that instruction and is prepared again. */
+int async_event(void);
 static void evaluate(int behind_delivery) {
     if (!behind_delivery) {
         if (!real_inhibited(INHIBIT_DEBUG)) CPU32(at.debug_trap) &= ~SINGLE_STEP;
         if (CPU32(at.pending) & EVENT_MTF) CPU32(at.mask) |= EVENT_MTF;
     }
     CPU32(at.async) |= 1;
-    real_async();
+    async_event();
 }
 
 void *fetch(void) __asm__("_ZN8BX_CPU_C14getICacheEntryEv");
@@ -223,16 +237,21 @@ void *fetch(void) {
             real_mask_change();
             if (CPU32(at.pending) & ~CPU32(at.mask) & EVENT_LAPIC) arrived = 1;
         }
+        /* Mend: Bochs takes one event a boundary, then executes; here the boundary is evaluated to its end. */
+        if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED) arrived = 1;
         for (;;) {
             while (arrived || delivered) {
                 int behind = delivered;
                 arrived = delivered = 0;
-                if (CPU32(at.pending) & ~CPU32(at.mask)) evaluate(behind);
+                u32 open = CPU32(at.pending) & ~CPU32(at.mask);
+                if (open) evaluate(behind);
+                if (open != (CPU32(at.pending) & ~CPU32(at.mask))) arrived = 1;
             }
             if (!rest()) break;
             arrived = 1;
         }
         run_active = 1;
+        delivering = 0;
         while (position < schedule_length && schedule[position].op == IN_EMULATION) {
             const struct item *item = &schedule[position++];
             make(item->a, item->b);
@@ -252,12 +271,26 @@ int wait_for_event(void) {
             real_mask_change();
         }
         if (activity != WAIT_FOR_SIPI) {
-            int if_set = CPU32(at.eflags) >> 9 & 1;
-            if ((CPU32(at.pending) & 0x1C00 && if_set) || open & 0xE097 || open & EVENT_TIMER || activity == ACTIVE)
-                return real_wait();
+            /* Mend: what wakes or leaves HLT, by the table of activity states; Bochs does not look at windows,
+             * virtual interrupts, debug traps, nor at interrupts that exit while IF = 0. */
+            u32 wakes = activity == HALTED ? open & ~WINDOW : open & SHUTDOWN_WAKES;
+            if (activity == HALTED && CPU32(at.pending) & WINDOW && CPU32(at.eflags) & 0x200) wakes |= WINDOW;
+            if (activity == HALTED && CPU32(at.debug_trap) & 0xF000) wakes |= 1;
+            if (wakes || activity == ACTIVE) {
+                CPU32(at.inhibit_mask) = 0;
+                return 0;
+            }
         }
         if (!rest()) leave(L2_RESTS); /* the schedule runs an instruction, but this L2 sleeps */
     }
+}
+
+/* Mend: an exit out of a sleeping state saves that state (Y4); the CPU is active only behind the boundary. */
+int async_event(void) __asm__("_ZN8BX_CPU_C16handleAsyncEventEv");
+int async_event(void) {
+    int leaves = real_async();
+    if (!leaves && running && guest()) CPU32(at.activity) = ACTIVE;
+    return leaves;
 }
 
 /* -- deliveries, instructions ---------------------------------------------------------------------------- */
@@ -269,6 +302,10 @@ void interrupt(u8 vector, unsigned type, int push_error, u16 error_code) {
         real_interrupt(vector, type, push_error, error_code);
         return;
     }
+    entering = 0;
+    CPU32(at.activity) = ACTIVE;
+    delivering = 1;
+    frame_rf = CPU32(at.eflags) & RF;
     if (armed_count) fire_armed();
     real_interrupt(vector, type, push_error, error_code);
     u32 esp = (u32)CPU64(at.rsp);
@@ -279,9 +316,47 @@ void interrupt(u8 vector, unsigned type, int push_error, u16 error_code) {
         values[3] = *(u32 *)(memory + frame + 8);
         if (push_error) values[1] = *(u32 *)(memory + esp);
     }
-    run_active = 0;
+    CPU64(at.prev_rip) = CPU64(at.rip); /* mend: Bochs forgets it behind an NMI */
+    run_active = delivering = 0;
     delivered = 1;
     note(LOG_DELIVER, 8, values);
+}
+
+/* Mend: RF of an exit in a delivery is that of the frame (X8). */
+u32 exit_flags(unsigned, unsigned) __asm__("_ZN8BX_CPU_C16VMexitReadEFLAGSEjj");
+u32 exit_flags(unsigned reason, unsigned vector) {
+    u32 flags = real_exit_flags(reason, vector);
+    if (running && delivering && (reason == 44 || reason == 48 || reason == 49 || reason == 62 || reason == 9))
+        flags = (flags & ~RF) | frame_rf;
+    return flags;
+}
+
+/* Mend: entering shutdown or wait-for-SIPI leaves IF as the VM entry loaded it. */
+void enter_sleep(unsigned) __asm__("_ZN8BX_CPU_C17enter_sleep_stateEj");
+void enter_sleep(unsigned state) {
+    u32 interrupts = CPU32(at.eflags) & 0x200;
+    real_sleep(state);
+    if (running) CPU32(at.eflags) |= interrupts;
+}
+
+static int highest(const u8 *vectors) {
+    for (int i = 7; i >= 0; i--)
+        if (((const u32 *)vectors)[i]) return i * 32 + 31 - __builtin_clz(((const u32 *)vectors)[i]);
+    return -1;
+}
+
+/* Mend: an interrupt of the class in service waits; Bochs compares vectors and then gives the spurious one. */
+void service_apic(void *) __asm__("_ZN15bx_local_apic_c18service_local_apicEv");
+void service_apic(void *apic) {
+    int request = highest((u8 *)apic + at.apic_irr), service = highest((u8 *)apic + at.apic_isr);
+    if (running && request >= 0 && service >= 0 && request >> 4 <= service >> 4) return;
+    real_service(apic);
+}
+
+void vmexit(unsigned, u64) __asm__("_ZN8BX_CPU_C6VMexitEjm");
+void vmexit(unsigned reason, u64 qualification) {
+    if (running && !draining) note(LOG_SEEN, 0, NULL);
+    real_vmexit(reason, qualification);
 }
 
 static void copy_mailbox(u64 address) {
@@ -292,7 +367,7 @@ static void copy_mailbox(u64 address) {
 static void l1_recorded(void) {
     u64 kind = *(u64 *)(memory + place.mailbox);
     copy_mailbox(place.mailbox);
-    run_active = delivered = arrived = entering = 0;
+    run_active = delivered = arrived = entering = delivering = 0;
     entry_ticks = 0;
     if (draining) return;
     u64 wanted = kind == 0 ? EXIT : VMFAIL;
@@ -327,6 +402,7 @@ static void l1_enters(void) {
         else if (item->op == POKE) poke(item);
         else break;
     }
+    if (position < schedule_length && schedule[position].op == ENTERED) position++;
 }
 
 static void l1_ends(void) {
@@ -354,7 +430,7 @@ void bx_instr_before_execution(unsigned id, void *instruction) {
     else if (rip == place.launch || rip == place.resume || rip == place.launch_shadow ||
              rip == place.resume_shadow)
         l1_enters();
-    else if (rip == place.exited || rip == place.failed) note(LOG_SEEN, 0, NULL);
+    else if (rip == place.failed) note(LOG_SEEN, 0, NULL);
     else if (rip == place.end) l1_ends();
 }
 
@@ -476,7 +552,9 @@ static const struct {
     {(void **)&real_vmexit, "_ZN8BX_CPU_C6VMexitEjm"},
     {(void **)&real_vmexit_io, "_ZN8BX_CPU_C9VMexit_IOEP15bxInstruction_cjj"},
     {(void **)&real_nmi, "_ZN8BX_CPU_C11deliver_NMIEv"},
-    {(void **)&real_init, "_ZN8BX_CPU_C12deliver_INITEv"},
+    {(void **)&real_exit_flags, "_ZN8BX_CPU_C16VMexitReadEFLAGSEjj"},
+    {(void **)&real_sleep, "_ZN8BX_CPU_C17enter_sleep_stateEj"},
+    {(void **)&real_service, "_ZN15bx_local_apic_c18service_local_apicEv"},
     {(void **)&real_sipi, "_ZN8BX_CPU_C12deliver_SIPIEj"},
     {(void **)&real_trigger, "_ZN15bx_local_apic_c11trigger_irqEhjb"},
     {(void **)&real_flush, "_ZN8BX_CPU_C9TLB_flushEv"},
@@ -511,7 +589,7 @@ u64 nvmx_run(const struct item *items, u64 count, u64 limit, int first) {
     schedule_length = count;
     position = log_length = 0;
     armed_count = 0;
-    draining = arrived = delivered = run_active = entering = evaluate_interrupts = 0;
+    delivering = draining = arrived = delivered = run_active = entering = evaluate_interrupts = 0;
     timer_on = timer_value = entry_ticks = 0;
     budget = limit;
     at_start = !first;

@@ -31,6 +31,7 @@ from nvmx_core.arch.fields import (
     POISON,
     Vmcs,
 )
+from nvmx_core.arch.state import RFLAGS_RF
 from nvmx_core.guests.l1 import L1
 from nvmx_core.guests.memory import PAGE_BASE, PAGE_COUNT, PAGE_SHIFT, L2Memory
 from nvmx_core.journal import (
@@ -109,7 +110,7 @@ class Journal:
         for raw in _in_order(log):
             if stop:
                 if raw[0] == EXIT:
-                    l2_state = (raw[10], raw[12], raw[15], raw[14])
+                    l2_state = (raw[10], raw[12] & ~RFLAGS_RF, raw[15], raw[14])
             elif raw[0] == LOG_STOP:
                 stop = raw
             else:

@@ -210,6 +210,8 @@ class Recorder(Bare):
         self.esp = real.rsp
         self.l2_cpl = self.l1.vmcs[GUEST_SS_DPL]
         self.moment = _AT_ENTRY
+        if not self.armed_at_entry:
+            self.schedule.append((schedule.ENTERED, 0, 0))
         self.seen = len(self.journal)
         self.instruction = -1
         error = super().vm_entry()
@@ -240,6 +242,7 @@ class Recorder(Bare):
     def at_entry(self) -> None:
         self.moment = _AT_ENTRY
         super().at_entry()
+        self.schedule.append((schedule.ENTERED, 0, 0))
         self.moment = _IN_DELIVERY  # what arrives during the injection was armed
 
     def in_delivery(self) -> None:

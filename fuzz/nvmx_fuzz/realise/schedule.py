@@ -37,3 +37,5 @@ IN_EMULATION: Final = 14
 """An arrival (its operation, its operand) while the instruction in front of it executes."""
 POKE_BYTE: Final = 15
 """address, value"""
+ENTERED: Final = 16
+"""What stands between an entry of L1 and this arrives while L1 enters."""

@@ -7,7 +7,10 @@ real ones hold by then: their order among each other cannot be seen.
 import struct
 from typing import Final
 
+from nvmx_core.arch.events import is_vectoring
 from nvmx_core.arch.fields import (
+    ENTRY_INTR_INFO,
+    GUEST_RFLAGS,
     GUEST_RSP,
     GUEST_SS_DPL,
     SECONDARY,
@@ -15,6 +18,7 @@ from nvmx_core.arch.fields import (
     Vmcs,
 )
 from nvmx_core.arch.controls import SECONDARY_PML
+from nvmx_core.arch.state import RFLAGS_RF
 from nvmx_core.guests.memory import NO_PAGE, PAGE_COUNT, L2Memory, page_address
 from nvmx_core.scenario.config import DEFAULT_CONFIG
 from nvmx_fuzz.realise import layout
@@ -97,9 +101,13 @@ class RealRegion:
         """
         operations: list[Operation] = []
         for place in range(WRITTEN_FIELDS):
-            if vmcs[place] != self.fields[place] and place != GUEST_RSP:
+            if vmcs[place] != self.fields[place] and place != GUEST_RSP and place != GUEST_RFLAGS:
                 for encoding, value in real_fields(place, vmcs[place]):
                     operations.append((VMWRITE, encoding, value, 0))
+        rflags = vmcs[GUEST_RFLAGS]
+        if not is_vectoring(vmcs[ENTRY_INTR_INFO]):
+            rflags &= ~RFLAGS_RF  # the model loads RF with an injection only
+        operations.append((VMWRITE, 0x6820, rflags, 0))
         dpl = vmcs[GUEST_SS_DPL]
         if dpl != self.fields[GUEST_SS_DPL] or abs(self.rsp - default_stack(dpl)) > 0x100:
             self.rsp = default_stack(dpl)
