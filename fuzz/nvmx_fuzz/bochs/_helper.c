@@ -454,6 +454,8 @@ void activate_timer_ticks(void *self, unsigned i, u64 ticks, int again)
 void activate_timer_ticks(void *self, unsigned i, u64 ticks, int again) { (void)self, (void)i, (void)ticks, (void)again; }
 void deactivate_timer(void *self, unsigned i) __asm__("_ZN14bx_pc_system_c16deactivate_timerEj");
 void deactivate_timer(void *self, unsigned i) { (void)self, (void)i; }
+void invalidate_page(void *self, u64 address) __asm__("_ZN14bx_pc_system_c6invlpgEm");
+void invalidate_page(void *self, u64 address) { (void)self, (void)address; }
 void set_preemption_timer(void *self, u32 value) __asm__("_ZN15bx_local_apic_c24set_vmx_preemption_timerEj");
 void set_preemption_timer(void *self, u32 value) {
     (void)self;

@@ -63,7 +63,7 @@ boot:
     xor edx, edx
     wrmsr
     mov ecx, 0x80F
-    mov eax, 0x1FF
+    mov eax, 0x10F
     wrmsr
     mov ecx, 0x3A
     mov eax, 5
