@@ -28,6 +28,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "explain": ("nvmx_fuzz.cli_explain", "Explain what a scenario violates, and why."),
     "corpus": ("nvmx_fuzz.cli_corpus", "Convert, list and check scenarios."),
     "minimize": ("nvmx_fuzz.cli_minimize", "Make a scenario as small as its violation allows."),
+    "compare": ("nvmx_fuzz.cli_compare", "Compare the model processor with another one."),
     "bugs": ("nvmx_fuzz.cli_bugs", "Show the catalogue of known bugs, and hunt them."),
     "doctor": ("nvmx_fuzz.cli_doctor", "Say what is installed here, and what is used."),
 }

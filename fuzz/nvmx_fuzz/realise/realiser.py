@@ -7,7 +7,7 @@ nothing is left out silently.
 
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.fields import GUEST_RSP, GUEST_SS_DPL, LAUNCH_STATE, PIN_BASED, POISON, SECONDARY
+from nvmx_core.arch.fields import ENTRY_MSR_LOAD_BAD, GUEST_RSP, GUEST_SS_DPL, LAUNCH_STATE, PIN_BASED, POISON, SECONDARY
 from nvmx_core.arch.controls import SECONDARY_PML
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import RFLAGS_NT
@@ -94,7 +94,8 @@ class Realised(NamedTuple):
     """What a runner needs, and what the model expects to be seen.
 
     ``stacks``: L2's real stack pointer and the model's at each exit, in order; ``pins``: the pin-based controls
-    then, which say whether bit 12 of an exit means anything.
+    then, which say whether bit 12 of an exit means anything. ``entry_rules``: the rule that each entry of L1 broke,
+    "" for none.
     """
 
     script: list[Operation]
@@ -102,6 +103,7 @@ class Realised(NamedTuple):
     journal: list[Record]
     stacks: list[tuple[int, int]]
     pins: list[int]
+    entry_rules: list[str]
 
 
 def fit(scenario: Scenario, capability_flags: int) -> Scenario:
@@ -130,6 +132,7 @@ class Recorder(Bare):
         self.schedule: list[Item] = []
         self.stacks: list[tuple[int, int]] = []
         self.pins: list[int] = []
+        self.entry_rules: list[str] = []
         self.real_regions: list[RealRegion] = [RealRegion(), RealRegion()]
         self.tables: RealTables = RealTables()
         self.moment: int = _IN_STEP
@@ -157,7 +160,7 @@ class Recorder(Bare):
                 script.append(operation)
         script.append((l1.END, 0, 0, 0))
         items = [*self.schedule, (schedule.STOP, 0, 0)]
-        return Realised(script, items, self.journal, self.stacks, self.pins)
+        return Realised(script, items, self.journal, self.stacks, self.pins, self.entry_rules)
 
     # -- L1 -------------------------------------------------------------------------------------------
 
@@ -201,10 +204,12 @@ class Recorder(Bare):
         if not self.entered:  # refused before the checks that read the VMCS
             self.script.append(self.enter_operation)
             self.schedule.insert(position, (schedule.VMFAIL, 0, 0))
+            self.entry_rules.append("E0")
 
     def vm_entry(self) -> int:
         self._write_vmcs()
         self.script.append(self.enter_operation)
+        self.entry_rules.append(self._broken_rule())
         self.entered = True
         real = self._region()
         self.esp = real.rsp
@@ -220,6 +225,11 @@ class Recorder(Bare):
         if error:
             self.schedule.append((schedule.VMFAIL, 0, 0))
         return error
+
+    def _broken_rule(self) -> str:
+        checker, vmcs = self.cpu.checker, self.l1.vmcs
+        rule = checker.judge_controls(vmcs, self.memory.vtpr)[1] or checker.judge_guest_state(vmcs)[1]
+        return rule or ("E0" if vmcs[ENTRY_MSR_LOAD_BAD] else "")
 
     def _write_vmcs(self) -> None:
         vmcs = self.l1.vmcs
