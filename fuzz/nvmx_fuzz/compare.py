@@ -45,13 +45,16 @@ class Difference(NamedTuple):
     """The first difference of two journals.
 
     ``index`` counts records; a record that a machine does not have is empty. ``entry_rule`` is the rule that the
-    last entry of L1 broke in the model, or "".
+    last entry of L1 broke in the model, or ""; ``injected`` the event that it injected; ``before`` the record in
+    front of the difference.
     """
 
     index: int
     bare: Record
     other: Record
     entry_rule: str
+    injected: int = 0
+    before: Record = ()
 
     def fields(self) -> tuple[str, ...]:
         """The names of the fields that differ; none if the records are of different kinds."""
@@ -106,12 +109,15 @@ def first_difference(
     """The first difference, or None; *entry_rules* has one rule for each record of kind *entry_kind*."""
     if bare == other:
         return None
-    entries = 0
+    entries = injected = 0
     for index in range(max(len(bare), len(other))):
         ours = bare[index] if index < len(bare) else ()
         theirs = other[index] if index < len(other) else ()
         if ours != theirs:
             rule = entry_rules[entries - 1] if 0 < entries <= len(entry_rules) else ""
-            return Difference(index, ours, theirs, rule)
-        entries += ours[0] == entry_kind
+            before = bare[index - 1] if index else ()
+            return Difference(index, ours, theirs, rule, injected, before)
+        if ours[0] == entry_kind:
+            entries += 1
+            injected = ours[1]
     return None

@@ -29,13 +29,13 @@ typedef uint64_t u64;
 
 struct layout {
     u64 rip, prev_rip, rsp, eflags, icount, inhibit_mask, debug_trap, cr2, dr6, lapic, in_guest, activity, pending, mask,
-        async, cpl, apic_isr, apic_tmr, apic_irr;
+        async, cpl, rvi, apic_isr, apic_tmr, apic_irr;
 };
 
 struct places {
     u64 launch, resume, launch_shadow, resume_shadow, mark, exited, failed, record, record2, end; /* RIPs of L1 */
     u64 code, code_end;                              /* L2's code */
-    u64 mailbox, mailbox2, stop_flag;                /* physical addresses */
+    u64 mailbox, mailbox2, stop_flag, descriptor;    /* physical addresses */
 };
 
 struct item {
@@ -62,6 +62,7 @@ enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1
 #define EVENT_LAPIC (1u << 11)
 #define RF 0x10000u
 #define SINGLE_STEP 0x4000u
+#define TRIES 8
 #define STOP_TRACE 0x80000000u
 #define INHIBIT_DEBUG 2
 
@@ -95,6 +96,8 @@ static void (*real_interrupt)(u8, unsigned, int, u16);
 static void (*real_cpu_loop)(void);
 static void (*real_vmexit)(unsigned, u64);
 static void (*real_vmexit_io)(void *, unsigned, unsigned);
+static int (*real_posted)(u8);
+static void (*real_evaluate_virtual)(void);
 static void (*real_nmi)(void);
 static u32 (*real_exit_flags)(unsigned, unsigned);
 static void (*real_sleep)(unsigned);
@@ -264,12 +267,12 @@ int wait_for_event(void) __asm__("_ZN8BX_CPU_C18handleWaitForEventEv");
 int wait_for_event(void) {
     if (!running || !guest() || draining) return real_wait();
     for (;;) {
-        u32 open = CPU32(at.pending) & ~CPU32(at.mask);
-        u32 activity = CPU32(at.activity);
         if (evaluate_interrupts) {
             evaluate_interrupts = 0;
             real_mask_change();
         }
+        u32 open = CPU32(at.pending) & ~CPU32(at.mask);
+        u32 activity = CPU32(at.activity);
         if (activity != WAIT_FOR_SIPI) {
             /* Mend: what wakes or leaves HLT, by the table of activity states; Bochs does not look at windows,
              * virtual interrupts, debug traps, nor at interrupts that exit while IF = 0. */
@@ -288,9 +291,18 @@ int wait_for_event(void) {
 /* Mend: an exit out of a sleeping state saves that state (Y4); the CPU is active only behind the boundary. */
 int async_event(void) __asm__("_ZN8BX_CPU_C16handleAsyncEventEv");
 int async_event(void) {
-    int leaves = real_async();
-    if (!leaves && running && guest()) CPU32(at.activity) = ACTIVE;
-    return leaves;
+    if (!running || !guest()) return real_async();
+    u32 asleep = CPU32(at.activity);
+    int before = delivered;
+    for (int tries = 0; tries < TRIES; tries++) {
+        delivered = 0;
+        if (real_async()) return 1;
+        if (asleep == ACTIVE || delivered) break;
+        CPU32(at.activity) = asleep; /* mend: what neither exits nor is delivered does not wake (K3) */
+    }
+    delivered |= before;
+    CPU32(at.activity) = ACTIVE;
+    return 0;
 }
 
 /* -- deliveries, instructions ---------------------------------------------------------------------------- */
@@ -353,6 +365,19 @@ void service_apic(void *apic) {
     real_service(apic);
 }
 
+/* Mend: RVI becomes the highest of itself and the vectors posted, if there are any (K3). */
+int posted(u8) __asm__("_ZN8BX_CPU_C31VMX_Posted_Interrupt_ProcessingEh");
+int posted(u8 vector) {
+    int highest_posted = highest(memory + place.descriptor);
+    u8 request = cpu[at.rvi];
+    int taken = real_posted(vector);
+    if (running && taken) {
+        cpu[at.rvi] = highest_posted > request ? (u8)highest_posted : request;
+        real_evaluate_virtual();
+    }
+    return taken;
+}
+
 void vmexit(unsigned, u64) __asm__("_ZN8BX_CPU_C6VMexitEjm");
 void vmexit(unsigned reason, u64 qualification) {
     if (running && !draining) note(LOG_SEEN, 0, NULL);
@@ -393,6 +418,7 @@ static void l1_marked(void) {
 
 static void l1_enters(void) {
     entering = 1;
+    timer_value = 0;
     evaluate_interrupts = 1;
     note(LOG_ENTRY, 0, NULL);
     for (u64 page = place.code; page < place.code_end; page += 0x1000) real_smc(page, ~0u);
@@ -553,6 +579,8 @@ static const struct {
     {(void **)&real_cpu_loop, "_ZN8BX_CPU_C8cpu_loopEv"},
     {(void **)&real_vmexit, "_ZN8BX_CPU_C6VMexitEjm"},
     {(void **)&real_vmexit_io, "_ZN8BX_CPU_C9VMexit_IOEP15bxInstruction_cjj"},
+    {(void **)&real_posted, "_ZN8BX_CPU_C31VMX_Posted_Interrupt_ProcessingEh"},
+    {(void **)&real_evaluate_virtual, "_ZN8BX_CPU_C39VMX_Evaluate_Pending_Virtual_InterruptsEv"},
     {(void **)&real_nmi, "_ZN8BX_CPU_C11deliver_NMIEv"},
     {(void **)&real_exit_flags, "_ZN8BX_CPU_C16VMexitReadEFLAGSEjj"},
     {(void **)&real_sleep, "_ZN8BX_CPU_C17enter_sleep_stateEj"},

@@ -8,19 +8,39 @@ is made from both tables.
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.events import PF, VALID, VECTOR_MASK
+from nvmx_core.arch.events import (
+    DB,
+    EXTERNAL_INTERRUPT,
+    OTHER_EVENT,
+    PF,
+    TYPE_MASK,
+    TYPE_SHIFT,
+    VALID,
+    VECTOR_MASK,
+)
 from nvmx_core.arch.exits import (
     BASIC_REASON_MASK,
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
     INVALID_STATE,
+    MONITOR_TRAP_FLAG,
     MSR_LOAD_FAIL,
     NMI_WINDOW,
     PREEMPTION_TIMER,
     SIPI_SIGNAL,
     TASK_SWITCH,
+    XSETBV_EXIT,
 )
-from nvmx_core.arch.state import BLOCKING_BY_NMI, INTERRUPT_SHADOW, WAIT_FOR_SIPI
+from nvmx_core.arch.state import (
+    BLOCKING_BY_NMI,
+    INTERRUPT_SHADOW,
+    PENDING_DBG_B,
+    PENDING_DBG_BS,
+    RFLAGS_IF,
+    RFLAGS_RF,
+    SHUTDOWN,
+    WAIT_FOR_SIPI,
+)
 from nvmx_core.journal import DELIVER, END, EXIT, RECORD_FIELDS, VMFAIL, Record
 from nvmx_fuzz.compare import Difference
 
@@ -77,9 +97,86 @@ def _unchecked(*rules: str) -> Predicate:
 
 
 def _failed_entry_information(found: Difference) -> bool:
-    return _is_exit(found.bare, INVALID_STATE, MSR_LOAD_FAIL) and bool(found.fields()) and (
-        set(found.fields()) <= _EXIT_INFORMATION
+    """Only the information of the exit before differs; with it goes what it says of RF, and G7's qualification."""
+    if not _is_exit(found.bare, INVALID_STATE, MSR_LOAD_FAIL):
+        return False
+    fields = set(found.fields()) - _EXIT_INFORMATION
+    if found.entry_rule == "G7":
+        fields.discard("qualification")
+    if (_field(found.bare, "rflags") ^ _field(found.other, "rflags")) == RFLAGS_RF:
+        fields.discard("rflags")
+    return bool(found.fields()) and not fields
+
+
+def _xsetbv_outside_cpl_0(found: Difference) -> bool:
+    return _is_exit(found.other, XSETBV_EXIT) and not _is_exit(found.bare, XSETBV_EXIT) and (
+        _field(found.other, "ss_dpl") == 3
     )
+
+
+def _virtual_interrupt_not_reported(found: Difference) -> bool:
+    vectoring = _field(found.bare, "IDT-vectoring info")
+    return (
+        bool(found.fields())
+        and set(found.fields()) <= {"IDT-vectoring info", "IDT-vectoring error code", "instruction length", "rflags"}
+        and vectoring & VALID != 0
+        and vectoring & TYPE_MASK == EXTERNAL_INTERRUPT << TYPE_SHIFT
+    )
+
+
+def _virtual_interrupt_with_if_clear(found: Difference) -> bool:
+    """Both an interrupt of L1 and a virtual one are pending, and IF = 0."""
+    return (
+        _is_exit(found.bare, EXTERNAL_INTERRUPT_EXIT)
+        and not _field(found.bare, "rflags") & RFLAGS_IF
+        and _field(found.bare, "interrupt status") & 0xFF != 0
+        and not _is_exit(found.other, EXTERNAL_INTERRUPT_EXIT)
+    )
+
+
+def _injects(found: Difference, *types: int) -> bool:
+    return found.injected & VALID != 0 and found.injected >> TYPE_SHIFT & 7 in types
+
+
+def _pending_mtf_is_taken_for_a_delivery(found: Difference) -> bool:
+    lost = {"activity", "interruptibility", "pending debug exceptions"}
+    return _injects(found, OTHER_EVENT) and bool(found.fields()) and set(found.fields()) <= lost
+
+
+def _pending_mtf_under_the_control(found: Difference) -> bool:
+    return _injects(found, OTHER_EVENT) and _is_exit(found.bare, MONITOR_TRAP_FLAG) and _is_end(found.other)
+
+
+def _shutdown_keeps_traps(found: Difference) -> bool:
+    """L2 is in shutdown; Bochs delivers a #DB that the entry should have dropped."""
+    asleep = _field(found.bare, "activity") == SHUTDOWN or _field(found.before, "activity") == SHUTDOWN
+    vector = _field(found.other, "vector" if found.other[:1] == (DELIVER,) else "IDT-vectoring info")
+    info = _field(found.other, "interruption info")
+    return asleep and (vector & VECTOR_MASK == DB or info & VECTOR_MASK == DB)
+
+
+def _is_debug_trap(record: Record) -> bool:
+    if record[:1] == (DELIVER,):
+        return _field(record, "vector") == DB
+    return _is_exit(record, EXCEPTION_NMI) and _field(record, "interruption info") == VALID | 0x301
+
+
+def _breakpoint_without_condition(found: Difference) -> bool:
+    """A #DB whose enabled breakpoint has no condition of its own."""
+    conditions = _field(found.bare, "dr6" if found.bare[:1] == (DELIVER,) else "qualification")
+    return _is_debug_trap(found.bare) and not _is_debug_trap(found.other) and (
+        not conditions & PENDING_DBG_BS and found.before[:1] != (DELIVER,)
+    )
+
+
+def _trap_kept_by_soft_event(found: Difference) -> bool:
+    """A #DB held by MOV SS comes directly behind the delivery of a soft event."""
+    return _is_debug_trap(found.bare) and not _is_debug_trap(found.other) and found.before[:1] == (DELIVER,)
+
+
+def _old_conditions_in_dr6(found: Difference) -> bool:
+    differing = _field(found.bare, "dr6") ^ _field(found.other, "dr6")
+    return found.fields() == ("dr6",) and differing != 0 and not differing & ~PENDING_DBG_B
 
 
 def _nmi_under_sti(found: Difference) -> bool:
@@ -119,13 +216,6 @@ def _pending_debug_lost(found: Difference) -> bool:
 
 def _entry_to_smm(found: Difference) -> bool:
     return found.entry_rule == "G12" and found.bare[:1] == (VMFAIL,) and _is_exit(found.other, INVALID_STATE)
-
-
-def _empty_descriptor(found: Difference) -> bool:
-    return found.fields() == ("interrupt status",) and (
-        _field(found.other, "interrupt status") & 0xFF == 0xFF
-        and _field(found.bare, "interrupt status") & 0xFF != 0xFF
-    )
 
 
 def _task_gate_reads_gdt(found: Difference) -> bool:
@@ -215,10 +305,71 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         _pending_debug_lost,
     ),
     Divergence(
-        "no vector was posted", ("K3",), BOCHS_WRONG,
-        "Without a bit in PIR, RVI stays as it is (SDM: Posted-Interrupt Processing); Bochs makes it 0xff.",
-        "config posted-interrupts=on ... / L1 enter / outside interrupt 0xf2",
-        _empty_descriptor,
+        "XSETBV outside CPL 0", ("P15",), BOCHS_WRONG,
+        "Faults based on privilege come before VM exits (SDM: Relative Priority of Faults and VM Exits).",
+        "config user-mode=on / L1 enter / L2 run xsetbv",
+        _xsetbv_outside_cpl_0,
+    ),
+    Divergence(
+        "virtual interrupt in IDT-vectoring", ("X4",), BOCHS_WRONG,
+        "An exit in the delivery of a virtual interrupt reports it like an external interrupt (SDM: Virtual-Interrupt "
+        "Delivery; Information for VM Exits During Event Delivery); Bochs reports the event before it.",
+        "config virtual-interrupt-delivery=on ... / L1 virtual-interrupt 0x40 / L1 ept stack absent / L1 enter",
+        _virtual_interrupt_not_reported,
+    ),
+    Divergence(
+        "virtual interrupt with IF = 0", ("K4", "P11"), BOCHS_WRONG,
+        "A virtual interrupt is delivered only with IF = 1 (SDM: Virtual-Interrupt Delivery); Bochs delivers it in place "
+        "of an interrupt that exits.",
+        "config virtual-interrupt-delivery=on interrupts-on=off ... / L1 virtual-interrupt 0x40 / L1 enter / "
+        "outside interrupt 0x51",
+        _virtual_interrupt_with_if_clear,
+    ),
+    Divergence(
+        "a pending MTF exit is taken for a delivery", ("O4", "O6"), BOCHS_WRONG,
+        "Type 7 is no vectoring event: shadow, activity and pending debug exceptions stay (SDM: Event Injection; "
+        "Injection of Pending MTF VM Exits).",
+        "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject other-event / L1 enter",
+        _pending_mtf_is_taken_for_a_delivery,
+    ),
+    Divergence(
+        "a pending MTF exit under the control", ("O9", "M5"), BOCHS_WRONG,
+        "The exit comes before the first instruction whatever the control says (SDM: Injection of Pending MTF VM "
+        "Exits); Bochs opens it behind that instruction.",
+        "L1 control monitor-trap-flag on / L1 inject other-event / L1 enter",
+        _pending_mtf_under_the_control,
+    ),
+    Divergence(
+        "pending debug exceptions in shutdown", ("O6",), BOCHS_WRONG,
+        "An entry into shutdown without an event drops them (SDM: Delivery of Pending Debug Exceptions after VM "
+        "Entry).",
+        "L1 vmwrite GUEST_ACTIVITY 0x2 / L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / outside nmi",
+        _shutdown_keeps_traps,
+    ),
+    Divergence(
+        "enabled breakpoint without a condition", ("O6",), BOCHS_WRONG,
+        "Bit 12 alone makes a #DB pending (SDM: Delivery of Pending Debug Exceptions after VM Entry).",
+        "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter",
+        _breakpoint_without_condition,
+    ),
+    Divergence(
+        "a trap held by MOV SS behind a soft event", ("O6", "B2"), BOCHS_WRONG,
+        "INT n, INT3 and INTO behind MOV SS keep the trap, which comes before the handler runs (SDM: Masking Exceptions and "
+        "Interrupts When Switching Stacks); for injected ones of other vectors the choice is the processor's.",
+        "config single-step=on / L1 enter / L2 run pop-ss / L2 run int 0x80",
+        _trap_kept_by_soft_event,
+    ),
+    Divergence(
+        "old conditions in DR6", ("Y1",), BOTH_ALLOWED,
+        "A debug exception may clear bits 3:0 of DR6 (SDM: Debug Status Register); Bochs does, the model does not.",
+        "corpus/lessons/shadow-of-held-trap.scn",
+        _old_conditions_in_dr6,
+    ),
+    Divergence(
+        "reserved bits of pending debug exceptions", ("G10",), BOCHS_WRONG,
+        "All reserved bits must be 0 (SDM: Checks on Guest Non-Register State); Bochs looks at the low half.",
+        "L1 vmwrite GUEST_PENDING_DBG 0x200004000 / L1 enter",
+        _unchecked("G10"),
     ),
     Divergence(
         "a task gate reads the GDT", ("X1",), MODEL_WRONG,
@@ -239,6 +390,8 @@ MENDS: Final[tuple[Mend, ...]] = (
     Mend(("A2",), "INIT is latched while L1 runs.", "Bochs drops it."),
     Mend(("X8",), "RF of an exit in a delivery is that of the frame.", "Bochs saves 1."),
     Mend(("Y2",), "The return address behind an NMI is the handler's.", "Bochs keeps the old one until an instruction ends."),
+    Mend(("K3",), "RVI is not changed when no vector was posted.", "Bochs makes it 0xff."),
+    Mend(("K3",), "A posted interrupt that is not delivered leaves L2 asleep.", "Bochs wakes it."),
     Mend(("P12",), "A boundary is evaluated until nothing is left.",
          "Bochs takes one event, then executes an instruction; this includes posted interrupts."),
     Mend(("K1",), "An interrupt of the class in service waits.", "Bochs compares vectors and then acknowledges the spurious one."),

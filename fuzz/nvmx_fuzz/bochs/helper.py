@@ -25,11 +25,11 @@ CPU_MODELS: Final = {"0.4.0": 26}
 
 # Offsets into Bochs' CPU object and its local APIC, in the order of `struct layout`: rip, previous rip, rsp, eflags, icount,
 # inhibit mask, debug trap, CR2, DR6, the APIC's address, in VMX non-root, activity, pending events, masked
-# events, asynchronous event, CPL; in the APIC ISR, TMR, IRR. Read from the package's machine code.
+# events, asynchronous event, CPL, RVI; in the APIC ISR, TMR, IRR. Read from the package's machine code.
 LAYOUTS: Final = {
     "0.4.0": (
         0xD8, 0x110, 0x78, 0xF8, 0x128, 0x138, 0x290, 0x298, 0x288, 0xC58, 0x8DA9, 0x9074, 0x9078, 0x907C, 0x9080,
-        0x16D, 0x5C, 0x7C, 0x9C,
+        0x16D, 0x8EE1, 0x5C, 0x7C, 0x9C,
     ),
 }  # fmt: skip
 

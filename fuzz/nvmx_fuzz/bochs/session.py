@@ -50,7 +50,7 @@ class Session:
         places = [labels[name] for name in _PLACES]
         places += [page_address(CODE), page_address(HANDLER) + layout.PAGE]
         places += [layout.VARIABLES + layout.MAILBOX, layout.VARIABLES + layout.MAILBOX2]
-        places.append(layout.VARIABLES + layout.STOP_FLAG)
+        places += [layout.VARIABLES + layout.STOP_FLAG, layout.POSTED_INTERRUPT_DESCRIPTOR]
         self._helper.nvmx_places((ctypes.c_uint64 * len(places))(*places))
 
     def _write_script(self, script: bytes) -> None:

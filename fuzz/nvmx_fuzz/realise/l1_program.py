@@ -1,5 +1,8 @@
 """L1's program: an interpreter of a script in memory, assembled once.
 
+Its handler of interrupts returns without IRET, because IRET would open NMIs: in a scenario L1 does that when a step
+or its manners say so.
+
 A script is a sequence of operations of four 64-bit words: the operation, then three operands. Everything
 that L1 does in a scenario is one of them, so one image runs any number of scripts.
 """
@@ -199,7 +202,14 @@ arrived_done:
     pop rcx
     pop rax
     add rsp, 8
+    cmp dword ptr [r13 + {layout.MAILBOX2}], {RECORD_INTERRUPT}
+    je arrived_return
     iretq
+arrived_return:
+    mov rcx, qword ptr [rsp]
+    mov rsp, qword ptr [rsp + 24]
+    sti
+    jmp rcx
 exited:
     mov r13d, {layout.VARIABLES}
     mov r15, qword ptr [r13 + {layout.SAVED_SCRIPT}]
