@@ -59,6 +59,7 @@ enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1
 #define WINDOW (1u << 6)
 #define SHUTDOWN_WAKES 0xA7u
 #define RE_EVALUATED 0xE01u
+#define VIRTUAL_INTERRUPT (1u << 9)
 #define EVENT_LAPIC (1u << 11)
 #define RF 0x10000u
 #define SINGLE_STEP 0x4000u
@@ -96,6 +97,7 @@ static void (*real_interrupt)(u8, unsigned, int, u16);
 static void (*real_cpu_loop)(void);
 static void (*real_vmexit)(unsigned, u64);
 static void (*real_vmexit_io)(void *, unsigned, unsigned);
+static void (*real_external)(void);
 static int (*real_posted)(u8);
 static void (*real_evaluate_virtual)(void);
 static void (*real_nmi)(void);
@@ -240,6 +242,7 @@ void *fetch(void) {
             real_mask_change();
             if (CPU32(at.pending) & ~CPU32(at.mask) & EVENT_LAPIC) arrived = 1;
         }
+        int tries = 0;
         /* Mend: Bochs takes one event a boundary, then executes; here the boundary is evaluated to its end. */
         if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED) arrived = 1;
         for (;;) {
@@ -248,10 +251,11 @@ void *fetch(void) {
                 arrived = delivered = 0;
                 u32 open = CPU32(at.pending) & ~CPU32(at.mask);
                 if (open) evaluate(behind);
-                if (open != (CPU32(at.pending) & ~CPU32(at.mask))) arrived = 1;
+                if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED && tries++ < TRIES) arrived = 1;
             }
             if (!rest()) break;
             arrived = 1;
+            tries = 0;
         }
         run_active = 1;
         delivering = 0;
@@ -363,6 +367,15 @@ void service_apic(void *apic) {
     int request = highest((u8 *)apic + at.apic_irr), service = highest((u8 *)apic + at.apic_isr);
     if (running && request >= 0 && service >= 0 && request >> 4 <= service >> 4) return;
     real_service(apic);
+}
+
+/* Mend: a virtual interrupt that IF or a shadow holds is not taken in place of an interrupt that exits (K4). */
+void external_interrupt(void) __asm__("_ZN8BX_CPU_C18HandleExtInterruptEv");
+void external_interrupt(void) {
+    u32 held = running && guest() ? CPU32(at.pending) & CPU32(at.mask) & VIRTUAL_INTERRUPT : 0;
+    CPU32(at.pending) &= ~held;
+    real_external();
+    if (held) real_evaluate_virtual();
 }
 
 /* Mend: RVI becomes the highest of itself and the vectors posted, if there are any (K3). */
@@ -509,9 +522,8 @@ int allow_io(void *instruction, u16 port, unsigned size) {
     return 1;
 }
 
-static int dies;
 int dbg_fetch_mem(void *c, u64 a, unsigned n, u8 *to) __asm__("_ZN8BX_MEM_C13dbg_fetch_memEP8BX_CPU_CmjPh");
-int dbg_fetch_mem(void *c, u64 a, unsigned n, u8 *to) { (void)c, (void)a; memset(to, 0, n); dies++; return 1; }
+int dbg_fetch_mem(void *c, u64 a, unsigned n, u8 *to) { (void)c, (void)a; memset(to, 0, n); return 1; }
 
 void *host_address(void *c, u64 address, unsigned rw) __asm__("_ZN8BX_MEM_C14getHostMemAddrEP8BX_CPU_Cmj");
 void *host_address(void *c, u64 address, unsigned rw) {
@@ -579,6 +591,7 @@ static const struct {
     {(void **)&real_cpu_loop, "_ZN8BX_CPU_C8cpu_loopEv"},
     {(void **)&real_vmexit, "_ZN8BX_CPU_C6VMexitEjm"},
     {(void **)&real_vmexit_io, "_ZN8BX_CPU_C9VMexit_IOEP15bxInstruction_cjj"},
+    {(void **)&real_external, "_ZN8BX_CPU_C18HandleExtInterruptEv"},
     {(void **)&real_posted, "_ZN8BX_CPU_C31VMX_Posted_Interrupt_ProcessingEh"},
     {(void **)&real_evaluate_virtual, "_ZN8BX_CPU_C39VMX_Evaluate_Pending_Virtual_InterruptsEv"},
     {(void **)&real_nmi, "_ZN8BX_CPU_C11deliver_NMIEv"},

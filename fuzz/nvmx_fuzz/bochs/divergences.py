@@ -36,11 +36,11 @@ from nvmx_core.arch.state import (
     INTERRUPT_SHADOW,
     PENDING_DBG_B,
     PENDING_DBG_BS,
-    RFLAGS_IF,
     RFLAGS_RF,
     SHUTDOWN,
     WAIT_FOR_SIPI,
 )
+from nvmx_core.cpu.entry_checks import QUALIFICATION_LINK_POINTER
 from nvmx_core.journal import DELIVER, END, EXIT, RECORD_FIELDS, VMFAIL, Record
 from nvmx_fuzz.compare import Difference
 
@@ -124,16 +124,6 @@ def _virtual_interrupt_not_reported(found: Difference) -> bool:
     )
 
 
-def _virtual_interrupt_with_if_clear(found: Difference) -> bool:
-    """Both an interrupt of L1 and a virtual one are pending, and IF = 0."""
-    return (
-        _is_exit(found.bare, EXTERNAL_INTERRUPT_EXIT)
-        and not _field(found.bare, "rflags") & RFLAGS_IF
-        and _field(found.bare, "interrupt status") & 0xFF != 0
-        and not _is_exit(found.other, EXTERNAL_INTERRUPT_EXIT)
-    )
-
-
 def _injects(found: Difference, *types: int) -> bool:
     return found.injected & VALID != 0 and found.injected >> TYPE_SHIFT & 7 in types
 
@@ -149,6 +139,8 @@ def _pending_mtf_under_the_control(found: Difference) -> bool:
 
 def _shutdown_keeps_traps(found: Difference) -> bool:
     """L2 is in shutdown; Bochs delivers a #DB that the entry should have dropped."""
+    if found.fields() == ("pending debug exceptions",) and _field(found.bare, "activity") == SHUTDOWN:
+        return _field(found.bare, "pending debug exceptions") == 0
     asleep = _field(found.bare, "activity") == SHUTDOWN or _field(found.before, "activity") == SHUTDOWN
     vector = _field(found.other, "vector" if found.other[:1] == (DELIVER,) else "IDT-vectoring info")
     info = _field(found.other, "interruption info")
@@ -212,6 +204,19 @@ def _pending_debug_lost(found: Difference) -> bool:
     return found.fields() == ("pending debug exceptions",) and (
         _field(found.other, "pending debug exceptions") == 0
     )
+
+
+def _order_of_guest_checks(found: Difference) -> bool:
+    qualifications = {_field(found.bare, "qualification"), _field(found.other, "qualification")}
+    return (
+        _is_exit(found.bare, INVALID_STATE)
+        and found.fields() == ("qualification",)
+        and qualifications == {0, QUALIFICATION_LINK_POINTER}
+    )
+
+
+def _posted_without_virtual_interrupts(found: Difference) -> bool:
+    return found.entry_rule == "C4" and found.bare[:1] == (VMFAIL,)
 
 
 def _entry_to_smm(found: Difference) -> bool:
@@ -318,14 +323,6 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         _virtual_interrupt_not_reported,
     ),
     Divergence(
-        "virtual interrupt with IF = 0", ("K4", "P11"), BOCHS_WRONG,
-        "A virtual interrupt is delivered only with IF = 1 (SDM: Virtual-Interrupt Delivery); Bochs delivers it in place "
-        "of an interrupt that exits.",
-        "config virtual-interrupt-delivery=on interrupts-on=off ... / L1 virtual-interrupt 0x40 / L1 enter / "
-        "outside interrupt 0x51",
-        _virtual_interrupt_with_if_clear,
-    ),
-    Divergence(
         "a pending MTF exit is taken for a delivery", ("O4", "O6"), BOCHS_WRONG,
         "Type 7 is no vectoring event: shadow, activity and pending debug exceptions stay (SDM: Event Injection; "
         "Injection of Pending MTF VM Exits).",
@@ -372,6 +369,20 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         _unchecked("G10"),
     ),
     Divergence(
+        "order of guest-state checks", ("E0",), BOTH_ALLOWED,
+        "With several faults in the guest state any of them may be reported (SDM: Checking and Loading Guest State).",
+        "L1 vmwrite VMCS_LINK_POINTER 0x0 / L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / L1 inject external-interrupt 0x0 / "
+        "L1 enter",
+        _order_of_guest_checks,
+    ),
+    Divergence(
+        "posted interrupts without virtual ones", ("C4",), BOCHS_WRONG,
+        "Process posted interrupts needs virtual-interrupt delivery, VMfail 7 (SDM: Checks on VM-Execution Control "
+        "Fields); Bochs enters.",
+        "config acknowledge-interrupt-on-exit=on / L1 control posted-interrupts on / L1 enter",
+        _posted_without_virtual_interrupts,
+    ),
+    Divergence(
         "a task gate reads the GDT", ("X1",), MODEL_WRONG,
         "The descriptor of the new TSS is read before the exit, and its page may fault (SDM: Treatment of Task "
         "Switches); the model exits without looking.",
@@ -392,6 +403,8 @@ MENDS: Final[tuple[Mend, ...]] = (
     Mend(("Y2",), "The return address behind an NMI is the handler's.", "Bochs keeps the old one until an instruction ends."),
     Mend(("K3",), "RVI is not changed when no vector was posted.", "Bochs makes it 0xff."),
     Mend(("K3",), "A posted interrupt that is not delivered leaves L2 asleep.", "Bochs wakes it."),
+    Mend(("K4", "P11"), "A virtual interrupt that is held is not delivered in place of an interrupt that exits.",
+         "Bochs looks whether one is pending, not whether it is masked."),
     Mend(("P12",), "A boundary is evaluated until nothing is left.",
          "Bochs takes one event, then executes an instruction; this includes posted interrupts."),
     Mend(("K1",), "An interrupt of the class in service waits.", "Bochs compares vectors and then acknowledges the spurious one."),
