@@ -88,7 +88,9 @@ def _to_json(comparison: Comparison, machine: str, took: float) -> dict[str, Any
 def _show(comparison: Comparison, machine: str, took: float) -> None:
     verdicts = ", ".join(f"{number} {name}" for name, number in sorted(comparison.verdicts.items()))
     rate = f" in {took:.0f} s" if took else ""
-    click.echo(f"bare and {machine}: {counted(comparison.compared, 'scenario')} compared{rate} ({verdicts})")
+    click.echo(
+        f"bare and {machine}: {counted(comparison.compared, 'scenario')} compared{rate} ({verdicts})"
+    )
     for name, number in comparison.divergences.most_common():
         click.echo(f"  known {number:6}  {name}")
     for name, number in comparison.reasons.most_common():

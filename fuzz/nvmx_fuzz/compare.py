@@ -1,6 +1,7 @@
-"""Two journals of one scenario, of `bare` and of another machine: where they first differ, and how that is named.
+"""Two journals of one scenario: where they first differ, and how that is named.
 
-A difference has a *key*, the same for all scenarios that show it in the same way, so that a campaign keeps one
+A difference has a *key*, the same for all scenarios that show it in the same way, so that a campaign keeps
+one
 scenario of each kind.
 """
 
@@ -44,12 +45,14 @@ _FIELD_RULES: Final[dict[str, tuple[str, ...]]] = {
 class Difference(NamedTuple):
     """The first difference of two journals.
 
-    ``index`` counts records; a record that a machine does not have is empty. ``entry_rule`` is the rule that the
-    last entry of L1 broke in the model, or ""; ``injected`` the event that it injected; ``before`` the record in
+    ``place`` counts records; a record that a machine does not have is empty. ``entry_rule`` is the rule
+    that the
+    last entry of L1 broke in the model, or ""; ``injected`` the event that it injected; ``before`` the
+    record in
     front of the difference.
     """
 
-    index: int
+    place: int
     bare: Record
     other: Record
     entry_rule: str

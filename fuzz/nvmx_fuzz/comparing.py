@@ -11,7 +11,6 @@ from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.bochs.divergences import Divergence, known
 from nvmx_fuzz.bochs.worker import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome, Worker
 from nvmx_fuzz.codec import SIZE_MAX, decode, encode
-from nvmx_fuzz.compare import Difference
 from nvmx_fuzz.generate import random_bytes
 from nvmx_fuzz.mutate import mutate
 from nvmx_fuzz.shrink import shrink
@@ -91,7 +90,7 @@ def divergence_of(outcome: Outcome) -> Divergence | None:
 
 def key_of(outcome: Outcome) -> str:
     """What names the kind of an outcome."""
-    difference: Difference | None = outcome.difference
+    difference = outcome.difference
     return difference.key() if difference else outcome.reason
 
 

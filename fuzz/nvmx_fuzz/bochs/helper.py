@@ -23,12 +23,14 @@ SOURCE: Final = Path(__file__).with_name("_helper.c")
 CPU_MODELS: Final = {"0.4.0": 26}
 """The number of the CPU model skylake_x in each version of the package that the helper knows."""
 
-# Offsets into Bochs' CPU object and its local APIC, in the order of `struct layout`: rip, previous rip, rsp, eflags, icount,
+# Offsets into Bochs' CPU object and its local APIC, in the order of `struct layout`: rip, previous rip,
+# rsp, eflags, icount,
 # inhibit mask, debug trap, CR2, DR6, the APIC's address, in VMX non-root, activity, pending events, masked
 # events, asynchronous event, CPL, RVI; in the APIC ISR, TMR, IRR. Read from the package's machine code.
 LAYOUTS: Final = {
     "0.4.0": (
-        0xD8, 0x110, 0x78, 0xF8, 0x128, 0x138, 0x290, 0x298, 0x288, 0xC58, 0x8DA9, 0x9074, 0x9078, 0x907C, 0x9080,
+        0xD8, 0x110, 0x78, 0xF8, 0x128, 0x138, 0x290, 0x298, 0x288, 0xC58, 0x8DA9, 0x9074, 0x9078, 0x907C,
+        0x9080,
         0x16D, 0x8EE1, 0x5C, 0x7C, 0x9C,
     ),
 }  # fmt: skip
@@ -99,11 +101,22 @@ def _compile(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         output = Path(folder) / target.name
-        command = [*compiler.split(), "-O2", "-shared", "-fPIC", "-o", str(output), str(SOURCE), "-ldl"]
+        command = [
+            *compiler.split(),
+            "-O2",
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(output),
+            str(SOURCE),
+            "-ldl",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             first = (done.stderr.strip() or "no message").splitlines()[0]
-            raise BochsUnavailableError(f"the helper of the machine bochs does not compile: {first}")
+            raise BochsUnavailableError(
+                f"the helper of the machine bochs does not compile: {first}"
+            )
         output.replace(target)
 
 

@@ -174,7 +174,7 @@ def _in_order(log: list[RawRecord]) -> list[RawRecord]:
 
 
 def _simplify(vmcs: Vmcs) -> None:
-    """Leave out of the exit fields what the model does not have: offsets in pages, the rights of an EPT entry."""
+    """Leave out what the model does not have: offsets in pages, the rights of an EPT entry."""
     reason = vmcs[EXIT_REASON] & BASIC_REASON_MASK
     if reason == EXCEPTION_NMI and vmcs[EXIT_INTR_INFO] & VECTOR_MASK == PF:
         vmcs[EXIT_QUALIFICATION] = _page_only(vmcs[EXIT_QUALIFICATION])
@@ -212,5 +212,3 @@ def _end(stop: RawRecord, l2_state: tuple[int, int, int, int]) -> Record:
         1 if pending & _PENDING_SMI else 0,
         *l2_state,
     )
-
-

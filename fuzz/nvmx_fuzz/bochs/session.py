@@ -22,7 +22,8 @@ STEPS_MAX: Final = 200_000
 
 
 _PLACES: Final = (
-    "launch", "resume", "launch_shadow", "resume_shadow", "mark", "exited", "failed", "record", "record2", "end",
+    "launch", "resume", "launch_shadow", "resume_shadow", "mark", "exited", "failed", "record", "record2",
+    "end",
 )  # fmt: skip
 """Labels of L1's program that the helper knows, in the order of its `struct places`."""
 
@@ -76,7 +77,7 @@ class Session:
     def _keep_boot(self) -> None:
         """What L1 wrote when it booted belongs to the start of every run."""
         flag = layout.VARIABLES + layout.STOP_FLAG
-        self._memory[flag : flag + 4] = bytes(4)
+        ctypes.memset(ctypes.addressof(self._memory) + flag, 0, 4)
         self._base = bytes(self._memory)
 
     def _reset(self) -> None:

@@ -1,6 +1,7 @@
 """The machine `bochs` in a process of its own: a crash of the emulator is recorded, not suffered.
 
-The worker takes batches of scenarios (byte form) and runs each on `bare` and on Bochs. Before each it notes its
+The worker takes batches of scenarios (byte form) and runs each on `bare` and on Bochs. Before each it
+notes its
 number in shared memory, so that the parent knows which one ended it.
 """
 
@@ -37,11 +38,17 @@ INCIDENT: Final = "incident"
 
 
 class Outcome(NamedTuple):
-    """What became of one scenario: SAME, DIFFERENT with the difference, NOT_REALISABLE or INCIDENT with the reason."""
+    """What became of one scenario.
+
+    SAME, DIFFERENT with the difference, NOT_REALISABLE or INCIDENT with the reason; ``entry_rules`` are
+    those that
+    its entries broke in the model.
+    """
 
     verdict: str
     reason: str = ""
     difference: Difference | None = None
+    entry_rules: tuple[str, ...] = ()
 
 
 def serve(connection: Connection, position: Any) -> None:
@@ -77,7 +84,7 @@ def _compare(session: Any, content: bytes) -> Outcome:
         return Outcome(NOT_REALISABLE, error.reason)
     run = run_realised(session, realised)
     found = first_difference(realised.journal, run.journal, realised.entry_rules, L1_ENTRY)
-    return Outcome(DIFFERENT, "", found) if found else Outcome(SAME)
+    return Outcome(DIFFERENT if found else SAME, "", found, tuple(realised.entry_rules))
 
 
 class Worker:

@@ -15,7 +15,8 @@ REGISTER_VALUES: Final[dict[str, int]] = {
     "ebx": page_address(DATA) + 0x10,
     "ecx": 0,
     "edx": 0,
-    "esi": 0x100000 | layout.L2_USER_DATA_SELECTOR,  # above the limit; SI is the stack selector of CPL 3
+    "esi": 0x100000
+    | layout.L2_USER_DATA_SELECTOR,  # above the limit; SI is the stack selector of CPL 3
     "edi": layout.L2_STACK_SELECTOR,
     "ebp": 0,
 }

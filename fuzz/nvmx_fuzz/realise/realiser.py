@@ -1,16 +1,28 @@
 """The realiser: run a scenario on the model machine ``bare`` and note what real code has to do the same.
 
-The result is a script for L1, a schedule of what happens at the places at which L1 and L2 wait, and the journal
-that the model wrote. A scenario that asks for what real code cannot do is refused with the name of the reason;
+The result is a script for L1, a schedule of what happens at the places at which L1 and L2 wait, and the
+journal
+that the model wrote. A scenario that asks for what real code cannot do is refused with the name of the
+reason;
 nothing is left out silently.
 """
 
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.fields import ENTRY_MSR_LOAD_BAD, GUEST_RSP, GUEST_SS_DPL, LAUNCH_STATE, PIN_BASED, POISON, SECONDARY
-from nvmx_core.arch.controls import SECONDARY_PML
+from nvmx_core.arch.controls import CPU_SECONDARY_CONTROLS, SECONDARY_EPT, SECONDARY_PML
+from nvmx_core.arch.fields import (
+    CPU_BASED,
+    ENTRY_MSR_LOAD_BAD,
+    GUEST_RSP,
+    GUEST_SS_DPL,
+    LAUNCH_STATE,
+    PIN_BASED,
+    POISON,
+    SECONDARY,
+)
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import RFLAGS_NT
+from nvmx_core.guests.manners import NO_EOI
 from nvmx_core.guests.memory import (
     CODE,
     CODE_BASE,
@@ -65,7 +77,6 @@ from nvmx_fuzz.realise.script import (
     pointer_to,
 )
 from nvmx_fuzz.realise.vmcs import NotRealisableError, default_stack
-from nvmx_core.guests.manners import NO_EOI
 
 CAPABILITY_FLAGS: Final = (
     ERROR_CODE_OPTIONAL | ZERO_LENGTH | HLT_ACTIVITY | SHUTDOWN_ACTIVITY | WFS_ACTIVITY | MTF_OFFERED
@@ -93,8 +104,10 @@ _NOWHERE, _IN_STEP, _AT_ENTRY, _IN_DELIVERY, _IN_EMULATION = range(5)
 class Realised(NamedTuple):
     """What a runner needs, and what the model expects to be seen.
 
-    ``stacks``: L2's real stack pointer and the model's at each exit, in order; ``pins``: the pin-based controls
-    then, which say whether bit 12 of an exit means anything. ``entry_rules``: the rule that each entry of L1 broke,
+    ``stacks``: L2's real stack pointer and the model's at each exit, in order; ``pins``: the pin-based
+    controls
+    then, which say whether bit 12 of an exit means anything. ``entry_rules``: the rule that each entry of
+    L1 broke,
     "" for none.
     """
 
@@ -188,6 +201,8 @@ class Recorder(Bare):
         super().l1_end_interrupt()
 
     def l1_iret(self) -> None:
+        if self.l1.in_mov_ss_shadow:
+            raise NotRealisableError("iret-behind-mov-ss-of-l1")
         self.script.append((l1.IRET, 0, 0, 0))
         super().l1_iret()
 
@@ -198,7 +213,12 @@ class Recorder(Bare):
         vmcs = self.l1.vmcs
         launched = vmcs[LAUNCH_STATE] != 0
         resumes = manners & FORCE_RESUME or (launched and not manners & FORCE_LAUNCH)
-        self.enter_operation = (l1.ENTER, 1 if resumes else 0, 1 if shadow else 0, REGISTERS_ADDRESS)
+        self.enter_operation = (
+            l1.ENTER,
+            1 if resumes else 0,
+            1 if shadow else 0,
+            REGISTERS_ADDRESS,
+        )
         position = len(self.schedule)
         super()._enter(manners)
         if not self.entered:  # refused before the checks that read the VMCS
@@ -228,11 +248,17 @@ class Recorder(Bare):
 
     def _broken_rule(self) -> str:
         checker, vmcs = self.cpu.checker, self.l1.vmcs
-        rule = checker.judge_controls(vmcs, self.memory.vtpr)[1] or checker.judge_guest_state(vmcs)[1]
+        rule = (
+            checker.judge_controls(vmcs, self.memory.vtpr)[1] or checker.judge_guest_state(vmcs)[1]
+        )
         return rule or ("E0" if vmcs[ENTRY_MSR_LOAD_BAD] else "")
 
     def _write_vmcs(self) -> None:
         vmcs = self.l1.vmcs
+        if not vmcs[CPU_BASED] & CPU_SECONDARY_CONTROLS or (
+            self.config.l1_ept and not vmcs[SECONDARY] & SECONDARY_EPT
+        ):
+            raise NotRealisableError("control-that-the-model-fixes")
         logs_writes = vmcs[SECONDARY] & SECONDARY_PML != 0
         self.script += self._region().writes(vmcs, self.memory)
         self.script += self.tables.writes(self.memory, logs_writes)
@@ -362,8 +388,11 @@ class Recorder(Bare):
                 self._poke(rip, code)
                 return
         for offset, value in enumerate(code):
-            self.bytes_of_stint[rip + offset] = value
-        self.code_of_stint.append((l1.STORE_BYTES, rip, int.from_bytes(code, "little"), len(code)))
+            if (
+                rip + offset not in self.bytes_of_stint
+            ):  # what is there was put there at the entry, or later
+                self.bytes_of_stint[rip + offset] = value
+                self.code_of_stint.append((l1.STORE_BYTES, rip + offset, value, 1))
 
     def _poke(self, address: int, content: bytes) -> None:
         for offset, value in enumerate(content):

@@ -1,12 +1,14 @@
 """Building a script for L1 while the model machine runs: what L1 has to write before each entry.
 
-L1's writes are collected at the entry, as the difference between what the model's VMCS and tables hold and what the
+L1's writes are collected at the entry, as the difference between what the model's VMCS and tables hold and
+what the
 real ones hold by then: their order among each other cannot be seen.
 """
 
 import struct
 from typing import Final
 
+from nvmx_core.arch.controls import SECONDARY_PML
 from nvmx_core.arch.events import is_vectoring
 from nvmx_core.arch.fields import (
     ENTRY_INTR_INFO,
@@ -17,7 +19,6 @@ from nvmx_core.arch.fields import (
     VM_INSTRUCTION_ERROR,
     Vmcs,
 )
-from nvmx_core.arch.controls import SECONDARY_PML
 from nvmx_core.arch.state import RFLAGS_RF
 from nvmx_core.guests.memory import NO_PAGE, PAGE_COUNT, L2Memory, page_address
 from nvmx_core.scenario.config import DEFAULT_CONFIG
@@ -185,7 +186,12 @@ class RealTables:
 
     def follow(self, memory: L2Memory) -> None:
         """After an exit: what the processor itself has moved."""
-        self.virr, self.visr, self.pir, self.vtpr = memory.virr, memory.visr, memory.pir, memory.vtpr
+        self.virr, self.visr, self.pir, self.vtpr = (
+            memory.virr,
+            memory.visr,
+            memory.pir,
+            memory.vtpr,
+        )
 
 
 def _vector_words(base: int, stride: int, old: int, new: int) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """A model VMCS as a real one: which fields L1 writes, with which values.
 
-The model has the bits that take part in event handling; a real VMCS has the default-1 bits, the register state and
+The model has the bits that take part in event handling; a real VMCS has the default-1 bits, the register
+state and
 the addresses besides.
 """
 
@@ -161,7 +162,9 @@ def constant_fields() -> tuple[tuple[int, int], ...]:
 
 
 def _host_state() -> tuple[tuple[int, int], ...]:
-    data = tuple((encoding, layout.L1_DATA_SELECTOR) for encoding in (0xC00, 0xC04, 0xC06, 0xC08, 0xC0A))
+    data = tuple(
+        (encoding, layout.L1_DATA_SELECTOR) for encoding in (0xC00, 0xC04, 0xC06, 0xC08, 0xC0A)
+    )
     return (
         *data,
         (0xC02, layout.L1_CODE_SELECTOR),
