@@ -9,7 +9,7 @@ is made from both tables.
 
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.exits import EXTERNAL_INTERRUPT_EXIT, NMI_WINDOW, PREEMPTION_TIMER
+from nvmx_core.arch.exits import EXTERNAL_INTERRUPT_EXIT, PREEMPTION_TIMER
 from nvmx_fuzz.bochs.predicates import (
     Predicate,
     breakpoint_without_condition,
@@ -114,7 +114,7 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
     Divergence(
         "a shadow holds interrupts that exit", ("B3",), BOTH_ALLOWED,
         "STI and MOV SS may or may not hold back an interrupt that exits (SDM: Event Blocking).",
-        "L2 run mov-ss / outside interrupt 0x51",
+        "L1 enter / L2 mov-ss / outside interrupt 0x51",
         shadow_holds(EXTERNAL_INTERRUPT_EXIT),
     ),
     Divergence(
@@ -122,12 +122,6 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "The same for NMIs (SDM: Event Blocking).",
         "L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / outside nmi at-entry / L1 enter",
         shadow_holds_nmi,
-    ),
-    Divergence(
-        "STI holds the NMI window", ("B6",), BOTH_ALLOWED,
-        "STI may hold the NMI window too (SDM: NMI-Window Exiting).",
-        "L1 control nmi-window-exiting on / L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / L1 enter",
-        shadow_holds(NMI_WINDOW),
     ),
     Divergence(
         "a shadow holds the timer", ("B7",), BOCHS_WRONG,
@@ -145,7 +139,7 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
     Divergence(
         "XSETBV outside CPL 0", ("P15",), BOCHS_WRONG,
         "Faults based on privilege come before VM exits (SDM: Relative Priority of Faults and VM Exits).",
-        "config user-mode=on / L1 enter / L2 run xsetbv",
+        "config user-mode=on / L1 enter / L2 xsetbv",
         xsetbv_outside_cpl_0,
     ),
     Divergence(
@@ -153,8 +147,8 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "An exit in the delivery of a virtual interrupt reports it like an external interrupt (SDM: "
         "Virtual-Interrupt "
         "Delivery; Information for VM Exits During Event Delivery); Bochs reports the event before it.",
-        "config virtual-interrupt-delivery=on ... / L1 virtual-interrupt 0x40 / L1 ept stack absent / "
-        "L1 enter",
+        "config tpr-shadow=on virtual-interrupt-delivery=on / L1 virtual-interrupt 0x40 / "
+        "L1 ept stack absent / L1 enter",
         virtual_interrupt_not_reported,
     ),
     Divergence(
@@ -184,7 +178,7 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
     Divergence(
         "enabled breakpoint without a condition", ("O6",), BOCHS_WRONG,
         "Bit 12 alone makes a #DB pending (SDM: Delivery of Pending Debug Exceptions after VM Entry).",
-        "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter",
+        "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter / L2 nop",
         breakpoint_without_condition,
     ),
     Divergence(
@@ -193,14 +187,15 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "Masking Exceptions and "
         "Interrupts When Switching Stacks); for injected ones of other vectors the choice is the "
         "processor's.",
-        "config single-step=on / L1 enter / L2 run pop-ss / L2 run int 0x80",
+        "config single-step=on / L1 enter / L2 pop-ss / L2 int 0x80",
         trap_kept_by_soft_event,
     ),
     Divergence(
         "old conditions in DR6", ("Y1",), BOTH_ALLOWED,
         "A debug exception may clear bits 3:0 of DR6 (SDM: Debug Status Register); Bochs does, the "
         "model does not.",
-        "corpus/lessons/shadow-of-held-trap.scn",
+        "L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / outside interrupt 0x0 / "
+        "L1 vmwrite GUEST_RFLAGS 0x102 / L1 enter / L2 nop",
         old_conditions_in_dr6,
     ),
     Divergence(
@@ -241,7 +236,7 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "Bochs exits where the model writes no page; whether a walk of L2's tables counts as a write to "
         "a page that is dirty "
         "already is to be found out.",
-        "L1 control pml on / L1 pml-log full / L1 enter / L2 run nop",
+        "L1 control pml on / L1 pml-log full / L1 enter / L2 nop",
         full_log,
     ),
     Divergence(
@@ -249,7 +244,7 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "The descriptor of the new TSS is read before the exit, and its page may fault (SDM: Treatment "
         "of Task "
         "Switches); the model exits without looking.",
-        "L2 gate 0x8 task / L2 page gdt absent / L1 enter / L2 run div0",
+        "L2 gate 0x8 task / L2 page gdt absent / L1 enter / L2 div0",
         task_gate_reads_gdt,
     ),
 )  # fmt: skip
