@@ -16,6 +16,7 @@ from nvmx_fuzz.bochs.predicates import (
     entry_to_smm,
     failed_entry_information,
     full_log,
+    nested_iret_reads_tss,
     nmi_under_sti,
     old_conditions_in_dr6,
     order_of_guest_checks,
@@ -39,7 +40,6 @@ from nvmx_fuzz.compare import Difference
 BOCHS_WRONG: Final = "Bochs is wrong"
 MODEL_WRONG: Final = "the model is wrong"
 BOTH_ALLOWED: Final = "both are allowed"
-UNDECIDED: Final = "not decided"
 
 
 class Divergence(NamedTuple):
@@ -232,20 +232,25 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         threshold_behind_a_fault,
     ),
     Divergence(
-        "full log of page modifications", ("X1",), UNDECIDED,
-        "Bochs exits where the model writes no page; whether a walk of L2's tables counts as a write to "
-        "a page that is dirty "
-        "already is to be found out.",
+        "full log of page modifications", ("X1",), BOCHS_WRONG,
+        "A full log exits when an accessed or dirty flag of the EPT has to be set "
+        "(SDM: Page-Modification Logging); Bochs exits on any walk of the EPT.",
         "L1 control pml on / L1 pml-log full / L1 enter / L2 nop",
         full_log,
     ),
     Divergence(
         "a task gate reads the GDT", ("X1",), MODEL_WRONG,
-        "The descriptor of the new TSS is read before the exit, and its page may fault (SDM: Treatment "
-        "of Task "
-        "Switches); the model exits without looking.",
+        "The descriptor of the new TSS is read before the exit, and its page may fault "
+        "(SDM: Treatment of Task Switches); the model exits without looking.",
         "L2 gate 0x8 task / L2 page gdt absent / L1 enter / L2 div0",
         task_gate_reads_gdt,
+    ),
+    Divergence(
+        "IRET of a nested task reads the TSS", ("P15",), MODEL_WRONG,
+        "The link to the old task stands in the TSS, whose page may fault before there is an exit "
+        "(SDM: Treatment of Task Switches); the model exits without looking.",
+        "L1 vmwrite GUEST_RFLAGS 0x4002 / L2 page tss absent / L1 enter / L2 iret",
+        nested_iret_reads_tss,
     ),
 )  # fmt: skip
 

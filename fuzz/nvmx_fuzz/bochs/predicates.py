@@ -8,6 +8,7 @@ from typing import Final
 
 from nvmx_core.arch.events import (
     DB,
+    DF,
     EXTERNAL_INTERRUPT,
     OTHER_EVENT,
     PF,
@@ -17,7 +18,10 @@ from nvmx_core.arch.events import (
     VECTOR_MASK,
 )
 from nvmx_core.arch.exits import (
+    APIC_ACCESS,
     BASIC_REASON_MASK,
+    EPT_MISCONFIG,
+    EPT_VIOLATION,
     EXCEPTION_NMI,
     INVALID_STATE,
     MONITOR_TRAP_FLAG,
@@ -25,7 +29,10 @@ from nvmx_core.arch.exits import (
     PML_FULL,
     SIPI_SIGNAL,
     TASK_SWITCH,
+    TASK_SWITCH_BY_IDT_GATE,
+    TASK_SWITCH_BY_IRET,
     TPR_BELOW_THRESHOLD,
+    TRIPLE_FAULT,
     XSETBV_EXIT,
 )
 from nvmx_core.arch.state import (
@@ -259,11 +266,22 @@ def full_log(found: Difference) -> bool:
 
 def task_gate_reads_gdt(found: Difference) -> bool:
     """The model exits; Bochs has faulted on the descriptor, or died of it in a double fault."""
+    return _faults_before_task_switch(found, TASK_SWITCH_BY_IDT_GATE)
+
+
+def nested_iret_reads_tss(found: Difference) -> bool:
+    """The model exits for an IRET with NT; Bochs has faulted on the TSS or the GDT."""
+    return _faults_before_task_switch(found, TASK_SWITCH_BY_IRET)
+
+
+def _faults_before_task_switch(found: Difference, source: int) -> bool:
     if not is_exit(found.bare, TASK_SWITCH) or is_exit(found.other, TASK_SWITCH):
         return False
-    vector = field(found.other, "vector" if found.other[:1] == (DELIVER,) else "interruption info")
-    return (
-        found.other[:1] == (DELIVER,)
-        or is_exit(found.other, 2, 48, 49)
-        or vector & VECTOR_MASK == PF
+    if field(found.bare, "qualification") & TASK_SWITCH_BY_IDT_GATE != source:
+        return False
+    if found.other[:1] == (DELIVER,):
+        return field(found.other, "vector") in (PF, DF)
+    info = field(found.other, "interruption info")
+    return is_exit(found.other, TRIPLE_FAULT, EPT_VIOLATION, EPT_MISCONFIG, APIC_ACCESS) or (
+        is_exit(found.other, EXCEPTION_NMI) and info & VECTOR_MASK in (PF, DF)
     )

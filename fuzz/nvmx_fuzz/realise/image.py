@@ -32,6 +32,8 @@ PRESENT_WRITABLE_USER: Final = 0x7
 ACCESSED_DIRTY: Final = 0x60
 EPT_ALL: Final = 0x7
 EPT_MEMORY_TYPE: Final = 6 << 3
+EPT_ACCESSED: Final = 0x100
+"""Set from the start: with a full log, setting it would exit as much as setting the dirty flag."""
 EPT_ACCESSED_DIRTY: Final = 0x300
 EPT_MISCONFIGURED: Final = 0x2
 """Writable, not readable: what no processor accepts."""
@@ -65,7 +67,7 @@ def ept_entry(page: int, absent: bool, misconfigured: bool) -> int:
     if absent and not misconfigured:
         return 0
     rights = EPT_MISCONFIGURED if misconfigured else EPT_ALL
-    return page_address(page) | rights | EPT_MEMORY_TYPE
+    return page_address(page) | rights | EPT_MEMORY_TYPE | EPT_ACCESSED
 
 
 def ept_entry_address(page: int) -> int:
@@ -181,9 +183,11 @@ def _write_l2_tables(memory: bytearray) -> None:
 
 
 def _write_ept(memory: bytearray) -> None:
-    _write_words(memory, layout.EPT_PML4, (layout.EPT_PDPT | EPT_ALL,))
-    _write_words(memory, layout.EPT_PDPT, (layout.EPT_PAGE_DIRECTORY | EPT_ALL,))
-    _write_words(memory, layout.EPT_PAGE_DIRECTORY, (layout.EPT_PAGE_TABLE | EPT_ALL,))
+    _write_words(memory, layout.EPT_PML4, (layout.EPT_PDPT | EPT_ALL | EPT_ACCESSED,))
+    _write_words(memory, layout.EPT_PDPT, (layout.EPT_PAGE_DIRECTORY | EPT_ALL | EPT_ACCESSED,))
+    _write_words(
+        memory, layout.EPT_PAGE_DIRECTORY, (layout.EPT_PAGE_TABLE | EPT_ALL | EPT_ACCESSED,)
+    )
     for address in ALWAYS_MAPPED:
         entry = address | EPT_ALL | EPT_MEMORY_TYPE | EPT_ACCESSED_DIRTY
         _write_words(memory, layout.EPT_PAGE_TABLE + 8 * (address >> 12), (entry,))
