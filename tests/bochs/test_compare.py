@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -17,7 +18,7 @@ except BochsUnavailableError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 from nvmx_fuzz.bochs.divergences import DIVERGENCES, known
-from nvmx_fuzz.bochs.worker import DIFFERENT, NOT_REALISABLE, SAME, Outcome, Worker
+from nvmx_fuzz.bochs.worker import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome, Worker
 from nvmx_fuzz.generate import random_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,3 +84,38 @@ def test_a_listed_difference_shows_in_its_scenario(worker: Worker, entry: object
     found = known(outcome.difference)
     assert found is not None
     assert found.name == divergence.name
+
+
+def test_a_crash_is_an_incident_and_the_rest_goes_on() -> None:
+    worker = Worker()
+    scenarios = [random_bytes(seed) for seed in range(3000)]
+
+    def crash() -> None:
+        while worker._position.value < 5:
+            pass
+        worker._process.kill()
+
+    try:
+        killer = Thread(target=crash)
+        killer.start()
+        outcomes = list(worker.compare(scenarios))
+        killer.join()
+        expected = list(worker.compare(scenarios))
+    finally:
+        worker.close()
+    lost = [index for index, outcome in enumerate(outcomes) if outcome.verdict == INCIDENT]
+    assert len(lost) == 1
+    assert "status -9" in outcomes[lost[0]].reason
+    expected[lost[0]] = outcomes[lost[0]]
+    assert outcomes == expected
+
+
+def test_a_process_that_is_gone_is_replaced() -> None:
+    worker = Worker()
+    try:
+        worker._process.kill()
+        worker._process.join()
+        assert next(worker.compare([random_bytes(0)])).verdict == SAME
+    finally:
+        worker.close()
+    assert worker.restarts == 1

@@ -121,18 +121,18 @@ class Worker:
         done = 0
         while done < len(scenarios):
             self._position.value = -1
-            self._connection.send(scenarios[done:])
             try:
+                self._connection.send(scenarios[done:])
                 if not self._connection.poll(SECONDS_MAX):
                     self._process.kill()
                 outcomes = self._connection.recv()
             except (EOFError, ConnectionError):
-                lost = max(self._position.value, 0)
+                lost = self._position.value
                 reason = self._bury()
-                if lost:  # those before it are asked again, without it
+                if lost >= 0:  # those before it are asked again, without it
                     yield from self.compare(scenarios[done : done + lost])
-                yield Outcome(INCIDENT, reason)
-                done += lost + 1
+                    yield Outcome(INCIDENT, reason)
+                    done += lost + 1
                 continue
             yield from outcomes
             return
