@@ -9,13 +9,14 @@ is made from both tables.
 
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.exits import EXTERNAL_INTERRUPT_EXIT, PREEMPTION_TIMER
+from nvmx_core.arch.exits import PREEMPTION_TIMER
 from nvmx_fuzz.bochs.predicates import (
     Predicate,
     breakpoint_without_condition,
     entry_to_smm,
     failed_entry_information,
     full_log,
+    held_conditions_with_int1,
     nested_iret_reads_tss,
     nmi_under_sti,
     old_conditions_in_dr6,
@@ -25,6 +26,7 @@ from nvmx_fuzz.bochs.predicates import (
     pending_mtf_under_the_control,
     posted_without_virtual_interrupts,
     shadow_holds,
+    shadow_holds_interrupt,
     shadow_holds_nmi,
     shutdown_keeps_traps,
     task_gate_reads_gdt,
@@ -40,6 +42,7 @@ from nvmx_fuzz.compare import Difference
 BOCHS_WRONG: Final = "Bochs is wrong"
 MODEL_WRONG: Final = "the model is wrong"
 BOTH_ALLOWED: Final = "both are allowed"
+UNDECIDED: Final = "not decided"
 
 
 class Divergence(NamedTuple):
@@ -115,7 +118,7 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "a shadow holds interrupts that exit", ("B3",), BOTH_ALLOWED,
         "STI and MOV SS may or may not hold back an interrupt that exits (SDM: Event Blocking).",
         "L1 enter / L2 mov-ss / outside interrupt 0x51",
-        shadow_holds(EXTERNAL_INTERRUPT_EXIT),
+        shadow_holds_interrupt,
     ),
     Divergence(
         "a shadow holds NMIs that exit", ("B4",), BOTH_ALLOWED,
@@ -237,6 +240,14 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "(SDM: Page-Modification Logging); Bochs exits on any walk of the EPT.",
         "L1 control pml on / L1 pml-log full / L1 enter / L2 nop",
         full_log,
+    ),
+    Divergence(
+        "INT1 behind MOV SS reports held conditions", ("B2", "Y1"), UNDECIDED,
+        "The manual does not say whether a #DB of INT1 takes up conditions that MOV SS holds "
+        "(SDM: Basic VM-Exit Information); Bochs adds them.",
+        "config exceptions=#DB / L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / "
+        "L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / L2 int1",
+        held_conditions_with_int1,
     ),
     Divergence(
         "a task gate reads the GDT", ("X1",), MODEL_WRONG,

@@ -10,6 +10,7 @@ from nvmx_core.arch.events import (
     DB,
     DF,
     EXTERNAL_INTERRUPT,
+    NMI_VECTOR,
     OTHER_EVENT,
     PF,
     TYPE_MASK,
@@ -23,6 +24,7 @@ from nvmx_core.arch.exits import (
     EPT_MISCONFIG,
     EPT_VIOLATION,
     EXCEPTION_NMI,
+    EXTERNAL_INTERRUPT_EXIT,
     INVALID_STATE,
     MONITOR_TRAP_FLAG,
     MSR_LOAD_FAIL,
@@ -45,7 +47,7 @@ from nvmx_core.arch.state import (
     WAIT_FOR_SIPI,
 )
 from nvmx_core.cpu.entry_checks import QUALIFICATION_LINK_POINTER
-from nvmx_core.journal import DELIVER, END, EXIT, RECORD_FIELDS, VMFAIL, Record
+from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, RECORD_FIELDS, VMFAIL, Record
 from nvmx_fuzz.compare import Difference
 
 Predicate = Callable[[Difference], bool]
@@ -136,6 +138,9 @@ def pending_mtf_under_the_control(found: Difference) -> bool:
 
 def shutdown_keeps_traps(found: Difference) -> bool:
     """L2 is in shutdown; Bochs takes or saves a #DB that the entry should have dropped."""
+    woken = found.bare[:2] == (DELIVER, NMI_VECTOR) and found.before[:1] == (L1_ENTRY,)
+    if woken and found.other[:2] == (DELIVER, DB):  # an NMI comes in front of a #DB only there
+        return True
     if field(found.bare, "activity") != SHUTDOWN and field(found.before, "activity") != SHUTDOWN:
         return False
     if found.fields() == ("pending debug exceptions",):
@@ -154,13 +159,22 @@ def is_debug_trap(record: Record) -> bool:
 
 
 def breakpoint_without_condition(found: Difference) -> bool:
-    """A #DB whose enabled breakpoint has no condition of its own."""
-    conditions = field(found.bare, "dr6" if found.bare[:1] == (DELIVER,) else "qualification")
-    return (
-        is_debug_trap(found.bare)
-        and not is_debug_trap(found.other)
-        and (not conditions & PENDING_DBG_BS and found.before[:1] != (DELIVER,))
-    )
+    """A #DB whose enabled breakpoint has no condition, delivered, exiting, or lost in its delivery."""
+    if is_debug_trap(found.other) or found.before[:1] == (DELIVER,):
+        return False
+    if is_debug_trap(found.bare):
+        name = "dr6" if found.bare[:1] == (DELIVER,) else "qualification"
+        return not field(found.bare, name) & PENDING_DBG_BS
+    directly = found.before[:1] == (L1_ENTRY,) and not found.injected & VALID
+    in_delivery = field(found.bare, "IDT-vectoring info") == VALID | 0x301
+    died = is_exit(found.bare, TRIPLE_FAULT, EXCEPTION_NMI) and is_end(found.other)
+    return directly and not field(found.bare, "dr6") and (in_delivery or died)
+
+
+def held_conditions_with_int1(found: Difference) -> bool:
+    """An INT1 that exits; Bochs reports conditions that MOV SS holds."""
+    info = field(found.bare, "interruption info")
+    return found.fields() == ("qualification",) and info == VALID | 0x501
 
 
 def trap_kept_by_soft_event(found: Difference) -> bool:
@@ -198,12 +212,22 @@ def wait_for_sipi_saved(found: Difference) -> bool:
 
 
 def shadow_holds(*reasons: int) -> Predicate:
-    """The model exits at the boundary, Bochs rests in L2 under STI or MOV SS."""
+    """The model takes it at the boundary, Bochs rests in L2 under STI or MOV SS."""
     return lambda found: (
         is_exit(found.bare, *reasons)
         and is_end(found.other)
         and (field(found.other, "interruptibility") & INTERRUPT_SHADOW != 0)
     )
+
+
+def shadow_holds_interrupt(found: Difference) -> bool:
+    """An interrupt that exits or only notifies, held by STI or MOV SS."""
+    held = (
+        is_end(found.bare)
+        and found.fields() == ("irr",)
+        and (field(found.other, "interruptibility") & INTERRUPT_SHADOW != 0)
+    )
+    return held or shadow_holds(EXTERNAL_INTERRUPT_EXIT)(found)
 
 
 def shadow_holds_nmi(found: Difference) -> bool:
@@ -255,13 +279,13 @@ def threshold_behind_a_fault(found: Difference) -> bool:
 
 
 def full_log(found: Difference) -> bool:
-    """Bochs exits for a full log where the model does not, or before an event is in delivery."""
+    """Bochs exits for a full log where the model does not, or in another delivery."""
     if not is_exit(found.other, PML_FULL):
         return False
-    early = field(found.bare, "IDT-vectoring info") & VALID and not (
-        field(found.other, "IDT-vectoring info") & VALID
+    vectoring = "IDT-vectoring info"
+    return not is_exit(found.bare, PML_FULL) or (
+        field(found.bare, vectoring) != field(found.other, vectoring)
     )
-    return not is_exit(found.bare, PML_FULL) or bool(early)
 
 
 def task_gate_reads_gdt(found: Difference) -> bool:

@@ -305,7 +305,7 @@ class Recorder(Bare):
     def _arrive(self, op: int, b: int) -> None:
         if op == POST_INTERRUPT:
             vector = b if b >= LOWEST_VECTOR else b + LOWEST_VECTOR
-            pir = self.memory.pir
+            pir = self.tables.pir = self.memory.pir  # what the processor has taken is gone
             self.memory.post_interrupt(vector)
             words = self.tables.posted(self.memory)
             self.memory.pir = pir
