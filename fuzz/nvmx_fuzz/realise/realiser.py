@@ -9,7 +9,12 @@ nothing is left out silently.
 
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.controls import CPU_SECONDARY_CONTROLS, SECONDARY_EPT, SECONDARY_PML
+from nvmx_core.arch.controls import (
+    CPU_SECONDARY_CONTROLS,
+    SECONDARY_EPT,
+    SECONDARY_PML,
+    SECONDARY_VIRTUALIZE_APIC_ACCESSES,
+)
 from nvmx_core.arch.fields import (
     CPU_BASED,
     ENTRY_MSR_LOAD_BAD,
@@ -373,6 +378,10 @@ class Recorder(Bare):
         if code.reads_stack or code.reads_gdt:
             self._check_pages(code.reads_stack, code.reads_gdt)
             self._place_operand(instruction, operand)
+        apic_page = self.memory.apic_page
+        virtualizes = cpu.vmcs[SECONDARY] & SECONDARY_VIRTUALIZE_APIC_ACCESSES
+        if virtualizes and rip >> 12 == page_address(max(apic_page, 0)) >> 12 and apic_page >= 0:
+            raise NotRealisableError("fetch-from-apic-page")
         self.schedule.append((schedule.RUN, rip, 0))
         self.instruction = instruction
         self.l2_cpl = cpu.cpl
