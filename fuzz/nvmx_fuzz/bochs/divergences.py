@@ -17,6 +17,7 @@ from nvmx_fuzz.bochs.predicates import (
     failed_entry_information,
     full_log,
     held_conditions_with_int1,
+    mwait_with_an_armed_monitor,
     nested_iret_reads_tss,
     nmi_under_sti,
     old_conditions_in_dr6,
@@ -248,6 +249,12 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "config exceptions=#DB / L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / "
         "L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / L2 int1",
         held_conditions_with_int1,
+    ),
+    Divergence(
+        "qualification of MWAIT", ("P14",), MODEL_WRONG,
+        "It says whether the monitor is armed (SDM: Exit Qualification, MWAIT); the model has 0.",
+        "L1 control mwait-exiting on / L1 enter / L2 monitor / L2 mwait",
+        mwait_with_an_armed_monitor,
     ),
     Divergence(
         "a task gate reads the GDT", ("X1",), MODEL_WRONG,

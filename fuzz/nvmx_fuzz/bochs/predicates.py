@@ -28,6 +28,7 @@ from nvmx_core.arch.exits import (
     INVALID_STATE,
     MONITOR_TRAP_FLAG,
     MSR_LOAD_FAIL,
+    MWAIT_EXIT,
     PML_FULL,
     SIPI_SIGNAL,
     TASK_SWITCH,
@@ -169,6 +170,15 @@ def breakpoint_without_condition(found: Difference) -> bool:
     in_delivery = field(found.bare, "IDT-vectoring info") == VALID | 0x301
     died = is_exit(found.bare, TRIPLE_FAULT, EXCEPTION_NMI) and is_end(found.other)
     return directly and not field(found.bare, "dr6") and (in_delivery or died)
+
+
+def mwait_with_an_armed_monitor(found: Difference) -> bool:
+    """Bochs reports an armed monitor."""
+    return (
+        is_exit(found.bare, MWAIT_EXIT)
+        and found.fields() == ("qualification",)
+        and (field(found.other, "qualification") == 1)
+    )
 
 
 def held_conditions_with_int1(found: Difference) -> bool:
