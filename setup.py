@@ -38,4 +38,13 @@ branch = Extension(
     optional=True,
 )
 
-setup(ext_modules=compiled_core() if os.environ.get("NVMX_COMPILE") == "1" else [branch])
+# No module of Python: a library that `nvmx_fuzz.bochs.helper` loads.
+helper = Extension(
+    "nvmx_fuzz.bochs._helper",
+    sources=["fuzz/nvmx_fuzz/bochs/_helper.c"],
+    extra_compile_args=["-O2"],
+    libraries=["dl"],
+    optional=True,
+)
+
+setup(ext_modules=compiled_core() if os.environ.get("NVMX_COMPILE") == "1" else [branch, helper])

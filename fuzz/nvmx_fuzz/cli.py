@@ -30,6 +30,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "export": ("nvmx_fuzz.cli_export", "Write a scenario as a test, an example, or a report."),
     "corpus": ("nvmx_fuzz.cli_corpus", "Convert, check and collect scenarios."),
     "minimize": ("nvmx_fuzz.cli_minimize", "Make a scenario as small as its violation allows."),
+    "compare": ("nvmx_fuzz.cli_compare", "Compare the model processor with another one."),
     "bugs": ("nvmx_fuzz.cli_bugs", "Show the catalogue of known bugs, and hunt them."),
     "report": ("nvmx_fuzz.cli_report", "Make one HTML page about a campaign."),
     "doctor": ("nvmx_fuzz.cli_doctor", "Say what is installed here, and what is used."),
@@ -94,14 +95,16 @@ def _nvmx_fuzz() -> None:
 
 
 def _wants_python(argv: list[str] | None) -> bool:
-    """Whether an L0 of several bugs or the debugger is asked for, which only the Python build has.
+    """Whether the Python build alone will do: for an L0 of several bugs, the debugger, other processors.
 
     The build is chosen before anything is imported.
     """
     words = [os.environ.get(L0_VARIABLE, ""), *(sys.argv[1:] if argv is None else argv)]
     is_unsaid = os.environ.get(VARIABLE) in (None, "", "auto")
     return is_unsaid and (
-        "--pdb" in words or any(needs_python(word.removeprefix("--l0=")) for word in words)
+        "--pdb" in words
+        or words[1:2] == ["compare"]
+        or any(needs_python(word.removeprefix("--l0=")) for word in words)
     )
 
 

@@ -45,6 +45,7 @@ def diagnosis() -> dict[str, str]:
         or shutil.which("gcc")
         or shutil.which("clang")
         or "missing",
+        "bochs": _bochs(),
         "seeds": str(seeds) if seeds else "missing: campaigns start from nothing",
     }
 
@@ -56,6 +57,18 @@ def _feedback() -> str:
     from nvmx_fuzz.feedback import choose_mode  # noqa: PLC0415 - atheris may be missing
 
     return choose_mode(core_choice.agree(None, None)[1])
+
+
+def _bochs() -> str:
+    """Whether the machine `bochs` can be used."""
+    from nvmx_fuzz.bochs.helper import BochsUnavailableError, library_version  # noqa: PLC0415
+
+    if find_spec("keystone") is None:
+        return "keystone-engine is missing; try: pip install 'nvmx-fuzz[bochs]'"
+    try:
+        return library_version()
+    except BochsUnavailableError as error:
+        return str(error)
 
 
 def _version(package: str) -> str:

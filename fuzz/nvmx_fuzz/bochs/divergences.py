@@ -1,0 +1,299 @@
+"""Where Bochs and the model are known to disagree, who is right and why.
+
+A *divergence* is recognised by a narrow predicate on the first difference; a campaign counts it and goes
+on. A
+*mend* is a behaviour of Bochs that the helper replaces, because it would hide what comes after.
+`docs/FIDELITY.md`
+is made from both tables.
+"""
+
+from typing import Final, NamedTuple
+
+from nvmx_core.arch.exits import PREEMPTION_TIMER
+from nvmx_fuzz.bochs.predicates import (
+    Predicate,
+    breakpoint_without_condition,
+    entry_to_smm,
+    failed_entry_information,
+    full_log,
+    held_conditions_with_int1,
+    mwait_with_an_armed_monitor,
+    nested_iret_reads_tss,
+    nmi_under_sti,
+    old_conditions_in_dr6,
+    order_of_guest_checks,
+    pending_debug_lost,
+    pending_mtf_is_taken_for_a_delivery,
+    pending_mtf_under_the_control,
+    posted_without_virtual_interrupts,
+    shadow_holds,
+    shadow_holds_interrupt,
+    shadow_holds_nmi,
+    shutdown_keeps_traps,
+    task_gate_reads_gdt,
+    threshold_behind_a_fault,
+    trap_kept_by_soft_event,
+    unchecked,
+    virtual_interrupt_not_reported,
+    wait_for_sipi_saved,
+    xsetbv_outside_cpl_0,
+)
+from nvmx_fuzz.compare import Difference
+
+BOCHS_WRONG: Final = "Bochs is wrong"
+MODEL_WRONG: Final = "the model is wrong"
+BOTH_ALLOWED: Final = "both are allowed"
+UNDECIDED: Final = "not decided"
+
+
+class Divergence(NamedTuple):
+    """One known disagreement, a scenario that shows it, and the predicate."""
+
+    name: str
+    rules: tuple[str, ...]
+    verdict: str
+    why: str
+    scenario: str
+    matches: Predicate
+
+
+class Mend(NamedTuple):
+    """A behaviour of Bochs that the helper replaces."""
+
+    rules: tuple[str, ...]
+    what: str
+    why: str
+
+
+DIVERGENCES: Final[tuple[Divergence, ...]] = (
+    Divergence(
+        "injection into HLT", ("G4",), BOCHS_WRONG,
+        "HLT takes an interrupt, NMI, #DB, #MC and a pending MTF exit only (SDM: Checks on Guest "
+        "Non-Register "
+        "State); Bochs does not ask.",
+        "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject hardware-exception 0xd / L1 enter",
+        unchecked("G4"),
+    ),
+    Divergence(
+        "NMI under virtual-NMI blocking", ("G8",), BOCHS_WRONG,
+        "With virtual NMIs an NMI is not injected while bit 3 is set (SDM: Checks on Guest Non-Register "
+        "State).",
+        "L1 vmwrite GUEST_INTERRUPTIBILITY 0x8 / L1 inject nmi / L1 enter",
+        unchecked("G8"),
+    ),
+    Divergence(
+        "single step not pending", ("G9",), BOCHS_WRONG,
+        "In an interrupt shadow or HLT, BS of the pending debug exceptions equals TF (SDM: Checks on Guest "
+        "Non-Register State); Bochs does not ask.",
+        "config single-step=on / L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / L1 enter",
+        unchecked("G9"),
+    ),
+    Divergence(
+        "qualification of NMI under STI", ("G7",), BOCHS_WRONG,
+        "The failed entry has qualification 3 (SDM: VM-Entry Failures During or After Loading Guest State).",
+        "L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / L1 inject nmi / L1 enter",
+        nmi_under_sti,
+    ),
+    Divergence(
+        "entry to SMM", ("G12",), BOCHS_WRONG,
+        "Outside SMM the control must be 0, a check on VM-entry control fields, VMfail 7 (SDM: Checks on "
+        "VM-Entry Control Fields); Bochs fails in the guest state.",
+        "L1 control entry-to-smm on / L1 enter",
+        entry_to_smm,
+    ),
+    Divergence(
+        "failed entry rewrites exit information", ("E0",), BOCHS_WRONG,
+        "Exits 33 and 34 write reason and qualification only (SDM: VM-Entry Failures During or After Loading "
+        "Guest State); kvm c3634d25fbee.",
+        "corpus/nested_events/failed-entry-leaves-exit-information.scn",
+        failed_entry_information,
+    ),
+    Divergence(
+        "wait-for-SIPI is saved as active", ("Y4",), BOCHS_WRONG,
+        "The activity state is saved as it was (SDM: Saving Non-Register State); Bochs saves states from "
+        "wait-for-SIPI on as active, and NMIs as blocked there.",
+        "L1 vmwrite GUEST_ACTIVITY 0x3 / L1 enter / outside sipi 0x0",
+        wait_for_sipi_saved,
+    ),
+    Divergence(
+        "a shadow holds interrupts that exit", ("B3",), BOTH_ALLOWED,
+        "STI and MOV SS may or may not hold back an interrupt that exits (SDM: Event Blocking).",
+        "L1 enter / L2 mov-ss / outside interrupt 0x51",
+        shadow_holds_interrupt,
+    ),
+    Divergence(
+        "a shadow holds NMIs that exit", ("B4",), BOTH_ALLOWED,
+        "The same for NMIs (SDM: Event Blocking).",
+        "L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / outside nmi at-entry / L1 enter",
+        shadow_holds_nmi,
+    ),
+    Divergence(
+        "a shadow holds the timer", ("B7",), BOCHS_WRONG,
+        "The VMX-preemption timer is not held back by STI or MOV SS (SDM: VMX-Preemption Timer).",
+        "corpus/nested_events/timer-exits-under-sti-shadow.scn",
+        shadow_holds(PREEMPTION_TIMER),
+    ),
+    Divergence(
+        "pending debug exceptions are not saved", ("Y6",), BOCHS_WRONG,
+        "INIT, MTF and exits under MOV SS save what was pending (SDM: Saving Non-Register State); Bochs "
+        "saves 0.",
+        "corpus/lessons/init-keeps-breakpoint.scn",
+        pending_debug_lost,
+    ),
+    Divergence(
+        "XSETBV outside CPL 0", ("P15",), BOCHS_WRONG,
+        "Faults based on privilege come before VM exits (SDM: Relative Priority of Faults and VM Exits).",
+        "config user-mode=on / L1 enter / L2 xsetbv",
+        xsetbv_outside_cpl_0,
+    ),
+    Divergence(
+        "virtual interrupt in IDT-vectoring", ("X4",), BOCHS_WRONG,
+        "An exit in the delivery of a virtual interrupt reports it like an external interrupt (SDM: "
+        "Virtual-Interrupt "
+        "Delivery; Information for VM Exits During Event Delivery); Bochs reports the event before it.",
+        "config tpr-shadow=on virtual-interrupt-delivery=on / L1 virtual-interrupt 0x40 / "
+        "L1 ept stack absent / L1 enter",
+        virtual_interrupt_not_reported,
+    ),
+    Divergence(
+        "a pending MTF exit is taken for a delivery", ("O4", "O6"), BOCHS_WRONG,
+        "Type 7 is no vectoring event: shadow, activity and pending debug exceptions stay (SDM: Event "
+        "Injection; "
+        "Injection of Pending MTF VM Exits).",
+        "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject other-event / L1 enter",
+        pending_mtf_is_taken_for_a_delivery,
+    ),
+    Divergence(
+        "a pending MTF exit under the control", ("O9", "M5"), BOCHS_WRONG,
+        "The exit comes before the first instruction whatever the control says (SDM: Injection of "
+        "Pending MTF VM "
+        "Exits); Bochs opens it behind that instruction.",
+        "L1 control monitor-trap-flag on / L1 inject other-event / L1 enter",
+        pending_mtf_under_the_control,
+    ),
+    Divergence(
+        "pending debug exceptions in shutdown", ("O6",), BOCHS_WRONG,
+        "An entry into shutdown without an event drops them (SDM: Delivery of Pending Debug Exceptions "
+        "after VM "
+        "Entry).",
+        "L1 vmwrite GUEST_ACTIVITY 0x2 / L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / outside nmi",
+        shutdown_keeps_traps,
+    ),
+    Divergence(
+        "enabled breakpoint without a condition", ("O6",), BOCHS_WRONG,
+        "Bit 12 alone makes a #DB pending (SDM: Delivery of Pending Debug Exceptions after VM Entry).",
+        "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter / L2 nop",
+        breakpoint_without_condition,
+    ),
+    Divergence(
+        "a trap held by MOV SS behind a soft event", ("O6", "B2"), BOCHS_WRONG,
+        "INT n, INT3 and INTO behind MOV SS keep the trap, which comes before the handler runs (SDM: "
+        "Masking Exceptions and "
+        "Interrupts When Switching Stacks); for injected ones of other vectors the choice is the "
+        "processor's.",
+        "config single-step=on / L1 enter / L2 pop-ss / L2 int 0x80",
+        trap_kept_by_soft_event,
+    ),
+    Divergence(
+        "old conditions in DR6", ("Y1",), BOTH_ALLOWED,
+        "A debug exception may clear bits 3:0 of DR6 (SDM: Debug Status Register); Bochs does, the "
+        "model does not.",
+        "L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / outside interrupt 0x0 / "
+        "L1 vmwrite GUEST_RFLAGS 0x102 / L1 enter / L2 nop",
+        old_conditions_in_dr6,
+    ),
+    Divergence(
+        "reserved bits of pending debug exceptions", ("G10",), BOCHS_WRONG,
+        "All reserved bits must be 0 (SDM: Checks on Guest Non-Register State); Bochs looks at the low half.",
+        "L1 vmwrite GUEST_PENDING_DBG 0x200004000 / L1 enter",
+        unchecked("G10"),
+    ),
+    Divergence(
+        "order of guest-state checks", ("E0",), BOTH_ALLOWED,
+        "With several faults in the guest state any of them may be reported (SDM: Checking and Loading "
+        "Guest State).",
+        "L1 vmwrite VMCS_LINK_POINTER 0x0 / L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / L1 inject "
+        "external-interrupt 0x0 / "
+        "L1 enter",
+        order_of_guest_checks,
+    ),
+    Divergence(
+        "posted interrupts without virtual ones", ("C4",), BOCHS_WRONG,
+        "Process posted interrupts needs virtual-interrupt delivery, VMfail 7 (SDM: Checks on "
+        "VM-Execution Control "
+        "Fields); Bochs enters.",
+        "config acknowledge-interrupt-on-exit=on / L1 control posted-interrupts on / L1 enter",
+        posted_without_virtual_interrupts,
+    ),
+    Divergence(
+        "TPR threshold behind a fault of the injection", ("O8", "P2"), BOCHS_WRONG,
+        "The exit follows the entry whatever its injection led to (SDM: VM Exits Induced by the TPR "
+        "Threshold); Bochs does "
+        "not look when the injected event faults.",
+        "config tpr-shadow=on / L1 control virtualize-apic-accesses on / L1 vmwrite TPR_THRESHOLD 0x4 / "
+        "L1 inject "
+        "external-interrupt 0xd / L2 gate 0xd not-present / L1 enter",
+        threshold_behind_a_fault,
+    ),
+    Divergence(
+        "full log of page modifications", ("X1",), BOCHS_WRONG,
+        "A full log exits when an accessed or dirty flag of the EPT has to be set "
+        "(SDM: Page-Modification Logging); Bochs exits on any walk of the EPT.",
+        "L1 control pml on / L1 pml-log full / L1 enter / L2 nop",
+        full_log,
+    ),
+    Divergence(
+        "INT1 behind MOV SS reports held conditions", ("B2", "Y1"), UNDECIDED,
+        "The manual does not say whether a #DB of INT1 takes up conditions that MOV SS holds "
+        "(SDM: Basic VM-Exit Information); Bochs adds them.",
+        "config exceptions=#DB / L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / "
+        "L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / L2 int1",
+        held_conditions_with_int1,
+    ),
+    Divergence(
+        "qualification of MWAIT", ("P14",), MODEL_WRONG,
+        "It says whether the monitor is armed (SDM: Exit Qualification, MWAIT); the model has 0.",
+        "L1 control mwait-exiting on / L1 enter / L2 monitor / L2 mwait",
+        mwait_with_an_armed_monitor,
+    ),
+    Divergence(
+        "a task gate reads the GDT", ("X1",), MODEL_WRONG,
+        "The descriptor of the new TSS is read before the exit, and its page may fault "
+        "(SDM: Treatment of Task Switches); the model exits without looking.",
+        "L2 gate 0x8 task / L2 page gdt absent / L1 enter / L2 div0",
+        task_gate_reads_gdt,
+    ),
+    Divergence(
+        "IRET of a nested task reads the TSS", ("P15",), MODEL_WRONG,
+        "The link to the old task stands in the TSS, whose page may fault before there is an exit "
+        "(SDM: Treatment of Task Switches); the model exits without looking.",
+        "L1 vmwrite GUEST_RFLAGS 0x4002 / L2 page tss absent / L1 enter / L2 iret",
+        nested_iret_reads_tss,
+    ),
+)  # fmt: skip
+
+MENDS: Final[tuple[Mend, ...]] = (
+    Mend(("O11",), "An interrupt pending at the entry exits although IF = 0.",
+         "It computes what is masked before it is in VMX non-root operation."),
+    Mend(("A1",), "Windows, virtual interrupts, debug traps and interrupts that exit with IF = 0 end HLT.",
+         "It looks at unmasked interrupts and a few other events only."),
+    Mend(("Y4",), "Exits out of HLT and shutdown save that state.", "It is active before it exits."),
+    Mend(("G1",), "Entering shutdown or wait-for-SIPI leaves IF alone.", "It clears IF."),
+    Mend(("A2",), "INIT is latched while L1 runs.", "It drops INIT."),
+    Mend(("X8",), "RF of an exit in a delivery is that of the frame.", "It saves 1."),
+    Mend(("Y2",), "The return address behind an NMI is the handler's.",
+         "It keeps the old one until an instruction ends."),
+    Mend(("K3",), "RVI is not changed when no vector was posted.", "It makes RVI 0xff."),
+    Mend(("K3",), "A posted interrupt that is not delivered leaves L2 asleep.", "It wakes L2."),
+    Mend(("K4", "P11"), "A virtual interrupt that is held does not come in place of one that exits.",
+         "It looks whether one is pending, not whether it is masked."),
+    Mend(("P12",), "A boundary is evaluated until nothing is left.",
+         "It takes one event, then executes an instruction; this includes posted interrupts."),
+    Mend(("K1",), "An interrupt of the class in service waits.",
+         "It compares vectors and then acknowledges the spurious one."),
+)  # fmt: skip
+
+
+def known(found: Difference) -> Divergence | None:
+    """The divergence that a difference is an instance of, or None."""
+    return next((entry for entry in DIVERGENCES if entry.matches(found)), None)

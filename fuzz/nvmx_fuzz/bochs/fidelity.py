@@ -1,0 +1,125 @@
+"""Writes docs/FIDELITY.md: how far the model and Bochs agree, by rule.
+
+``python -m nvmx_fuzz.bochs.fidelity`` runs the corpus of the checkout on both machines.
+"""
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from nvmx_core.arch.rules import RULES
+from nvmx_fuzz.bochs.divergences import DIVERGENCES, MENDS
+from nvmx_fuzz.bochs.worker import DIFFERENT, NOT_REALISABLE, SAME, Worker
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.comparing import divergence_of
+from nvmx_fuzz.generate import random_bytes
+from nvmx_fuzz.scenario_files import load
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+PAGE: Final = ROOT / "docs" / "FIDELITY.md"
+CORPUS: Final = ROOT / "corpus"
+DRAWN: Final = 8000
+"""Random scenarios that count for the checks of VM entry (E, C, G)."""
+
+TOPICS: Final = "ECGOPDXYBNAKMI"
+"""First letters of the rules that a processor alone can show."""
+
+_RULE: Final = re.compile(r"\b[A-Z][0-9]{1,2}\b")
+
+NOT_SHOWN: Final = {
+    "B8": "an SMI needs a handler in SMM",
+    "P1": "the model has no machine check and no RESET",
+    "P3": "the model has no T flag",
+    "P4": "an SMI needs a handler in SMM",
+    "P13": "the model has no code breakpoints",
+    "D5": "real mode is not realised",
+}
+"""Rules that no scenario on Bochs can show, and why."""
+
+
+def main() -> int:
+    """Write the page; returns the exit status."""
+    PAGE.write_text("\n".join([*_head(), *_divergences(), *_mends(), *_coverage()]) + "\n")
+    sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
+    return 0
+
+
+def _head() -> Iterator[str]:
+    yield "# Fidelity"
+    yield ""
+    yield "How far the model processor and Bochs agree, written by `python -m nvmx_fuzz.bochs.fidelity`."
+    yield "`nvmx-fuzz compare` fails on any difference that is not listed here."
+    yield ""
+
+
+def _divergences() -> Iterator[str]:
+    yield "## Where they disagree"
+    yield ""
+    yield "| what | rule | who is right | why | scenario |"
+    yield "|---|---|---|---|---|"
+    for entry in DIVERGENCES:
+        rules = ", ".join(entry.rules)
+        yield f"| {entry.name} | {rules} | {entry.verdict} | {entry.why} | `{entry.scenario}` |"
+    yield ""
+
+
+def _mends() -> Iterator[str]:
+    yield "## What the helper mends in Bochs"
+    yield ""
+    yield "Each of these would hide what comes after it. All are errors of Bochs."
+    yield ""
+    yield "| rule | as it should be | what Bochs does |"
+    yield "|---|---|---|"
+    for entry in MENDS:
+        yield f"| {', '.join(entry.rules)} | {entry.what} | {entry.why} |"
+    yield ""
+
+
+def _coverage() -> Iterator[str]:
+    same, known, refused = _counts()
+    shown = [rule for rule in RULES if rule[0] in TOPICS]
+    covered = [rule for rule in shown if same[rule] or known[rule]]
+    realisable = [rule for rule in shown if rule not in NOT_SHOWN]
+    yield "## Rules that ran on both"
+    yield ""
+    yield (
+        f"{len(covered)} of {len(realisable)} rules that can be shown have a scenario that ran on both "
+        f"machines: one of the "
+        f"corpus that cites the rule, or one of {DRAWN:,} random ones with an entry that breaks it."
+    )
+    yield ""
+    yield "| rule | agree | known difference | not realisable | |"
+    yield "|---|---|---|---|---|"
+    for rule in shown:
+        note = NOT_SHOWN.get(rule, "" if rule in covered else "no scenario of the corpus cites it")
+        yield f"| {rule} {RULES[rule].title} | {same[rule]} | {known[rule]} | {refused[rule]} | {note} |"
+
+
+def _counts() -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """For each rule: scenarios that agree, that show a known difference, that are not realisable."""
+    files = sorted(CORPUS.rglob("*.scn"))
+    worker = Worker()
+    outcomes = list(worker.compare([encode(load(str(file)).scenario) for file in files]))
+    drawn = list(worker.compare([random_bytes(seed, 1 + seed % 4) for seed in range(DRAWN)]))
+    worker.close()
+    same: dict[str, int] = defaultdict(int)
+    known: dict[str, int] = defaultdict(int)
+    refused: dict[str, int] = defaultdict(int)
+    for file, outcome in zip(files, outcomes, strict=True):
+        comments = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
+        for rule in sorted(set(_RULE.findall(comments)) & RULES.keys()):
+            same[rule] += outcome.verdict == SAME
+            known[rule] += outcome.verdict == DIFFERENT and divergence_of(outcome) is not None
+            refused[rule] += outcome.verdict == NOT_REALISABLE
+    for outcome in drawn:
+        for rule in sorted(set(outcome.entry_rules) & RULES.keys()):
+            same[rule] += outcome.verdict == SAME
+            known[rule] += outcome.verdict == DIFFERENT and divergence_of(outcome) is not None
+    return same, known, refused
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The machine `bochs` in a process of its own: a crash of the emulator is recorded, not suffered.
+
+The worker takes batches of scenarios (byte form) and runs each on `bare` and on Bochs. Before each it
+notes its
+number in shared memory, so that the parent knows which one ended it.
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, Final, NamedTuple
+
+from nvmx_core.journal import L1_ENTRY
+from nvmx_core.scenario.config import (
+    HLT_ACTIVITY,
+    MTF_OFFERED,
+    SHUTDOWN_ACTIVITY,
+    STI_BLOCKS_NMI,
+    WFS_ACTIVITY,
+    ZERO_LENGTH,
+)
+from nvmx_fuzz.bochs.helper import BochsUnavailableError
+from nvmx_fuzz.codec import decode
+from nvmx_fuzz.compare import Difference, first_difference
+
+BOCHS_CAPABILITIES: Final = (
+    ZERO_LENGTH | HLT_ACTIVITY | SHUTDOWN_ACTIVITY | WFS_ACTIVITY | MTF_OFFERED | STI_BLOCKS_NMI
+)
+"""What the CPU of the helper offers, as flags of a configuration; IA32_VMX_BASIC[56] is 0."""
+
+SECONDS_MAX: Final = 60.0
+"""A batch that takes longer hangs."""
+
+SAME: Final = "same"
+DIFFERENT: Final = "different"
+NOT_REALISABLE: Final = "not realisable"
+INCIDENT: Final = "incident"
+
+
+class Outcome(NamedTuple):
+    """What became of one scenario.
+
+    SAME, DIFFERENT with the difference, NOT_REALISABLE or INCIDENT with the reason; ``entry_rules`` are
+    those that
+    its entries broke in the model.
+    """
+
+    verdict: str
+    reason: str = ""
+    difference: Difference | None = None
+    entry_rules: tuple[str, ...] = ()
+
+
+def serve(connection: Connection, position: Any) -> None:
+    """The worker's life: bring up the CPU, then answer batches until the parent is gone."""
+    from nvmx_fuzz.bochs.session import Session  # noqa: PLC0415 - loads the emulator
+
+    try:
+        session = Session()
+    except BochsUnavailableError as error:
+        connection.send(str(error))
+        return
+    connection.send("")
+    while True:
+        try:
+            batch = connection.recv()
+        except EOFError:
+            return
+        outcomes = []
+        for index, content in enumerate(batch):
+            position.value = index
+            outcomes.append(_compare(session, content))
+        connection.send(outcomes)
+
+
+def _compare(session: Any, content: bytes) -> Outcome:
+    from nvmx_fuzz.bochs.machine import run_realised  # noqa: PLC0415 - see serve
+    from nvmx_fuzz.realise.realiser import fit, realise  # noqa: PLC0415
+    from nvmx_fuzz.realise.vmcs import NotRealisableError  # noqa: PLC0415
+
+    try:
+        realised = realise(fit(decode(content), BOCHS_CAPABILITIES))
+    except NotRealisableError as error:
+        return Outcome(NOT_REALISABLE, error.reason)
+    run = run_realised(session, realised)
+    found = first_difference(realised.journal, run.journal, realised.entry_rules, L1_ENTRY)
+    return Outcome(DIFFERENT if found else SAME, "", found, tuple(realised.entry_rules))
+
+
+class Worker:
+    """The parent's side: compares scenarios, starts the process anew when it ends."""
+
+    def __init__(self) -> None:
+        """Start the process.
+
+        Raises:
+            BochsUnavailableError: the emulator cannot be used here.
+        """
+        self._context: Final = multiprocessing.get_context("spawn")
+        self._position: Final = self._context.Value("q", 0, lock=False)
+        self.restarts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._connection, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=serve, args=(theirs, self._position), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        try:
+            problem = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            problem = f"the emulator ends with status {self._process.exitcode} when it starts"
+        if problem:
+            raise BochsUnavailableError(problem)
+
+    def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
+        """The outcome of each scenario, in order."""
+        done = 0
+        while done < len(scenarios):
+            self._position.value = -1
+            try:
+                self._connection.send(scenarios[done:])
+                if not self._connection.poll(SECONDS_MAX):
+                    self._process.kill()
+                outcomes = self._connection.recv()
+            except (EOFError, ConnectionError):
+                lost = self._position.value
+                reason = self._bury()
+                if lost >= 0:  # those before it are asked again, without it
+                    yield from self.compare(scenarios[done : done + lost])
+                    yield Outcome(INCIDENT, reason)
+                    done += lost + 1
+                continue
+            yield from outcomes
+            return
+
+    def _bury(self) -> str:
+        self._process.join()
+        status = self._process.exitcode
+        self._connection.close()
+        self.restarts += 1
+        self._start()
+        return f"the emulator ended with status {status}"
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()

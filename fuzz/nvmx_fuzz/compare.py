@@ -1,0 +1,126 @@
+"""Two journals of one scenario: where they first differ, and how that is named.
+
+A difference has a *key*, the same for all scenarios that show it in the same way, so that a campaign keeps
+one
+scenario of each kind.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from nvmx_core.arch.exits import exit_name
+from nvmx_core.journal import EXIT, RECORD_FIELDS, RECORD_NAMES, Record
+from nvmx_fuzz.explain_records import record_text
+
+# Which rules decide a field of an exit or of another record; for a reader, not for the verdict.
+_FIELD_RULES: Final[dict[str, tuple[str, ...]]] = {
+    "reason": ("P16",),
+    "qualification": ("E0", "X12"),
+    "interruption info": ("X6", "K1"),
+    "interruption error code": ("X6",),
+    "IDT-vectoring info": ("X1", "X2", "X4"),
+    "IDT-vectoring error code": ("X4",),
+    "instruction length": ("X9", "I1"),
+    "rip": ("X7", "Y2"),
+    "rsp": ("X7",),
+    "rflags": ("X8", "Y3"),
+    "interruptibility": ("O4", "O5", "B9", "X10"),
+    "activity": ("Y4", "X10"),
+    "pending debug exceptions": ("Y6", "O6"),
+    "preemption timer": ("O7",),
+    "interrupt status": ("K3", "K4"),
+    "entry interruption info": ("D6",),
+    "cr2": ("Y1",),
+    "dr6": ("Y1",),
+    "vector": ("P16",),
+    "error code": ("D3",),
+    "irr": ("K1",),
+    "isr": ("K1",),
+    "nmi latched": ("N2",),
+    "nmi blocked in L1": ("Y5", "N3"),
+    "init latched": ("A2",),
+}
+
+
+class Difference(NamedTuple):
+    """The first difference of two journals.
+
+    ``place`` counts records; a record that a machine does not have is empty. ``entry_rule`` is the rule
+    that the
+    last entry of L1 broke in the model, or ""; ``injected`` the event that it injected; ``before`` the
+    record in
+    front of the difference.
+    """
+
+    place: int
+    bare: Record
+    other: Record
+    entry_rule: str
+    injected: int = 0
+    before: Record = ()
+
+    def fields(self) -> tuple[str, ...]:
+        """The names of the fields that differ; none if the records are of different kinds."""
+        if not self.is_of_one_kind():
+            return ()
+        names = RECORD_FIELDS[self.bare[0]]
+        pairs = zip(names, self.bare[1:], self.other[1:], strict=True)
+        return tuple(name for name, ours, theirs in pairs if ours != theirs)
+
+    def is_of_one_kind(self) -> bool:
+        """Whether both records are of one kind (an exit and an exit, say)."""
+        return bool(self.bare and self.other) and self.bare[0] == self.other[0]
+
+    def key(self) -> str:
+        """What names this kind of difference."""
+        rule = f" [{self.entry_rule}]" if self.entry_rule else ""
+        if self.is_of_one_kind():
+            return f"{_kind(self.bare)}: {', '.join(self.fields())}{rule}"
+        return f"{_kind(self.bare)} / {_kind(self.other)}{rule}"
+
+    def rules(self) -> tuple[str, ...]:
+        """Rules to read about it."""
+        rules = [self.entry_rule] if self.entry_rule else []
+        for name in self.fields() or ("reason",):
+            rules += [rule for rule in _FIELD_RULES.get(name, ()) if rule not in rules]
+        return tuple(rules)
+
+    def lines(self, other_name: str) -> list[str]:
+        """Both records for a person, with the fields in which they differ."""
+        fields = self.fields()
+        return [
+            f"{'bare':6} {_shown(self.bare, fields)}",
+            f"{other_name:6} {_shown(self.other, fields)}",
+        ]
+
+
+def _kind(record: Record) -> str:
+    if not record:
+        return "nothing"
+    if record[0] == EXIT:
+        return f"exit {exit_name(record[1])}"
+    return RECORD_NAMES[record[0]]
+
+
+def _shown(record: Record, fields: tuple[str, ...]) -> str:
+    return f"{RECORD_NAMES[record[0]]}: {record_text(record, fields)}" if record else "nothing"
+
+
+def first_difference(
+    bare: Sequence[Record], other: Sequence[Record], entry_rules: Sequence[str], entry_kind: int
+) -> Difference | None:
+    """The first difference, or None; *entry_rules* has one rule for each record of kind *entry_kind*."""
+    if bare == other:
+        return None
+    entries = injected = 0
+    for index in range(max(len(bare), len(other))):
+        ours = bare[index] if index < len(bare) else ()
+        theirs = other[index] if index < len(other) else ()
+        if ours != theirs:
+            rule = entry_rules[entries - 1] if 0 < entries <= len(entry_rules) else ""
+            before = bare[index - 1] if index else ()
+            return Difference(index, ours, theirs, rule, injected, before)
+        if ours[0] == entry_kind:
+            entries += 1
+            injected = ours[1]
+    return None

@@ -1,0 +1,1 @@
+"""The realiser: a scenario as real x86-64 code and data, independent of who runs it."""

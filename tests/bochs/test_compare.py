@@ -1,0 +1,121 @@
+"""The machine `bochs` beside `bare`; skipped where the extra is not installed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from nvmx_core.scenario.text import parse_scenario
+from nvmx_fuzz.bochs.helper import BochsUnavailableError, library_version
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.scenario_files import load
+
+pytest.importorskip("keystone", reason="the extra bochs is not installed")
+try:
+    library_version()
+except BochsUnavailableError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+from nvmx_fuzz.bochs.divergences import DIVERGENCES, known
+from nvmx_fuzz.bochs.worker import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome, Worker
+from nvmx_fuzz.generate import random_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    started = Worker()
+    yield started
+    started.close()
+
+
+def compare(worker: Worker, text: str) -> Outcome:
+    return next(worker.compare([encode(parse_scenario(f"version 1\n{text}").scenario)]))
+
+
+def test_an_injection_is_delivered_alike(worker: Worker) -> None:
+    assert compare(worker, "L1 inject external-interrupt 0x40\nL1 enter\nL2 nop\n").verdict == SAME
+
+
+def test_an_unknown_step_is_refused_by_name(worker: Worker) -> None:
+    outcome = compare(worker, "L1 enter\noutside smi\n")
+    assert (outcome.verdict, outcome.reason) == (NOT_REALISABLE, "smi")
+
+
+def test_the_corpus_shows_listed_differences_only(worker: Worker) -> None:
+    files = sorted((ROOT / "corpus").rglob("*.scn"))
+    outcomes = list(worker.compare([encode(load(str(file)).scenario) for file in files]))
+    for file, outcome in zip(files, outcomes, strict=True):
+        if outcome.verdict == DIFFERENT:
+            assert outcome.difference is not None
+            assert known(outcome.difference), f"{file}: {outcome.difference.key()}"
+        else:
+            assert outcome.verdict in (SAME, NOT_REALISABLE), f"{file}: {outcome.reason}"
+
+
+def test_two_processes_agree_with_each_other(worker: Worker) -> None:
+    scenarios = [random_bytes(seed) for seed in range(300)]
+    other = Worker()
+    try:
+        assert list(worker.compare(scenarios)) == list(other.compare(scenarios))
+    finally:
+        other.close()
+
+
+def test_an_order_of_scenarios_leaves_no_trace(worker: Worker) -> None:
+    scenarios = [random_bytes(seed) for seed in range(300, 500)]
+    forward = list(worker.compare(scenarios))
+    backward = list(worker.compare(scenarios[::-1]))[::-1]
+    assert forward == backward
+
+
+@pytest.mark.parametrize("entry", DIVERGENCES, ids=lambda entry: str(entry.name))
+def test_a_listed_difference_shows_in_its_scenario(worker: Worker, entry: object) -> None:
+    divergence = next(found for found in DIVERGENCES if found is entry)
+    if divergence.scenario.startswith("corpus/"):
+        content = encode(load(str(ROOT / divergence.scenario)).scenario)
+    else:
+        text = "version 1\n" + divergence.scenario.replace(" / ", "\n")
+        content = encode(parse_scenario(text).scenario)
+    outcome = next(worker.compare([content]))
+    assert outcome.difference is not None
+    found = known(outcome.difference)
+    assert found is not None
+    assert found.name == divergence.name
+
+
+def test_a_crash_is_an_incident_and_the_rest_goes_on() -> None:
+    worker = Worker()
+    scenarios = [random_bytes(seed) for seed in range(3000)]
+
+    def crash() -> None:
+        while worker._position.value < 5:
+            pass
+        worker._process.kill()
+
+    try:
+        killer = Thread(target=crash)
+        killer.start()
+        outcomes = list(worker.compare(scenarios))
+        killer.join()
+        expected = list(worker.compare(scenarios))
+    finally:
+        worker.close()
+    lost = [index for index, outcome in enumerate(outcomes) if outcome.verdict == INCIDENT]
+    assert len(lost) == 1
+    assert "status -9" in outcomes[lost[0]].reason
+    expected[lost[0]] = outcomes[lost[0]]
+    assert outcomes == expected
+
+
+def test_a_process_that_is_gone_is_replaced() -> None:
+    worker = Worker()
+    try:
+        worker._process.kill()
+        worker._process.join()
+        assert next(worker.compare([random_bytes(0)])).verdict == SAME
+    finally:
+        worker.close()
+    assert worker.restarts == 1
