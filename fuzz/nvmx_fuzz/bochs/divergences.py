@@ -32,6 +32,7 @@ from nvmx_fuzz.bochs.predicates import (
     shutdown_keeps_traps,
     task_gate_reads_gdt,
     threshold_behind_a_fault,
+    threshold_in_shutdown,
     trap_kept_by_soft_event,
     unchecked,
     virtual_interrupt_not_reported,
@@ -234,6 +235,13 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "L1 inject "
         "external-interrupt 0xd / L2 gate 0xd not-present / L1 enter",
         threshold_behind_a_fault,
+    ),
+    Divergence(
+        "TPR threshold in shutdown", ("O8",), BOCHS_WRONG,
+        "The exit does not occur while the processor has just entered shutdown or wait-for-SIPI (SDM: VM "
+        "Exits Induced by the TPR Threshold); Bochs takes it out of shutdown.",
+        "corpus/nested_events/tpr-exit-waits-for-the-wake-up-from-shutdown.scn",
+        threshold_in_shutdown,
     ),
     Divergence(
         "full log of page modifications", ("X1",), BOCHS_WRONG,

@@ -285,6 +285,15 @@ def threshold_behind_a_fault(found: Difference) -> bool:
     )
 
 
+def threshold_in_shutdown(found: Difference) -> bool:
+    """VTPR is below the threshold at an entry into shutdown, and Bochs exits at once."""
+    return (
+        is_exit(found.other, TPR_BELOW_THRESHOLD)
+        and field(found.other, "activity") == SHUTDOWN
+        and not is_exit(found.bare, TPR_BELOW_THRESHOLD)
+    )
+
+
 def full_log(found: Difference) -> bool:
     """Bochs exits for a full log where the model does not, or in another delivery."""
     if not is_exit(found.other, PML_FULL):

@@ -260,9 +260,8 @@ class Recorder(Bare):
 
     def _write_vmcs(self) -> None:
         vmcs = self.l1.vmcs
-        if not vmcs[CPU_BASED] & CPU_SECONDARY_CONTROLS or (
-            self.config.l1_ept and not vmcs[SECONDARY] & SECONDARY_EPT
-        ):
+        has_ept = vmcs[SECONDARY] & SECONDARY_EPT != 0
+        if not vmcs[CPU_BASED] & CPU_SECONDARY_CONTROLS or has_ept != self.config.l1_ept:
             raise NotRealisableError("control-that-the-model-fixes")
         logs_writes = vmcs[SECONDARY] & SECONDARY_PML != 0
         self.script += self._region().writes(vmcs, self.memory)
