@@ -2,9 +2,11 @@
 
 import json
 import platform
+import shlex
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Final
 
 import click
 
@@ -12,6 +14,8 @@ from nvmx_fuzz import core_choice
 from nvmx_fuzz.cli_options import json_option
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.version import revision
+
+_REPORT_HINT: Final = "try: pip install -e .[report]"
 
 
 @click.command("doctor")
@@ -41,11 +45,11 @@ def diagnosis() -> dict[str, str]:
         "compiled core": "ready" if not problem else f"{problem}; try: scripts/build-fast",
         "branch probe": "native" if find_spec("nvmx_fuzz._branch") else "atheris's own (slower)",
         "feedback": _feedback(),
-        "C compiler": shutil.which("cc")
-        or shutil.which("gcc")
-        or shutil.which("clang")
-        or "missing",
+        "C compiler": _compiler(),
+        "pictures": _pictures(),
         "bochs": _bochs(),
+        "baseline": _version("hypofuzz") or f"hypofuzz is missing; {_REPORT_HINT}",
+        "mutants": _version("cosmic-ray") or "cosmic-ray is missing; scripts/mutation installs it",
         "seeds": str(seeds) if seeds else "missing: campaigns start from nothing",
     }
 
@@ -59,12 +63,29 @@ def _feedback() -> str:
     return choose_mode(core_choice.agree(None, None)[1])
 
 
+def _compiler() -> str:
+    """What builds the branch probe and the compiled core."""
+    from nvmx_fuzz.build_fast import compiler  # noqa: PLC0415 - for this line only
+
+    chosen, *_ = shlex.split(compiler()) or ["cc"]
+    path = shutil.which(chosen)
+    return path or f"{chosen} is missing; try: apt install gcc, or clang for branch counters"
+
+
+def _pictures() -> str:
+    """Whether diagrams and reports can be made."""
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} missing; {_REPORT_HINT}"
+    return f"jinja2 {_version('jinja2')}, matplotlib {_version('matplotlib')}"
+
+
 def _bochs() -> str:
     """Whether the machine `bochs` can be used."""
     from nvmx_fuzz.bochs.helper import BochsUnavailableError, library_version  # noqa: PLC0415
 
     if find_spec("keystone") is None:
-        return "keystone-engine is missing; try: pip install 'nvmx-fuzz[bochs]'"
+        return "keystone-engine is missing; try: pip install -e .[bochs]"
     try:
         return library_version()
     except BochsUnavailableError as error:

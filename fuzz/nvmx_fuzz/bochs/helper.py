@@ -49,7 +49,7 @@ def library_version() -> str:
         version = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         raise BochsUnavailableError(
-            f"{DISTRIBUTION} is not installed; try: pip install 'nvmx-fuzz[bochs]'"
+            f"{DISTRIBUTION} is not installed; try: pip install -e .[bochs]"
         ) from None
     if version not in LAYOUTS:
         raise BochsUnavailableError(
