@@ -24,8 +24,9 @@ TEMPLATE: Final = """\
 # Lessons
 
 `fixed` has no known bug, so each finding on it is a bug of ours: of L0 `fixed`, of the processor or of an
-oracle. Each was found by a campaign and minimised; its scenario is kept in `corpus/lessons/`, replayed by
-`tests/test_lessons.py`, and says first what the rule taught. Nothing breaks a rule on them any more.
+oracle. Each was found by a campaign, or by comparing with Bochs (docs/FIDELITY.md), and minimised; its
+scenario is kept in `corpus/lessons/`, replayed by `tests/test_lessons.py`, and says first what the rule
+taught. Nothing breaks a rule on them any more.
 
 This page is made from the scenarios by
 

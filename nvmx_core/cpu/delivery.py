@@ -283,6 +283,10 @@ class Delivery(ProcessorState):
         if gate == GATE_NOT_PRESENT:
             return NP
         if gate == GATE_TASK:
+            # The descriptor of the new TSS is looked at before the exit.
+            outcome = self.touch(GDT, EPT_READ)
+            if outcome != DONE:
+                return outcome
             self.vm_exit(TASK_SWITCH, TASK_GATE_SELECTOR | TASK_SWITCH_BY_IDT_GATE)
             return EXITED
         return DONE

@@ -89,10 +89,12 @@ from nvmx_core.guests.memory import (
     CODE,
     CODE_BASE,
     DATA,
+    GDT,
     HANDLER,
     HANDLER_BASE,
     STACK,
     TASK_GATE_SELECTOR,
+    TSS,
     Frame,
 )
 from nvmx_core.journal import RETIRE
@@ -183,8 +185,8 @@ class Execution(Boundary):
             if not self._access(DATA, EPT_WRITE if action == MEMORY_WRITE else EPT_READ):
                 return
         elif action == INTERRUPT_RETURN and self.rflags & RFLAGS_NT and not self.real_mode:
-            self._unblock_nmi()
-            self.vm_exit(TASK_SWITCH, TASK_GATE_SELECTOR | TASK_SWITCH_BY_IRET, length)
+            if self._finds_old_task():
+                self.vm_exit(TASK_SWITCH, TASK_GATE_SELECTOR | TASK_SWITCH_BY_IRET, length)
             return
         elif action == INTERRUPT_RETURN:
             frame = self._pop_frame()
@@ -234,6 +236,13 @@ class Execution(Boundary):
         frame = self._read_frame()
         self.nmi_unblocked_by_iret = 0
         return frame
+
+    def _finds_old_task(self) -> bool:
+        """X12: the link to the old task and its TSS descriptor are read before exit 9, and may fault."""
+        self.nmi_unblocked_by_iret = 1 if self._unblock_nmi() else 0
+        found = self._access(TSS, EPT_READ) and self._access(GDT, EPT_READ)
+        self.nmi_unblocked_by_iret = 0
+        return found
 
     def _unblock_nmi(self) -> bool:
         """N1: what IRET does first, whatever becomes of it; whether NMIs had been blocked."""

@@ -5,7 +5,7 @@ from typing import Final
 import pytest
 
 from nvmx_core.arch.controls import CPU_UNCOND_IO_EXITING
-from nvmx_core.arch.events import GP
+from nvmx_core.arch.events import GP, PF
 from nvmx_core.arch.exits import IO_INSTRUCTION, TASK_SWITCH, TASK_SWITCH_BY_IRET
 from nvmx_core.arch.fields import CPU_BASED, GUEST_RFLAGS, GUEST_SS_DPL
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX, INSTRUCTIONS
@@ -19,11 +19,11 @@ from nvmx_core.arch.state import (
     RFLAGS_OF,
     RFLAGS_TF,
 )
-from nvmx_core.guests.memory import CODE_BASE, TASK_GATE_SELECTOR
+from nvmx_core.guests.memory import CODE_BASE, GDT, TASK_GATE_SELECTOR, TSS, page_address
 from nvmx_core.journal import RETIRE
 from nvmx_core.scenario.steps import IN_EMULATION, Step
 from tests.nested_support import transparent
-from tests.support import Play, enter, interrupt, play, run, vmwrite
+from tests.support import Play, absent, enter, intercept, interrupt, play, run, vmwrite
 
 BY_IOPL: Final = ("sti", "cli", "in", "out")
 
@@ -162,6 +162,15 @@ def test_i1_iret_with_nt_is_a_task_switch_exit() -> None:
     assert (seen.exit.rip, seen.exit.length) == (CODE_BASE, 2)
     assert seen.exit.rflags & RFLAGS_NT
     assert seen.retired == 0
+
+
+@pytest.mark.parametrize("place", [TSS, GDT])
+def test_p15_iret_with_nt_reads_the_old_task_before_the_exit(place: int) -> None:
+    seen = play(
+        intercept(PF), absent(place), with_flags(RFLAGS_IF | RFLAGS_NT), enter(), run("iret")
+    )
+    assert seen.exit.vector == PF
+    assert seen.exit.qualification == page_address(place)
 
 
 def test_i1_without_nt_iret_returns() -> None:

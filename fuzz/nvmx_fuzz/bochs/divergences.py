@@ -18,7 +18,6 @@ from nvmx_fuzz.bochs.predicates import (
     full_log,
     held_conditions_with_int1,
     mwait_with_an_armed_monitor,
-    nested_iret_reads_tss,
     nmi_under_sti,
     old_conditions_in_dr6,
     order_of_guest_checks,
@@ -30,7 +29,6 @@ from nvmx_fuzz.bochs.predicates import (
     shadow_holds_interrupt,
     shadow_holds_nmi,
     shutdown_keeps_traps,
-    task_gate_reads_gdt,
     threshold_behind_a_fault,
     threshold_in_shutdown,
     trap_kept_by_soft_event,
@@ -263,20 +261,6 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "It says whether the monitor is armed (SDM: Exit Qualification, MWAIT); the model has 0.",
         "L1 control mwait-exiting on / L1 enter / L2 monitor / L2 mwait",
         mwait_with_an_armed_monitor,
-    ),
-    Divergence(
-        "a task gate reads the GDT", ("X1",), MODEL_WRONG,
-        "The descriptor of the new TSS is read before the exit, and its page may fault "
-        "(SDM: Treatment of Task Switches); the model exits without looking.",
-        "L2 gate 0x8 task / L2 page gdt absent / L1 enter / L2 div0",
-        task_gate_reads_gdt,
-    ),
-    Divergence(
-        "IRET of a nested task reads the TSS", ("P15",), MODEL_WRONG,
-        "The link to the old task stands in the TSS, whose page may fault before there is an exit "
-        "(SDM: Treatment of Task Switches); the model exits without looking.",
-        "L1 vmwrite GUEST_RFLAGS 0x4002 / L2 page tss absent / L1 enter / L2 iret",
-        nested_iret_reads_tss,
     ),
 )  # fmt: skip
 

@@ -8,21 +8,16 @@ from typing import Final
 
 from nvmx_core.arch.events import (
     DB,
-    DF,
     EXTERNAL_INTERRUPT,
     NMI_VECTOR,
     OTHER_EVENT,
-    PF,
     TYPE_MASK,
     TYPE_SHIFT,
     VALID,
     VECTOR_MASK,
 )
 from nvmx_core.arch.exits import (
-    APIC_ACCESS,
     BASIC_REASON_MASK,
-    EPT_MISCONFIG,
-    EPT_VIOLATION,
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
     INVALID_STATE,
@@ -31,9 +26,6 @@ from nvmx_core.arch.exits import (
     MWAIT_EXIT,
     PML_FULL,
     SIPI_SIGNAL,
-    TASK_SWITCH,
-    TASK_SWITCH_BY_IDT_GATE,
-    TASK_SWITCH_BY_IRET,
     TPR_BELOW_THRESHOLD,
     TRIPLE_FAULT,
     XSETBV_EXIT,
@@ -301,27 +293,4 @@ def full_log(found: Difference) -> bool:
     vectoring = "IDT-vectoring info"
     return not is_exit(found.bare, PML_FULL) or (
         field(found.bare, vectoring) != field(found.other, vectoring)
-    )
-
-
-def task_gate_reads_gdt(found: Difference) -> bool:
-    """The model exits; Bochs has faulted on the descriptor, or died of it in a double fault."""
-    return _faults_before_task_switch(found, TASK_SWITCH_BY_IDT_GATE)
-
-
-def nested_iret_reads_tss(found: Difference) -> bool:
-    """The model exits for an IRET with NT; Bochs has faulted on the TSS or the GDT."""
-    return _faults_before_task_switch(found, TASK_SWITCH_BY_IRET)
-
-
-def _faults_before_task_switch(found: Difference, source: int) -> bool:
-    if not is_exit(found.bare, TASK_SWITCH) or is_exit(found.other, TASK_SWITCH):
-        return False
-    if field(found.bare, "qualification") & TASK_SWITCH_BY_IDT_GATE != source:
-        return False
-    if found.other[:1] == (DELIVER,):
-        return field(found.other, "vector") in (PF, DF)
-    info = field(found.other, "interruption info")
-    return is_exit(found.other, TRIPLE_FAULT, EPT_VIOLATION, EPT_MISCONFIG, APIC_ACCESS) or (
-        is_exit(found.other, EXCEPTION_NMI) and info & VECTOR_MASK in (PF, DF)
     )
