@@ -278,11 +278,16 @@ def threshold_behind_a_fault(found: Difference) -> bool:
 
 
 def threshold_in_shutdown(found: Difference) -> bool:
-    """VTPR is below the threshold at an entry into shutdown, and Bochs exits at once."""
-    return (
-        is_exit(found.other, TPR_BELOW_THRESHOLD)
-        and field(found.other, "activity") == SHUTDOWN
-        and not is_exit(found.bare, TPR_BELOW_THRESHOLD)
+    """VTPR is below the threshold at an entry into shutdown or wait-for-SIPI, and Bochs exits at once.
+
+    Only a SIPI that exits tells wait-for-SIPI, which Bochs saves as active.
+    """
+    return is_exit(found.other, TPR_BELOW_THRESHOLD) and (
+        is_exit(found.bare, SIPI_SIGNAL)
+        or (
+            field(found.other, "activity") == SHUTDOWN
+            and not is_exit(found.bare, TPR_BELOW_THRESHOLD)
+        )
     )
 
 
