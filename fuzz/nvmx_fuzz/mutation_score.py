@@ -55,7 +55,7 @@ _CONFIG: Final = """\
 module-path = [{modules}]
 timeout = {timeout}.0
 excluded-modules = []
-test-command = "{python} -P -m nvmx_fuzz.mutation_check {inputs}"
+test-command = "{python} -P -m nvmx_fuzz.mutation_check {inputs}{options}"
 
 [cosmic-ray.distributor]
 name = "local"
@@ -85,21 +85,13 @@ def folder_of(job: int) -> Path:
     return BUILD / str(job)
 
 
-def prepare(job: int, jobs: int, sample: int) -> None:
+def prepare(job: int, jobs: int, sample: int, *, tests: bool) -> None:
     """Copy the tree and make a session of the mutants of a job: every *sample*-th, dealt to the jobs."""
     folder = folder_of(job)
     shutil.rmtree(folder, ignore_errors=True)
     _copy(folder / "tree", tracked_files())
     _write_inputs(folder)
-    (folder / "config.toml").write_text(
-        _CONFIG.format(
-            modules=", ".join(f'"{name}"' for name in MODULES),
-            timeout=_TIMEOUT_SECONDS,
-            python=sys.executable,
-            inputs=folder / "inputs.txt",
-            kept="|".join(_KEPT_OPERATORS),
-        )
-    )
+    _configure(folder, tests=tests)
     _compile(job)
     run(job, ["cosmic-ray", "init", "../config.toml", "../draft.sqlite"])
     run(job, ["cr-filter-operators", "../draft.sqlite", "../config.toml"])
@@ -107,7 +99,20 @@ def prepare(job: int, jobs: int, sample: int) -> None:
     (folder / "draft.sqlite").rename(folder / "session.sqlite")
 
 
-def prepare_again(job: int) -> None:
+def _configure(folder: Path, *, tests: bool) -> None:
+    (folder / "config.toml").write_text(
+        _CONFIG.format(
+            modules=", ".join(f'"{name}"' for name in MODULES),
+            timeout=_TIMEOUT_SECONDS,
+            python=sys.executable,
+            inputs=folder / "inputs.txt",
+            options=" --tests" if tests else "",
+            kept="|".join(_KEPT_OPERATORS),
+        )
+    )
+
+
+def prepare_again(job: int, *, tests: bool) -> None:
     """Forget the mutants that nobody saw, and copy all but the model anew: oracles, seeds and tests.
 
     Raises:
@@ -120,6 +125,7 @@ def prepare_again(job: int) -> None:
         raise click.ClickException("the model has changed since; begin anew with --fresh")
     _copy(folder / "tree", [name for name in files if name not in model])
     _write_inputs(folder)
+    _configure(folder, tests=tests)
     _compile(job)
     # Cosmic Ray can add and replace results, but has no call that removes one.
     with closing(sqlite3.connect(folder / "session.sqlite")) as session, session:
@@ -287,16 +293,18 @@ def _row(title: str, found: list[Mutant], known: Verdicts) -> str:
 @click.option("--fresh", is_flag=True, help="Begin anew, with the tree as it is now.")
 @click.option("--again", is_flag=True,
               help="Show those that nobody saw to the oracles, seeds and tests of now.")  # fmt: skip
+@click.option("--tests", is_flag=True,
+              help="Show those that nobody saw to the tests of the rules too, for the verdict.")  # fmt: skip
 @click.option("--report", is_flag=True, help="Only write docs/MUTATION.md from what there is.")
-def command(sample: int, jobs: int, fresh: bool, again: bool, report: bool) -> None:
+def command(sample: int, jobs: int, fresh: bool, again: bool, tests: bool, report: bool) -> None:
     """Let mutants of the model meet the oracles, the corpus and a short campaign."""
     if not report:
         for job in range(jobs):
             if fresh or not (folder_of(job) / "session.sqlite").exists():
                 click.echo(f"preparing {folder_of(job)}", err=True)
-                prepare(job, jobs, sample)
+                prepare(job, jobs, sample, tests=tests)
             elif again:
-                prepare_again(job)
+                prepare_again(job, tests=tests)
         processes = [
             subprocess.Popen(
                 ["cosmic-ray", "exec", "../config.toml", "../session.sqlite"],
