@@ -27,6 +27,7 @@ _ENGINE: Final = (
     "generate",
     "idioms",
     "mutate",
+    "mutations",
     "nested_events",
     "palette",
     "state_feedback",

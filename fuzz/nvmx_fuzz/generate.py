@@ -18,7 +18,7 @@ from hashlib import shake_128
 from itertools import cycle
 from typing import Final, NamedTuple
 
-from nvmx_core.scenario.config import FLAG_BIT
+from nvmx_core.scenario.config import FLAG_BIT, FLAGS_MASK
 from nvmx_core.scenario.steps import (
     CANCEL_ENTRY,
     CONTROL,
@@ -167,6 +167,9 @@ _FAVOURITE_FLAGS: Final = (
 _CHOSEN_EXCEPTION_BITS: Final = tuple(1 << bit for bit in (*range(40, 56), *range(40, 44)))
 _PF_FILTER_BITS: Final = (1 << 56, 1 << 57)
 
+_FLAG_COUNT: Final = len(FLAG_BIT)
+_FEATURE_BITS: Final = tuple(sum(FLAG_BIT[name] for name in names) for names in _FEATURE_SETS)
+
 _HEADER_FLIPS: Final[tuple[int, ...]] = (
     *(bit << 8 for bit in FLAG_BIT.values()),
     *(FLAG_BIT[name] << 8 for name in _FAVOURITE_FLAGS * 2),
@@ -183,6 +186,23 @@ def vary_header(header: bytes, draw: Draw) -> bytes:
     bits ^= _HEADER_FLIPS[draw() * len(_HEADER_FLIPS) >> 8]
     if draw() & 1:
         bits ^= _HEADER_FLIPS[draw() * len(_HEADER_FLIPS) >> 8]
+    return bits.to_bytes(HEADER_SIZE, "little")
+
+
+def shake_header(header: bytes, draw: Draw) -> bytes:
+    """The header with many choices of the configuration changed at once.
+
+    One flag in eight, one intercepted exception in four, and often features that do something only together:
+    some situations need three choices, and none of them shows anything alone.
+    """
+    flags = 0
+    for place in range(0, _FLAG_COUNT, 8):
+        flags |= (draw() & draw() & draw()) << place
+    exceptions = draw() & draw() | (draw() & draw()) << 8
+    bits = int.from_bytes(header, "little") ^ (flags & FLAGS_MASK) << 8 ^ exceptions << 40
+    choice = draw()
+    if choice & 1:
+        bits ^= _FEATURE_BITS[choice * len(_FEATURE_BITS) >> 8] << 8
     return bits.to_bytes(HEADER_SIZE, "little")
 
 

@@ -223,6 +223,19 @@ DURING: Final[Palette] = {
     **_arrivals((s.NOW, s.NOW, s.NOW, s.IN_DELIVERY, s.IN_EMULATION)),
 }
 
+ARRIVALS: Final = frozenset(_arrivals(()))
+
+AT_MOMENT: Final = tuple(tuple(_arrivals((moment,)).values()) for moment in range(len(s.MOMENTS)))
+"""For each moment what may happen then: the records of each operation."""
+
+AROUND_ENTRY: Final = (
+    *AT_MOMENT[s.AT_ENTRY],
+    *AT_MOMENT[s.IN_DELIVERY],
+    PREPARE[s.DROP_PAGE],
+    PREPARE[s.CANCEL_ENTRY],
+)
+"""The same for an entry, with what L0 alone notices."""
+
 _NO_REINJECT: Final = 1 << s.MANNERS.index("no-reinject")
 _NO_REPAIR: Final = 1 << s.MANNERS.index("no-repair")
 

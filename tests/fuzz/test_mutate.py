@@ -7,17 +7,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvmx_core.scenario.steps import ENTER, OPERATIONS
-from nvmx_fuzz.codec import HEADER_SIZE, SIZE_MAX, canonical_bytes, decode, encode
+from nvmx_core.scenario.step_text import format_step, parse_step
+from nvmx_core.scenario.steps import CANCEL_ENTRY, DROP_PAGE, ENTER, OPERATIONS
+from nvmx_fuzz.codec import (
+    HEADER_SIZE,
+    SIZE_MAX,
+    canonical_bytes,
+    decode,
+    encode,
+    encode_step,
+)
 from nvmx_fuzz.generate import (
     SWARMS,
     noise,
     random_bytes,
     random_scenario,
+    shake_header,
     swarm,
     vary_header,
 )
-from nvmx_fuzz.mutate import _ANY, _SPLIT, Mutator, crossover, mutate
+from nvmx_fuzz.mutate import _SPLIT, Mutator, crossover, mutate
+from nvmx_fuzz.mutations import ANY, _meet, leave_before_entries
+from nvmx_fuzz.palette import ARRIVALS
 from nvmx_fuzz.strategies import scenarios
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -64,16 +75,47 @@ def test_a_scenario_grows_from_an_empty_corpus(start: bytes) -> None:
         assert ENTER in {step[0] for step in steps}
 
 
-def test_a_campaign_opens_with_scenarios_of_the_generator() -> None:
+def opened_by(seed: int) -> bytes:
+    data = random_bytes(seed)
+    steps = list(_SPLIT[(len(data) - HEADER_SIZE) // 8](data, HEADER_SIZE))
+    leave_before_entries(steps)
+    return data[:HEADER_SIZE] + b"".join(steps)
+
+
+def test_a_campaign_opens_with_scenarios_of_the_generator_in_which_l1_comes_to_act() -> None:
     mutator = Mutator(opening=3)
     data = random_bytes(1)
     opened = [mutator.mutate(data, SIZE_MAX, 7), mutator.crossover(data, data, SIZE_MAX, 8)]
     opened.append(mutator.mutate(data, 40, 9))
-    assert opened == [random_bytes(7), random_bytes(8), random_bytes(9)[:40]]
+    assert opened == [opened_by(7), opened_by(8), opened_by(9)[:40]]
     assert mutator.mutate(data, SIZE_MAX, 10) == mutate(data, SIZE_MAX, 10)
     assert mutator.crossover(data, opened[0], SIZE_MAX, 10) == crossover(
         data, opened[0], SIZE_MAX, 10
     )
+
+
+def test_l2_exits_before_everything_that_l1_prepares() -> None:
+    texts = ["L1 inject nmi", "L1 enter", "L2 nop", "outside nmi at-entry", "L1 enter", "L1 enter"]
+    steps = [encode_step(parse_step(text.split())) for text in texts]
+    leave_before_entries(steps)
+    shown = [format_step(step, compact=True) for step in decode(bytes(8) + b"".join(steps)).steps]
+    assert shown == [*texts[:3], "L2 vmcall", *texts[3:5], "L2 vmcall", texts[5]]
+
+
+def test_what_meets_an_entry_or_an_arrival_stands_before_it() -> None:
+    """SIPI of one moment meets whatever may come at the same moment; an entry also what L0 alone notices."""
+    operations: set[int] = set()
+    for text, moments in (("outside sipi 0x10 in-emulation", {3}), ("L1 enter", {0, 1, 2})):
+        operations.clear()
+        for seed in range(400):
+            steps = [encode_step(parse_step(text.split()))]
+            _meet(steps, noise(seed), swarm(0))
+            first, second = steps
+            assert second == encode_step(parse_step(text.split()))
+            assert first[0] in (DROP_PAGE, CANCEL_ENTRY) or first[1] in moments
+            operations.add(first[0])
+        assert operations >= ARRIVALS
+    assert operations >= {DROP_PAGE, CANCEL_ENTRY}
 
 
 def test_a_future_version_is_not_passed_on() -> None:
@@ -98,7 +140,7 @@ def test_most_mutants_differ_from_their_parent() -> None:
     assert same < 100
 
 
-@pytest.mark.parametrize("mutation", sorted(set(_ANY), key=str), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("mutation", sorted(set(ANY), key=str), ids=lambda f: f.__name__)
 def test_a_single_mutation_works_on_one_step_and_on_many(mutation: object) -> None:
     assert callable(mutation)
     for seed in range(200):
@@ -129,8 +171,9 @@ def test_swarms_differ_and_each_leaves_something_out() -> None:
 
 @given(scenarios(max_steps=0).map(encode), SEEDS)
 def test_a_varied_header_is_canonical(header: bytes, seed: int) -> None:
-    varied = vary_header(header, noise(seed))
-    assert varied == canonical_bytes(varied)
+    for vary in (vary_header, shake_header):
+        varied = vary(header, noise(seed))
+        assert varied == canonical_bytes(varied)
 
 
 def test_mutants_do_not_depend_on_the_hash_seed() -> None:
