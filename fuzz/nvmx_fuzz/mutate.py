@@ -1,6 +1,6 @@
 """Mutation and crossover that know what a scenario is, for libFuzzer through atheris.
 
-``mutate`` cuts the bytes into records, lets one to four small mutations work on the list, and joins
+``mutate`` cuts the bytes into records, lets two to eight small mutations work on the list, and joins
 it again. What one mutation does stands in ``mutations.py``.
 
 Records that a mutation writes are canonical, so a corpus that starts empty holds no two spellings

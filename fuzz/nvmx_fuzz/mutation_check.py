@@ -94,14 +94,14 @@ def tests_see() -> str:
 
 
 def guarded(look: Callable[[], str]) -> str:
-    """What *look* sees, or what the mutant raises meanwhile; an endless one ends by the alarm."""
-    signal.alarm(_CORPUS_SECONDS_MAX)
+    """What *look* sees, or what the mutant raises meanwhile; an endless one ends by its CPU time."""
+    signal.setitimer(signal.ITIMER_PROF, _CORPUS_SECONDS_MAX)
     try:
         return look()
     except Exception as error:  # noqa: BLE001 - whatever a mutant raises, it is seen
         return f"oracles: {type(error).__name__} {error}"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def main(inputs: str, *options: str) -> int:
@@ -112,7 +112,7 @@ def main(inputs: str, *options: str) -> int:
         sys.stdout.flush()
         os._exit(1)
 
-    signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGPROF, give_up)
     seen = guarded(corpus_sees) or guarded(generator_sees) or campaign_sees(inputs)
     by_tests = tests_see() if not seen and "--tests" in options else ""
     sys.stdout.write(f"{seen or by_tests or 'nobody'}\n")

@@ -247,4 +247,5 @@ SHRINK: Final[tuple[Mutation, ...]] = (
     _truncate,
 )
 ANY: Final = _GROW + _CHANGE + SHRINK
-BURST: Final = (1, 1, 1, 1, 2, 2, 3, 4)
+BURST: Final = (2, 2, 3, 3, 4, 4, 6, 8)
+"""How many mutations at once. One at a time hardly leaves what was seen: a corpus of an early search is wide."""
