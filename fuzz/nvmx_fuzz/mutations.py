@@ -248,4 +248,4 @@ SHRINK: Final[tuple[Mutation, ...]] = (
 )
 ANY: Final = _GROW + _CHANGE + SHRINK
 BURST: Final = (2, 2, 3, 3, 4, 4, 6, 8)
-"""How many mutations at once. One at a time hardly leaves what was seen: a corpus of an early search is wide."""
+"""How many mutations at once. A single one hardly leaves what was seen already."""
