@@ -17,7 +17,7 @@ try:
 except BochsUnavailableError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-from nvmx_fuzz.bochs.divergences import DIVERGENCES, known
+from nvmx_fuzz.bochs.divergences import DIVERGENCES, MENDS, Divergence, Mend, known
 from nvmx_fuzz.bochs.worker import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome, Worker
 from nvmx_fuzz.generate import random_bytes
 
@@ -71,19 +71,24 @@ def test_an_order_of_scenarios_leaves_no_trace(worker: Worker) -> None:
     assert forward == backward
 
 
-@pytest.mark.parametrize("entry", DIVERGENCES, ids=lambda entry: str(entry.name))
-def test_a_listed_difference_shows_in_its_scenario(worker: Worker, entry: object) -> None:
-    divergence = next(found for found in DIVERGENCES if found is entry)
-    if divergence.scenario.startswith("corpus/"):
-        content = encode(load(str(ROOT / divergence.scenario)).scenario)
-    else:
-        text = "version 1\n" + divergence.scenario.replace(" / ", "\n")
-        content = encode(parse_scenario(text).scenario)
-    outcome = next(worker.compare([content]))
+def of_the_table(scenario: str) -> bytes:
+    if scenario.startswith("corpus/"):
+        return encode(load(str(ROOT / scenario)).scenario)
+    return encode(parse_scenario("version 1\n" + scenario.replace(" / ", "\n")).scenario)
+
+
+@pytest.mark.parametrize("entry", DIVERGENCES, ids=lambda entry: entry.name)
+def test_a_listed_difference_shows_in_its_scenario(worker: Worker, entry: Divergence) -> None:
+    outcome = next(worker.compare([of_the_table(entry.scenario)]))
     assert outcome.difference is not None
     found = known(outcome.difference)
     assert found is not None
-    assert found.name == divergence.name
+    assert found.name == entry.name
+
+
+@pytest.mark.parametrize("entry", MENDS, ids=lambda entry: entry.what)
+def test_a_mended_scenario_agrees(worker: Worker, entry: Mend) -> None:
+    assert next(worker.compare([of_the_table(entry.scenario)])).verdict == SAME
 
 
 def test_a_crash_is_an_incident_and_the_rest_goes_on() -> None:

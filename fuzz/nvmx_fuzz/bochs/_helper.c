@@ -57,6 +57,7 @@ enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1
 #define EVENT_MTF (1u << 4)
 #define EVENT_TIMER (1u << 5)
 #define WINDOW (1u << 6)
+#define NMI_WINDOW (1u << 7)
 #define SHUTDOWN_WAKES 0xA7u
 #define RE_EVALUATED 0xE01u
 #define VIRTUAL_INTERRUPT (1u << 9)
@@ -65,7 +66,27 @@ enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1
 #define SINGLE_STEP 0x4000u
 #define TRIES 8
 #define STOP_TRACE 0x80000000u
-#define INHIBIT_DEBUG 2
+#define INHIBIT_INTERRUPTS 1u
+#define INHIBIT_DEBUG 2u
+#define BY_STI 1u
+#define BY_MOV_SS 2u
+#define TRAPS 0xF000u
+
+/* VMCS fields by encoding, and bits in them. */
+#define PIN_BASED 0x4000u
+#define CPU_BASED 0x4002u
+#define ENTRY_INFO 0x4016u
+#define GUEST_BLOCKING 0x4824u
+#define GUEST_ACTIVITY 0x4826u
+#define GUEST_PENDING_DEBUG 0x6822u
+#define VALID 0x80000000u
+#define INTERRUPTS_EXIT (1u << 0)
+#define NMIS_EXIT (1u << 3)
+#define TPR_SHADOW (1u << 21)
+#define CONDITIONS 0xFu
+#define BREAKPOINT_ENABLED 0x1000u
+enum { SOFT_INTERRUPT = 4, SOFT_EXCEPTION = 6, OTHER_EVENT = 7 };
+enum { EXIT_INIT = 3, EXIT_MTF = 37, EXIT_TPR = 43, EXIT_EOI = 45, EXIT_APIC_WRITE = 56 };
 
 static struct layout at;
 static struct places place;
@@ -84,6 +105,12 @@ static u64 budget;
 static int delivering;
 static u32 frame_rf;
 static u32 timer_value, timer_on, entry_ticks;
+static int unfinished;   /* this entry of L1 has not looked at the virtual TPR yet */
+static u32 held_trap;    /* the #DB behind MOV SS that the soft event in delivery keeps */
+static u32 injected_trap; /* the same, of the event that the entry is about to inject */
+static u32 entry_mask;   /* what was masked when L1 entered */
+static u32 sleep_mask;   /* what was masked before wait-for-SIPI masked all */
+static u32 hidden, opened; /* see `open_shadow` */
 
 #define CPU32(offset) (*(u32 *)(cpu + (offset)))
 #define CPU64(offset) (*(u64 *)(cpu + (offset)))
@@ -110,6 +137,13 @@ static void (*real_flush)(void);
 static void (*real_smc)(u64, u32);
 static void (*real_mask_change)(void);
 static int (*real_inhibited)(unsigned);
+static void (*real_inhibit)(unsigned);
+static u32 (*real_load_guest)(u64 *);
+static void (*real_inject)(void);
+static void (*real_save_guest)(u32, u32);
+static void (*real_tpr)(void);
+static u32 (*vmread)(unsigned);
+static void (*vmwrite)(unsigned, u32);
 
 static int guest(void) { return cpu[at.in_guest]; }
 
@@ -234,29 +268,74 @@ static void evaluate(int behind_delivery) {
     async_event();
 }
 
+/* Mend: the manual lets a shadow hold an interrupt or NMI that exits, or not (B3, B4); the model's does not. The
+ * timer is never held (B7). While such an exit is open, what the shadow does hold is out of sight. */
+static void open_shadow(void) {
+    if (!real_inhibited(INHIBIT_INTERRUPTS)) return;
+    u32 open = CPU32(at.pending) & ~CPU32(at.mask), pins = vmread(PIN_BASED);
+    u32 exits = open & EVENT_TIMER;
+    if (pins & NMIS_EXIT) exits |= open & EVENT_NMI;
+    if (pins & INTERRUPTS_EXIT) exits |= open & EVENT_LAPIC;
+    if (!exits) return;
+    hidden = CPU32(at.pending) & (EVENT_NMI | EVENT_LAPIC | WINDOW | NMI_WINDOW | VIRTUAL_INTERRUPT) & ~exits;
+    opened = CPU32(at.inhibit_mask);
+    CPU32(at.pending) &= ~hidden;
+    CPU32(at.inhibit_mask) = opened & INHIBIT_DEBUG;
+}
+
+static void close_shadow(void) {
+    if (!opened) return;
+    CPU32(at.pending) |= hidden;
+    CPU32(at.inhibit_mask) = opened;
+    CPU32(at.async) |= 1;
+    opened = hidden = 0;
+}
+
+/* Mend: Bochs looks at the virtual TPR at the end of VMLAUNCH, which a fault of the injection cuts short, and in
+ * shutdown and wait-for-SIPI, where the exit has to wait (O8). */
+static void finish_entry(void) {
+    if (!unfinished || CPU32(at.activity) > HALTED) return;
+    unfinished = 0;
+    if (vmread(CPU_BASED) & TPR_SHADOW) real_tpr();
+}
+
+void tpr_virtualization(void) __asm__("_ZN8BX_CPU_C22VMX_TPR_VirtualizationEv");
+void tpr_virtualization(void) {
+    if (running && guest() && CPU32(at.activity) > HALTED) unfinished = 1;
+    else real_tpr();
+}
+
+/* Evaluate the boundary to its end, make the arrivals that are due; 0 when L2 has been left. */
+static int rests(void) {
+    int tries = 0;
+    if (evaluate_interrupts) {
+        evaluate_interrupts = 0;
+        real_mask_change();
+        if (CPU32(at.pending) & ~CPU32(at.mask) & EVENT_LAPIC) arrived = 1;
+    }
+    finish_entry();
+    /* Mend: Bochs takes one event a boundary, then executes; here the boundary is evaluated to its end. */
+    if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED) arrived = 1;
+    while (guest()) {
+        while (arrived || delivered) {
+            int behind = delivered;
+            arrived = delivered = 0;
+            finish_entry();
+            if (guest() && CPU32(at.pending) & ~CPU32(at.mask)) evaluate(behind);
+            if (!guest()) return 0;
+            if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED && tries++ < TRIES) arrived = 1;
+        }
+        if (!guest()) return 0;
+        if (!rest()) return 1;
+        arrived = 1;
+        tries = 0;
+    }
+    return 0;
+}
+
 void *fetch(void) __asm__("_ZN8BX_CPU_C14getICacheEntryEv");
 void *fetch(void) {
-    if (running && guest() && !draining) {
-        if (evaluate_interrupts) {
-            evaluate_interrupts = 0;
-            real_mask_change();
-            if (CPU32(at.pending) & ~CPU32(at.mask) & EVENT_LAPIC) arrived = 1;
-        }
-        int tries = 0;
-        /* Mend: Bochs takes one event a boundary, then executes; here the boundary is evaluated to its end. */
-        if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED) arrived = 1;
-        for (;;) {
-            while (arrived || delivered) {
-                int behind = delivered;
-                arrived = delivered = 0;
-                u32 open = CPU32(at.pending) & ~CPU32(at.mask);
-                if (open) evaluate(behind);
-                if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED && tries++ < TRIES) arrived = 1;
-            }
-            if (!rest()) break;
-            arrived = 1;
-            tries = 0;
-        }
+    if (running && guest() && !draining && rests()) {
         run_active = 1;
         delivering = 0;
         while (position < schedule_length && schedule[position].op == IN_EMULATION) {
@@ -296,11 +375,16 @@ int wait_for_event(void) {
 int async_event(void) __asm__("_ZN8BX_CPU_C16handleAsyncEventEv");
 int async_event(void) {
     if (!running || !guest()) return real_async();
+    finish_entry();
+    if (!guest()) return real_async();
     u32 asleep = CPU32(at.activity);
     int before = delivered;
     for (int tries = 0; tries < TRIES; tries++) {
         delivered = 0;
-        if (real_async()) return 1;
+        open_shadow();
+        int sleeps = real_async();
+        close_shadow();
+        if (sleeps) return 1;
         if (asleep == ACTIVE || delivered) break;
         CPU32(at.activity) = asleep; /* mend: what neither exits nor is delivered does not wake (K3) */
     }
@@ -318,6 +402,11 @@ void interrupt(u8 vector, unsigned type, int push_error, u16 error_code) {
         real_interrupt(vector, type, push_error, error_code);
         return;
     }
+    close_shadow();
+    /* Mend: INT n, INT3 and INTO behind MOV SS keep the trap that waits there (B2, O6). */
+    u32 trap = injected_trap ? injected_trap : real_inhibited(INHIBIT_DEBUG) ? CPU32(at.debug_trap) : 0;
+    held_trap = (type == SOFT_INTERRUPT || type == SOFT_EXCEPTION) && trap & TRAPS ? trap : 0;
+    injected_trap = 0;
     entering = 0;
     CPU32(at.activity) = ACTIVE;
     delivering = 1;
@@ -333,6 +422,11 @@ void interrupt(u8 vector, unsigned type, int push_error, u16 error_code) {
         if (push_error) values[1] = *(u32 *)(memory + esp);
     }
     CPU64(at.prev_rip) = CPU64(at.rip); /* mend: Bochs forgets it behind an NMI */
+    if (held_trap) {
+        CPU32(at.debug_trap) = held_trap;
+        CPU32(at.async) |= 1;
+    }
+    held_trap = 0;
     run_active = delivering = 0;
     delivered = 1;
     note(LOG_DELIVER, 8, values);
@@ -351,6 +445,7 @@ u32 exit_flags(unsigned reason, unsigned vector) {
 void enter_sleep(unsigned) __asm__("_ZN8BX_CPU_C17enter_sleep_stateEj");
 void enter_sleep(unsigned state) {
     u32 interrupts = CPU32(at.eflags) & 0x200;
+    sleep_mask = CPU32(at.mask);
     real_sleep(state);
     if (running) CPU32(at.eflags) |= interrupts;
 }
@@ -394,7 +489,72 @@ int posted(u8 vector) {
 void vmexit(unsigned, u64) __asm__("_ZN8BX_CPU_C6VMexitEjm");
 void vmexit(unsigned reason, u64 qualification) {
     if (running && !draining) note(LOG_SEEN, 0, NULL);
+    close_shadow();
+    unfinished = 0;
+    if (running && reason & VALID) /* mend: a failed entry leaves blocking as it was (E0) */
+        CPU32(at.mask) = (CPU32(at.mask) & ~(EVENT_NMI | EVENT_SMI)) | (entry_mask & (EVENT_NMI | EVENT_SMI));
     real_vmexit(reason, qualification);
+}
+
+/* -- what an entry loads and an exit saves ---------------------------------------------------------------- */
+
+/* The pending debug exceptions of the VMCS as the CPU keeps them. Mends: an enabled breakpoint is a trap without a
+ * condition too (O6). */
+static u32 pending_trap(void) {
+    u32 field = vmread(GUEST_PENDING_DEBUG);
+    return field & (field & BREAKPOINT_ENABLED ? BREAKPOINT_ENABLED | SINGLE_STEP | CONDITIONS : SINGLE_STEP);
+}
+
+u32 load_guest(u64 *) __asm__("_ZN8BX_CPU_C26VMenterLoadCheckGuestStateEPm");
+u32 load_guest(u64 *qualification) {
+    u32 error = real_load_guest(qualification);
+    injected_trap = 0;
+    if (!running || error) return error;
+    u32 info = vmread(ENTRY_INFO), type = info >> 8 & 7, blocking = vmread(GUEST_BLOCKING);
+    if (!(info & VALID)) {
+        /* Mend: an entry into shutdown or wait-for-SIPI drops them (O6). */
+        CPU32(at.debug_trap) = vmread(GUEST_ACTIVITY) > HALTED ? 0 : pending_trap();
+    } else if (type == OTHER_EVENT) {
+        /* Mend: this is no delivery: shadow, activity and debug exceptions are loaded (O4, O6). */
+        CPU32(at.debug_trap) = pending_trap();
+        if (blocking & BY_STI) real_inhibit(INHIBIT_INTERRUPTS);
+        else if (blocking & BY_MOV_SS) real_inhibit(INHIBIT_INTERRUPTS | INHIBIT_DEBUG);
+        if (vmread(GUEST_ACTIVITY)) real_sleep(vmread(GUEST_ACTIVITY));
+    } else if (blocking & BY_MOV_SS && (type == SOFT_INTERRUPT || type == SOFT_EXCEPTION)) {
+        injected_trap = pending_trap();
+    }
+    if (CPU32(at.debug_trap)) CPU32(at.async) |= 1;
+    return 0;
+}
+
+void inject(void) __asm__("_ZN8BX_CPU_C19VMenterInjectEventsEv");
+void inject(void) {
+    unfinished = running;
+    real_inject();
+    unfinished = 0;
+    u32 info = running ? vmread(ENTRY_INFO) : 0;
+    if (info & VALID && (info >> 8 & 7) == OTHER_EVENT) {
+        CPU32(at.mask) &= ~EVENT_MTF; /* mend: the exit comes before the first instruction (O9, M5) */
+        CPU32(at.async) |= 1;
+    }
+}
+
+void save_guest(u32, u32) __asm__("_ZN8BX_CPU_C20VMexitSaveGuestStateEjj");
+void save_guest(u32 reason, u32 vector) {
+    u32 trap = delivering ? held_trap : CPU32(at.debug_trap), asleep = CPU32(at.activity);
+    int kept = reason == EXIT_INIT || reason == EXIT_MTF || reason == EXIT_TPR || reason == EXIT_EOI ||
+               reason == EXIT_APIC_WRITE || real_inhibited(INHIBIT_DEBUG);
+    if (running && asleep == WAIT_FOR_SIPI) /* mend: NMIs are as blocked as before L2 waited (Y4) */
+        CPU32(at.mask) = (CPU32(at.mask) & ~EVENT_NMI) | (sleep_mask & EVENT_NMI);
+    real_save_guest(reason, vector);
+    if (!running) return;
+    if (asleep == WAIT_FOR_SIPI) vmwrite(GUEST_ACTIVITY, WAIT_FOR_SIPI);
+    /* Mend: an enabled breakpoint is saved without a condition too (Y6). */
+    if (delivering ? held_trap : kept) {
+        if (trap & CONDITIONS) trap |= BREAKPOINT_ENABLED;
+        vmwrite(GUEST_PENDING_DEBUG, trap & (BREAKPOINT_ENABLED | SINGLE_STEP | CONDITIONS));
+    }
+    held_trap = 0;
 }
 
 static void copy_mailbox(u64 address) {
@@ -431,6 +591,7 @@ static void l1_marked(void) {
 
 static void l1_enters(void) {
     entering = 1;
+    entry_mask = CPU32(at.mask);
     timer_value = 0;
     evaluate_interrupts = 1;
     note(LOG_ENTRY, 0, NULL);
@@ -604,6 +765,13 @@ static const struct {
     {(void **)&real_smc, "_Z9handleSMCmj"},
     {(void **)&real_mask_change, "_ZN8BX_CPU_C25handleInterruptMaskChangeEv"},
     {(void **)&real_inhibited, "_ZN8BX_CPU_C20interrupts_inhibitedEj"},
+    {(void **)&real_inhibit, "_ZN8BX_CPU_C18inhibit_interruptsEj"},
+    {(void **)&real_load_guest, "_ZN8BX_CPU_C26VMenterLoadCheckGuestStateEPm"},
+    {(void **)&real_inject, "_ZN8BX_CPU_C19VMenterInjectEventsEv"},
+    {(void **)&real_save_guest, "_ZN8BX_CPU_C20VMexitSaveGuestStateEjj"},
+    {(void **)&real_tpr, "_ZN8BX_CPU_C22VMX_TPR_VirtualizationEv"},
+    {(void **)&vmread, "_ZN8BX_CPU_C8VMread32Ej"},
+    {(void **)&vmwrite, "_ZN8BX_CPU_C9VMwrite32Ejj"},
     {(void **)&cpu, "bx_cpu"},
 };
 
@@ -633,6 +801,8 @@ u64 nvmx_run(const struct item *items, u64 count, u64 limit, int first) {
     position = log_length = 0;
     armed_count = 0;
     delivering = draining = arrived = delivered = run_active = entering = evaluate_interrupts = 0;
+    unfinished = 0;
+    held_trap = injected_trap = hidden = opened = 0;
     timer_on = timer_value = entry_ticks = 0;
     budget = limit;
     at_start = !first;

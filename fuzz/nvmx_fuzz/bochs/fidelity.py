@@ -69,12 +69,13 @@ def _divergences() -> Iterator[str]:
 def _mends() -> Iterator[str]:
     yield "## What the helper mends in Bochs"
     yield ""
-    yield "Each of these would hide what comes after it. All are errors of Bochs."
+    yield "Each of these would hide what comes after it. On its scenario both processors agree since."
     yield ""
-    yield "| rule | as it should be | what Bochs does |"
-    yield "|---|---|---|"
+    yield "| rule | as it should be | what Bochs does | who is right | scenario |"
+    yield "|---|---|---|---|---|"
     for entry in MENDS:
-        yield f"| {', '.join(entry.rules)} | {entry.what} | {entry.why} |"
+        rules = ", ".join(entry.rules)
+        yield f"| {rules} | {entry.what} | {entry.why} | {entry.verdict} | `{entry.scenario}` |"
     yield ""
 
 

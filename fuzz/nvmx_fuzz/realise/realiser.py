@@ -216,8 +216,9 @@ class Recorder(Bare):
         self.entered = False
         shadow = self.l1.in_mov_ss_shadow
         vmcs = self.l1.vmcs
+        # The instruction that fails, if L1 forces one.
         launched = vmcs[LAUNCH_STATE] != 0
-        resumes = manners & FORCE_RESUME or (launched and not manners & FORCE_LAUNCH)
+        resumes = not manners & FORCE_LAUNCH if launched else manners & FORCE_RESUME
         self.enter_operation = (
             l1.ENTER,
             1 if resumes else 0,
