@@ -156,6 +156,7 @@ class Boundary(Delivery):
     def enter_smm(self) -> None:
         """B8: the default treatment of an SMI; what is pending stays pending until RSM."""
         self.pending &= ~PENDING_SMI
+        self.monitor_armed = False
         self.in_smm = True
         self.journal.append((SMM_ENTRY, 1, self.rip))
 

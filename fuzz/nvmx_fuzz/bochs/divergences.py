@@ -281,7 +281,8 @@ MENDS: Final[tuple[Mend, ...]] = (
     ),
     Mend(
         ("O4", "O6"),
-        "An injected MTF exit is no delivery: shadow, activity and pending debug exceptions stay (SDM: Event Injection; Injection of Pending MTF VM Exits).",
+        "An injected MTF exit is no delivery: shadow, activity and pending debug exceptions stay "
+        "(SDM: Event Injection; Injection of Pending MTF VM Exits).",
         "It takes every injection for one.",
         "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject other-event / L1 enter",
     ),
