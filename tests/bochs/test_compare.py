@@ -39,9 +39,25 @@ def test_an_injection_is_delivered_alike(worker: Worker) -> None:
     assert compare(worker, "L1 inject external-interrupt 0x40\nL1 enter\nL2 nop\n").verdict == SAME
 
 
-def test_an_unknown_step_is_refused_by_name(worker: Worker) -> None:
-    outcome = compare(worker, "L1 enter\noutside smi\n")
-    assert (outcome.verdict, outcome.reason) == (NOT_REALISABLE, "smi")
+def test_what_cannot_be_realised_is_refused_by_name(worker: Worker) -> None:
+    outcome = compare(worker, "L1 enter\nL2 mov-cr8 0x1\n")
+    assert (outcome.verdict, outcome.reason) == (NOT_REALISABLE, "mov-cr8-in-32-bit-code")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "L1 enter\noutside smi",
+        "L1 enter\noutside smi\noutside nmi\noutside rsm",
+        "L1 enter\nL2 hlt\noutside smi\noutside interrupt 0x51\noutside rsm",
+        "L1 enter\nL2 mov-ss\noutside smi\noutside init\noutside rsm",
+        "outside smi\noutside rsm\nL1 enter\nL2 cpuid",
+        "outside smi at-entry\nL1 vmwrite ENTRY_MSR_LOAD_BAD 0x2\nL1 enter\noutside rsm\nL1 enter",
+        "config single-step=on\nL1 enter\nL2 nop\noutside smi\noutside rsm",
+    ],
+)
+def test_smis_come_and_go_alike(worker: Worker, steps: str) -> None:
+    assert compare(worker, f"{steps}\n").verdict == SAME
 
 
 def test_the_corpus_shows_listed_differences_only(worker: Worker) -> None:

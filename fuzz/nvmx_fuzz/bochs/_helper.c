@@ -42,8 +42,9 @@ struct item {
     u64 op, a, b;
 };
 
-enum { RUN = 1, INTR, NMI, INIT, SIPI, TIMER, POKE, FLUSH, ARM, EXIT, VMFAIL, MARKED, STOP, IN_EMULATION, POKE_BYTE, ENTERED };
-enum { LOG_ENTRY = 2, LOG_DELIVER = 16, LOG_RETIRE = 17, LOG_STOP = 33, LOG_SEEN };
+enum { RUN = 1, INTR, NMI, INIT, SIPI, TIMER, POKE, FLUSH, ARM, EXIT, VMFAIL, MARKED, STOP, IN_EMULATION, POKE_BYTE, ENTERED,
+       SMI, RESUME };
+enum { LOG_ENTRY = 2, LOG_SMM = 7, LOG_RSM = 8, LOG_DELIVER = 16, LOG_RETIRE = 17, LOG_STOP = 33, LOG_SEEN };
 enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1_ENDS, BUDGET };
 
 #define LOG_WORDS (1u << 16)
@@ -59,7 +60,7 @@ enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1
 #define WINDOW (1u << 6)
 #define NMI_WINDOW (1u << 7)
 #define SHUTDOWN_WAKES 0xA7u
-#define RE_EVALUATED 0xE01u
+#define RE_EVALUATED 0xE03u
 #define VIRTUAL_INTERRUPT (1u << 9)
 #define EVENT_LAPIC (1u << 11)
 #define RF 0x10000u
@@ -108,9 +109,13 @@ static u32 timer_value, timer_on, entry_ticks;
 static int unfinished;   /* this entry of L1 has not looked at the virtual TPR yet */
 static u32 held_trap;    /* the #DB behind MOV SS that the soft event in delivery keeps */
 static u32 injected_trap; /* the same, of the event that the entry is about to inject */
+static u32 root_mask;    /* what is masked while L1 waits for a script */
 static u32 entry_mask;   /* what was masked when L1 entered */
 static u32 sleep_mask;   /* what was masked before wait-for-SIPI masked all */
 static u32 hidden, opened; /* see `open_shadow` */
+static enum { OUTSIDE, FROM_L1, FROM_L2 } smm;
+static struct { u32 pending, mask, trap, inhibited, activity; } before_smm;
+static int exit_is_due;  /* an exit of the schedule that L1 reads when it is back from SMM */
 
 #define CPU32(offset) (*(u32 *)(cpu + (offset)))
 #define CPU64(offset) (*(u64 *)(cpu + (offset)))
@@ -142,6 +147,8 @@ static u32 (*real_load_guest)(u64 *);
 static void (*real_inject)(void);
 static void (*real_save_guest)(u32, u32);
 static void (*real_tpr)(void);
+static void (*real_smm)(void);
+static int (*real_restore)(const u32 *);
 static u32 (*vmread)(unsigned);
 static void (*vmwrite)(unsigned, u32);
 
@@ -157,6 +164,10 @@ static void note(u64 kind, u64 count, const u64 *values) {
 static void stop(u64 why) {
     if (draining) return;
     u64 values[14] = {why, guest(), CPU32(at.pending), CPU32(at.mask), position, CPU64(at.rip)};
+    if (smm) {
+        values[1] = smm + 1;
+        values[3] = before_smm.mask;
+    }
     u8 *apic = (u8 *)CPU64(at.lapic);
     memcpy(&values[6], apic + at.apic_irr, 32);
     memcpy(&values[10], apic + at.apic_isr, 32);
@@ -186,16 +197,27 @@ static void make(u64 op, u64 value) {
         if (entering) entry_ticks += (u32)value;
         else if (timer_on) {
             timer_value = timer_value > value ? timer_value - (u32)value : 0;
-            if (!timer_value) {
+            if (!timer_value && smm) before_smm.pending |= EVENT_TIMER;
+            else if (!timer_value) {
                 CPU32(at.pending) |= EVENT_TIMER;
                 if (!(CPU32(at.mask) & EVENT_TIMER)) CPU32(at.async) |= 1;
             }
         }
         break;
+    case SMI:
+        CPU32(at.pending) |= EVENT_SMI;
+        if (!(CPU32(at.mask) & EVENT_SMI)) CPU32(at.async) |= 1;
+        break;
     }
 }
 
-static int is_arrival(u64 op) { return op >= INTR && op <= TIMER; }
+static int is_arrival(u64 op) { return (op >= INTR && op <= TIMER) || op == SMI; }
+
+static void arm(const struct item *item) {
+    if (armed_count == ARMED_MAX) return;
+    armed[armed_count][0] = item->a;
+    armed[armed_count++][1] = item->b;
+}
 
 static void fire_armed(void) {
     unsigned count = armed_count;
@@ -216,6 +238,12 @@ static void poke(const struct item *item) {
     if (item->op == POKE) *(u32 *)(memory + item->a) = (u32)item->b;
     else memory[item->a] = (u8)item->b;
     real_smc(item->a & ~0xFFFull, ~0u);
+}
+
+/* The run has ended in SMM; L2 was resumed only to read its state. */
+static void leave_behind_smm(void) {
+    note(LOG_SEEN, 0, NULL);
+    real_vmexit(18, 0);
 }
 
 /* L2 rests at a boundary: 1 after an arrival (to be evaluated), 0 when one instruction is to run. */
@@ -245,10 +273,7 @@ static int rest(void) {
             break;
         case ARM:
             position++;
-            if (armed_count < ARMED_MAX) {
-                armed[armed_count][0] = item->a;
-                armed[armed_count++][1] = item->b;
-            }
+            arm(item);
             break;
         case STOP: leave(FINISHED); break;
         default: leave(L2_RESTS);
@@ -335,6 +360,7 @@ static int rests(void) {
 
 void *fetch(void) __asm__("_ZN8BX_CPU_C14getICacheEntryEv");
 void *fetch(void) {
+    if (running && guest() && draining) leave_behind_smm();
     if (running && guest() && !draining && rests()) {
         run_active = 1;
         delivering = 0;
@@ -375,16 +401,19 @@ int wait_for_event(void) {
 int async_event(void) __asm__("_ZN8BX_CPU_C16handleAsyncEventEv");
 int async_event(void) {
     if (!running || !guest()) return real_async();
+    if (draining) leave_behind_smm();
     finish_entry();
     if (!guest()) return real_async();
     u32 asleep = CPU32(at.activity);
+    u32 closed = CPU32(at.mask) & EVENT_MTF; /* one look at the boundary opens it, several are one look */
     int before = delivered;
     for (int tries = 0; tries < TRIES; tries++) {
         delivered = 0;
+        CPU32(at.mask) |= closed;
         open_shadow();
         int sleeps = real_async();
         close_shadow();
-        if (sleeps) return 1;
+        if (sleeps || !guest()) return sleeps;
         if (asleep == ACTIVE || delivered) break;
         CPU32(at.activity) = asleep; /* mend: what neither exits nor is delivered does not wake (K3) */
     }
@@ -411,7 +440,7 @@ void interrupt(u8 vector, unsigned type, int push_error, u16 error_code) {
     CPU32(at.activity) = ACTIVE;
     delivering = 1;
     frame_rf = CPU32(at.eflags) & RF;
-    if (armed_count) fire_armed();
+    if (armed_count && !held_trap) fire_armed(); /* as in the model: behind a trap that is kept */
     real_interrupt(vector, type, push_error, error_code);
     u32 esp = (u32)CPU64(at.rsp);
     u32 frame = esp + (push_error ? 4 : 0);
@@ -491,6 +520,7 @@ void vmexit(unsigned reason, u64 qualification) {
     if (running && !draining) note(LOG_SEEN, 0, NULL);
     close_shadow();
     unfinished = 0;
+    if (running && CPU32(at.pending) & EVENT_SMI) CPU32(at.async) |= 1;
     if (running && reason & VALID) /* mend: a failed entry leaves blocking as it was (E0) */
         CPU32(at.mask) = (CPU32(at.mask) & ~(EVENT_NMI | EVENT_SMI)) | (entry_mask & (EVENT_NMI | EVENT_SMI));
     real_vmexit(reason, qualification);
@@ -499,10 +529,10 @@ void vmexit(unsigned reason, u64 qualification) {
 /* -- what an entry loads and an exit saves ---------------------------------------------------------------- */
 
 /* The pending debug exceptions of the VMCS as the CPU keeps them. Mends: an enabled breakpoint is a trap without a
- * condition too (O6). */
+ * condition too, and conditions come with a single step too (O6). */
 static u32 pending_trap(void) {
     u32 field = vmread(GUEST_PENDING_DEBUG);
-    return field & (field & BREAKPOINT_ENABLED ? BREAKPOINT_ENABLED | SINGLE_STEP | CONDITIONS : SINGLE_STEP);
+    return field & (BREAKPOINT_ENABLED | SINGLE_STEP) ? field & (BREAKPOINT_ENABLED | SINGLE_STEP | CONDITIONS) : 0;
 }
 
 u32 load_guest(u64 *) __asm__("_ZN8BX_CPU_C26VMenterLoadCheckGuestStateEPm");
@@ -545,13 +575,12 @@ void save_guest(u32 reason, u32 vector) {
     int kept = reason == EXIT_INIT || reason == EXIT_MTF || reason == EXIT_TPR || reason == EXIT_EOI ||
                reason == EXIT_APIC_WRITE || real_inhibited(INHIBIT_DEBUG);
     if (running && asleep == WAIT_FOR_SIPI) /* mend: NMIs are as blocked as before L2 waited (Y4) */
-        CPU32(at.mask) = (CPU32(at.mask) & ~EVENT_NMI) | (sleep_mask & EVENT_NMI);
+        CPU32(at.mask) = (CPU32(at.mask) & ~(EVENT_NMI | EVENT_SMI)) | (sleep_mask & (EVENT_NMI | EVENT_SMI));
     real_save_guest(reason, vector);
     if (!running) return;
     if (asleep == WAIT_FOR_SIPI) vmwrite(GUEST_ACTIVITY, WAIT_FOR_SIPI);
     /* Mend: an enabled breakpoint is saved without a condition too (Y6). */
-    if (delivering ? held_trap : kept) {
-        if (trap & CONDITIONS) trap |= BREAKPOINT_ENABLED;
+    if (delivering ? held_trap != 0 : kept) {
         vmwrite(GUEST_PENDING_DEBUG, trap & (BREAKPOINT_ENABLED | SINGLE_STEP | CONDITIONS));
     }
     held_trap = 0;
@@ -562,6 +591,69 @@ static void copy_mailbox(u64 address) {
     note(box[0], box[1], box + 2);
 }
 
+/* -- system-management mode ------------------------------------------------------------------------------- */
+
+/* Events of VMX: what is pending of them waits for RSM. */
+#define OF_VMX (EVENT_MTF | EVENT_TIMER | WINDOW | NMI_WINDOW | VIRTUAL_INTERRUPT | 0xE000u)
+
+/* Mends: Bochs forgets shadow, HLT, debug traps and blocking of NMIs, and may exit out of SMM (B8). */
+void enter_smm(void) __asm__("_ZN8BX_CPU_C28enter_system_management_modeEv");
+void enter_smm(void) {
+    if (!running) {
+        real_smm();
+        return;
+    }
+    close_shadow();
+    smm = guest() ? FROM_L2 : FROM_L1;
+    u64 values[2] = {guest(), guest() ? CPU64(at.rip) : 0};
+    if (!draining) note(LOG_SMM, 2, values);
+    before_smm.pending = CPU32(at.pending) & OF_VMX;
+    before_smm.mask = CPU32(at.mask);
+    before_smm.trap = CPU32(at.debug_trap);
+    before_smm.inhibited = real_inhibited(INHIBIT_INTERRUPTS) ? CPU32(at.inhibit_mask) : 0;
+    before_smm.activity = CPU32(at.activity);
+    CPU32(at.debug_trap) = 0;
+    CPU32(at.activity) = ACTIVE;
+    real_smm();
+    CPU32(at.pending) &= ~OF_VMX;
+    CPU32(at.mask) = ~0u;
+}
+
+int restore_state(const u32 *) __asm__("_ZN8BX_CPU_C19smram_restore_stateEPKj");
+int restore_state(const u32 *saved) {
+    int restored = real_restore(saved);
+    if (!smm) return restored;
+    smm = OUTSIDE;
+    CPU32(at.pending) |= before_smm.pending;
+    CPU32(at.mask) = before_smm.mask;
+    CPU32(at.debug_trap) = before_smm.trap;
+    CPU32(at.inhibit_mask) = 0;
+    if (before_smm.inhibited) real_inhibit(before_smm.inhibited);
+    CPU32(at.activity) = before_smm.activity;
+    CPU32(at.async) |= 1;
+    arrived = guest();
+    return restored;
+}
+
+/* The system-management handler is one RSM; what arrives before it stands in the schedule. */
+static void rest_in_smm(void) {
+    spend();
+    for (; position < schedule_length; position++) {
+        const struct item *item = &schedule[position];
+        if (is_arrival(item->op)) make(item->op, item->a);
+        else if (item->op == POKE || item->op == POKE_BYTE) poke(item);
+        else if (item->op == FLUSH) real_flush();
+        else if (item->op == ARM) arm(item);
+        else if (item->op == EXIT && smm == FROM_L1) exit_is_due = 1;
+        else break;
+    }
+    if (draining) return;
+    if (position < schedule_length && schedule[position].op == RESUME) {
+        position++;
+        note(LOG_RSM, 0, NULL);
+    } else stop(position < schedule_length && schedule[position].op == STOP ? FINISHED : L2_RESTS);
+}
+
 static void l1_recorded(void) {
     u64 kind = *(u64 *)(memory + place.mailbox);
     copy_mailbox(place.mailbox);
@@ -569,7 +661,8 @@ static void l1_recorded(void) {
     entry_ticks = 0;
     if (draining) return;
     u64 wanted = kind == 0 ? EXIT : VMFAIL;
-    if (position < schedule_length && schedule[position].op == wanted) position++;
+    if (exit_is_due && kind == 0) exit_is_due = 0;
+    else if (position < schedule_length && schedule[position].op == wanted) position++;
     else stop(kind == 0 ? UNEXPECTED_EXIT : UNEXPECTED_VMFAIL);
 }
 
@@ -577,10 +670,8 @@ static void l1_recorded(void) {
 static void l1_marked(void) {
     while (position < schedule_length && schedule[position].op != MARKED) {
         const struct item *item = &schedule[position];
-        if (item->op == ARM) {
-            armed[armed_count % ARMED_MAX][0] = item->a;
-            armed[armed_count++ % ARMED_MAX][1] = item->b;
-        } else if (is_arrival(item->op)) make(item->op, item->a);
+        if (item->op == ARM) arm(item);
+        else if (is_arrival(item->op)) make(item->op, item->a);
         else if (item->op == POKE) poke(item);
         else break;
         position++;
@@ -622,6 +713,10 @@ void bx_instr_before_execution(unsigned id, void *instruction) {
         return;
     }
     u64 rip = CPU64(at.rip);
+    if (smm) {
+        rest_in_smm();
+        return;
+    }
     if (rip < place.exited || rip > place.end) return;
     spend();
     if (rip == place.record) l1_recorded();
@@ -770,6 +865,8 @@ static const struct {
     {(void **)&real_inject, "_ZN8BX_CPU_C19VMenterInjectEventsEv"},
     {(void **)&real_save_guest, "_ZN8BX_CPU_C20VMexitSaveGuestStateEjj"},
     {(void **)&real_tpr, "_ZN8BX_CPU_C22VMX_TPR_VirtualizationEv"},
+    {(void **)&real_smm, "_ZN8BX_CPU_C28enter_system_management_modeEv"},
+    {(void **)&real_restore, "_ZN8BX_CPU_C19smram_restore_stateEPKj"},
     {(void **)&vmread, "_ZN8BX_CPU_C8VMread32Ej"},
     {(void **)&vmwrite, "_ZN8BX_CPU_C9VMwrite32Ejj"},
     {(void **)&cpu, "bx_cpu"},
@@ -801,7 +898,8 @@ u64 nvmx_run(const struct item *items, u64 count, u64 limit, int first) {
     position = log_length = 0;
     armed_count = 0;
     delivering = draining = arrived = delivered = run_active = entering = evaluate_interrupts = 0;
-    unfinished = 0;
+    unfinished = exit_is_due = 0;
+    smm = OUTSIDE;
     held_trap = injected_trap = hidden = opened = 0;
     timer_on = timer_value = entry_ticks = 0;
     budget = limit;
@@ -821,7 +919,8 @@ void nvmx_clean(void) {
     memset(apic + at.apic_tmr, 0, 32);
     memset(apic + at.apic_irr, 0, 32);
     CPU32(at.pending) = 0;
-    CPU32(at.mask) &= ~(EVENT_NMI | EVENT_SMI);
+    if (!root_mask) root_mask = CPU32(at.mask) & ~(EVENT_NMI | EVENT_SMI);
+    CPU32(at.mask) = root_mask;
     CPU32(at.debug_trap) = 0;
     CPU32(at.inhibit_mask) = 0;
     CPU64(at.cr2) = 0;

@@ -260,6 +260,17 @@ MENDS: Final[tuple[Mend, ...]] = (
         "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter / L2 nop",
     ),
     Mend(
+        ("O6",), "Conditions come with a single step too.",
+        "Without bit 12 it drops them.",
+        "L1 vmwrite GUEST_PENDING_DBG 0x4004 / L1 enter / L2 nop",
+    ),
+    Mend(
+        ("B8",),
+        "Behind RSM shadow, HLT, debug traps, blocking of NMIs and pending exits are as before the SMI.",
+        "It forgets them, or exits out of SMM.",
+        "L1 enter / L2 mov-ss / outside smi / outside init / outside rsm",
+    ),
+    Mend(
         ("O6",), "An entry into shutdown or wait-for-SIPI without an event drops pending debug exceptions "
         "(SDM: Delivery of Pending Debug Exceptions after VM Entry).",
         "It keeps them.",

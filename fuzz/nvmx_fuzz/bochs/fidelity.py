@@ -30,10 +30,8 @@ TOPICS: Final = "ECGOPDXYBNAKMI"
 _RULE: Final = re.compile(r"\b[A-Z][0-9]{1,2}\b")
 
 NOT_SHOWN: Final = {
-    "B8": "an SMI needs a handler in SMM",
     "P1": "the model has no machine check and no RESET",
     "P3": "the model has no T flag",
-    "P4": "an SMI needs a handler in SMM",
     "P13": "the model has no code breakpoints",
     "D5": "real mode is not realised",
 }

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from nvmx_core.arch.controls import SECONDARY_PML
+from nvmx_core.arch.fields import SECONDARY
 from nvmx_core.scenario.steps import (
     IN_DELIVERY,
     INIT,
@@ -27,6 +29,7 @@ _ARRIVALS: Final = {
     NMI: schedule.ARRIVE_NMI,
     INIT: schedule.ARRIVE_INIT,
     SIPI: schedule.ARRIVE_SIPI,
+    SMI: schedule.ARRIVE_SMI,
     TIMER: schedule.ARRIVE_TIMER,
 }
 
@@ -87,8 +90,25 @@ class ArrivalRecorder(L2Recorder):
             self.schedule.append((schedule.IN_EMULATION, kind, operand))
         super().arrive(op, b)
 
+    def rsm(self) -> None:
+        if self.cpu.in_smm:
+            self._check_rsm()
+            self.schedule.append((schedule.RESUME, 0, 0))
+        super().rsm()
+
+    def finish(self) -> None:
+        if self.cpu.in_smm:
+            self._check_rsm()  # a runner resumes L2 to read its state
+        super().finish()
+
+    def _check_rsm(self) -> None:
+        """RSM reads L2's page-directory pointers through the EPT, and Bochs logs every walk of it."""
+        cpu = self.cpu
+        if cpu.non_root and self.memory.pml_full and cpu.vmcs[SECONDARY] & SECONDARY_PML:
+            raise NotRealisableError("rsm-with-full-log")
+
     def _in_order(self, *items: Item) -> None:
-        """Put items where whoever runs now meets them: L2 at its boundary, L1 at a mark."""
+        """Put items where whoever runs now meets them: L2 at its boundary, L1 at a mark, or SMM."""
         if self.l1_is_current():
             if self.l1.in_mov_ss_shadow:
                 raise NotRealisableError("arrival-behind-mov-ss-of-l1")
@@ -99,8 +119,6 @@ class ArrivalRecorder(L2Recorder):
 
 
 def _arrival(op: int, operand: int) -> tuple[int, int]:
-    if op == SMI:
-        raise NotRealisableError("smi")
     return _ARRIVALS[op], operand
 
 
