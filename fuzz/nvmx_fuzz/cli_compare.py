@@ -81,7 +81,10 @@ def _names(files: tuple[str, ...]) -> list[str]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            names += [str(found) for found in sorted(path.rglob(f"*{TEXT_SUFFIX}"))]
+            found = sorted(str(name) for name in path.rglob(f"*{TEXT_SUFFIX}"))
+            if not found:
+                raise BadFile(source, "holds no scenario")
+            names += found
         elif source == "-" or path.exists():
             names.append(source)
         else:

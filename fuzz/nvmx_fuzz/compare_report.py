@@ -26,6 +26,7 @@ def to_json(comparison: Comparison, machine: str, took: float) -> dict[str, Any]
         "seconds": round(took, 1),
         "rate": round(comparison.median_rate),
         "worker_memory": comparison.memory,
+        "restarts": comparison.restarts,
         "digest": comparison.digest(),
         "findings": [
             _finding_to_json(finding, machine) for finding in comparison.findings.values()
@@ -64,6 +65,8 @@ def lines(comparison: Comparison, machine: str, took: float) -> Iterator[str]:
     if comparison.memory:
         least, most = min(comparison.memory) / _MIB, max(comparison.memory) / _MIB
         yield f"  memory of the emulator's process {least:.1f} to {most:.1f} MiB"
+    if comparison.restarts:
+        yield f"  the emulator's process was replaced {counted(comparison.restarts, 'time')}"
     yield f"  digest {comparison.digest()[:16]}"
     for name, number in comparison.divergences.most_common():
         yield f"  known {number:6}  {name}"

@@ -54,6 +54,11 @@ class Comparison:
         return self.verdicts[SAME] + self.verdicts[DIFFERENT]
 
     @property
+    def restarts(self) -> int:
+        """How often the emulator's process ended and was replaced."""
+        return self._worker.restarts
+
+    @property
     def median_rate(self) -> float:
         """Scenarios compared in a second, the median over slices; 0.0 for a short comparison."""
         return median(self.rates) if self.rates else 0.0

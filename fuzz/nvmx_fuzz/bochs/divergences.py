@@ -285,7 +285,8 @@ MENDS: Final[tuple[Mend, ...]] = (
     ),
     Mend(
         ("O6", "B2"), "An injected soft event behind MOV SS keeps the trap too.",
-        "The manual leaves it to the processor for vectors other than 3 and 4; Bochs drops it.",
+        "For software exceptions other than #BP and #OF the manual leaves it to the processor; Bochs drops "
+        "every trap.",
         "L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / L1 vmwrite GUEST_PENDING_DBG 0x1001 / "
         "L1 vmwrite ENTRY_INSTRUCTION_LEN 0x2 / L1 inject software-interrupt 0x80 / L1 enter",
         BOTH_ALLOWED,

@@ -57,13 +57,16 @@ class Outcome(NamedTuple):
 
 def serve(connection: Connection, position: Any) -> None:
     """The worker's life: bring up the CPU, then answer batches until the parent is gone."""
-    from nvmx_fuzz.bochs.session import Session  # noqa: PLC0415 - loads the emulator
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent that a person interrupts
     try:
+        from nvmx_fuzz.bochs.session import Session  # noqa: PLC0415 - loads assembler and emulator
+
         session = Session()
     except BochsUnavailableError as error:
         connection.send(str(error))
+        return
+    except ImportError as error:
+        connection.send(f"{error}; try: pip install -e .[bochs]")
         return
     connection.send("")
     while True:
