@@ -201,7 +201,7 @@ MENDS: Final[tuple[Mend, ...]] = (
     ),
     Mend(
         ("X8",), "RF of an exit in a delivery is that of the frame.", "It saves 1.",
-        "L1 inject external-interrupt 0x40 / L1 ept stack absent / L1 enter",
+        "L1 ept idt-low absent / L1 inject hardware-exception 0x0 / L1 enter",
     ),
     Mend(
         ("Y2",), "The return address behind an NMI is the handler's.",
@@ -230,8 +230,8 @@ MENDS: Final[tuple[Mend, ...]] = (
     Mend(
         ("K1",), "An interrupt of the class in service waits.",
         "It compares vectors and then acknowledges the spurious one.",
-        "config acknowledge-interrupt-on-exit=on / L1 enter / outside interrupt 0x51 / "
-        "outside interrupt 0x52 / L1 enter",
+        "config acknowledge-interrupt-on-exit=on / L1 enter / outside interrupt 0x51 / L1 enter no-eoi / "
+        "outside interrupt 0x52",
     ),
     Mend(
         ("B3",), "A shadow does not hold an interrupt that exits.",
