@@ -16,6 +16,7 @@ from nvmx_core.arch.exits import (
     BASIC_REASON_MASK,
     INVALID_STATE,
     MSR_LOAD_FAIL,
+    MWAIT_EXIT,
     PML_FULL,
     XSETBV_EXIT,
 )
@@ -98,6 +99,16 @@ def held_conditions_with_int1(found: Difference) -> bool:
     """An INT1 that exits; Bochs reports conditions that MOV SS holds."""
     info = field(found.bare, "interruption info")
     return found.fields() == ("qualification",) and info == VALID | 0x501
+
+
+def monitor_disarmed(found: Difference) -> bool:
+    """Only MWAIT's qualification differs: armed in the model, not in Bochs."""
+    return (
+        is_exit(found.bare, MWAIT_EXIT)
+        and found.fields() == ("qualification",)
+        and field(found.bare, "qualification") == 1
+        and field(found.other, "qualification") == 0
+    )
 
 
 def old_conditions_in_dr6(found: Difference) -> bool:
