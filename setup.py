@@ -8,6 +8,7 @@ the hot path are compiled by mypyc from the same source (needs mypy and a C comp
 
 import os
 import sys
+from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -42,6 +43,7 @@ branch = Extension(
 helper = Extension(
     "nvmx_fuzz.bochs._helper",
     sources=["fuzz/nvmx_fuzz/bochs/_helper.c"],
+    depends=glob("fuzz/nvmx_fuzz/bochs/_helper_*.h"),
     extra_compile_args=["-O2"],
     libraries=["dl"],
     optional=True,

@@ -1,21 +1,21 @@
 """`nvmx-fuzz compare`: the machine `bare` against a processor that others wrote."""
 
 import json
+import math
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import click
 
-from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.bochs.helper import BochsUnavailableError
 from nvmx_fuzz.bochs.worker import Worker
 from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.codec import encode
-from nvmx_fuzz.comparing import Comparison, compare_for, live
+from nvmx_fuzz.compare_report import lines, to_json
+from nvmx_fuzz.comparing import Comparison, live
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 from nvmx_fuzz.seeds import seed_folder
-from nvmx_fuzz.wording import counted
 
 MACHINES = ("bochs",)
 
@@ -26,11 +26,21 @@ MACHINES = ("bochs",)
               help="The machine that `bare` is compared with.")  # fmt: skip
 @click.option("--time", "seconds", type=Seconds(), metavar="S",
               help="Compare new scenarios too, for S seconds; the files are their seeds.")  # fmt: skip
+@click.option("--count", "number", type=click.IntRange(min=1), metavar="N",
+              help="The same, for N scenarios.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Where the new scenarios begin.")  # fmt: skip
+@click.option("--where-possible", is_flag=True,
+              help="Without the machine say so, and succeed.")  # fmt: skip
 @json_option
 def command(
-    files: tuple[str, ...], machine: str, seconds: float | None, seed: int, as_json: bool
+    files: tuple[str, ...],
+    machine: str,
+    seconds: float | None,
+    number: int | None,
+    seed: int,
+    where_possible: bool,
+    as_json: bool,
 ) -> int:
     """Run scenarios on `bare` and as machine code on another processor, and report where they differ.
 
@@ -43,19 +53,24 @@ def command(
     try:
         worker = Worker()
     except BochsUnavailableError as error:
+        if where_possible:
+            click.echo(f"nothing compared: {error}")
+            return 0
         raise click.ClickException(str(error)) from None
+    comparison = Comparison(worker)
     try:
-        comparison = Comparison(worker)
         comparison.add(contents)
         took = 0.0
-        if seconds:
-            took = compare_for(comparison, live(contents, seed), seconds, lambda: None)
+        if seconds or number:
+            new = islice(live(contents, seed), number)
+            took = comparison.add_live(new, seconds or math.inf)
     finally:
         worker.close()
     if as_json:
-        click.echo(json.dumps(_to_json(comparison, machine, took), indent=2))
+        click.echo(json.dumps(to_json(comparison, machine, took), indent=2))
     else:
-        _show(comparison, machine, took)
+        for line in lines(comparison, machine, took):
+            click.echo(line)
     return 1 if comparison.findings else 0
 
 
@@ -66,43 +81,12 @@ def _names(files: tuple[str, ...]) -> list[str]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            names += [str(found) for found in sorted(path.rglob(f"*{TEXT_SUFFIX}"))]
+            found = sorted(str(name) for name in path.rglob(f"*{TEXT_SUFFIX}"))
+            if not found:
+                raise BadFile(source, "holds no scenario")
+            names += found
         elif source == "-" or path.exists():
             names.append(source)
         else:
             raise BadFile(source, "no such file or directory")
     return names
-
-
-def _to_json(comparison: Comparison, machine: str, took: float) -> dict[str, Any]:
-    return {
-        "machine": machine,
-        "verdicts": dict(sorted(comparison.verdicts.items())),
-        "not_realisable": dict(comparison.reasons.most_common()),
-        "divergences": dict(comparison.divergences.most_common()),
-        "seconds": round(took, 1),
-        "findings": [finding.to_json(machine) for finding in comparison.findings.values()],
-    }
-
-
-def _show(comparison: Comparison, machine: str, took: float) -> None:
-    verdicts = ", ".join(f"{number} {name}" for name, number in sorted(comparison.verdicts.items()))
-    rate = f" in {took:.0f} s" if took else ""
-    click.echo(
-        f"bare and {machine}: {counted(comparison.compared, 'scenario')} compared{rate} ({verdicts})"
-    )
-    for name, number in comparison.divergences.most_common():
-        click.echo(f"  known {number:6}  {name}")
-    for name, number in comparison.reasons.most_common():
-        click.echo(f"  cannot {number:5}  {name}")
-    for finding in comparison.findings.values():
-        click.echo(f"\nDIFFERENCE {finding.key}")
-        difference = finding.outcome.difference
-        if difference:
-            for line in difference.lines(machine):
-                click.echo(f"  {line}")
-            click.echo(f"  rules  {', '.join(difference.rules())}")
-        else:
-            click.echo(f"  {finding.outcome.reason}")
-        for line in format_scenario(finding.scenario).splitlines():
-            click.echo(f"    {line}")

@@ -1,55 +1,29 @@
 """Two journals of one scenario: where they first differ, and how that is named.
 
 A difference has a *key*, the same for all scenarios that show it in the same way, so that a campaign keeps
-one
-scenario of each kind.
+one scenario of each kind.
 """
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.exits import exit_name
+from nvmx_core.arch.exits import FAILED_ENTRY, exit_name
+from nvmx_core.arch.rules import RULES
 from nvmx_core.journal import EXIT, RECORD_FIELDS, RECORD_NAMES, Record
+from nvmx_fuzz.decode_words import record_word
 from nvmx_fuzz.explain_records import record_text
+from nvmx_fuzz.explain_rules import by_situation
 
-# Which rules decide a field of an exit or of another record; for a reader, not for the verdict.
-_FIELD_RULES: Final[dict[str, tuple[str, ...]]] = {
-    "reason": ("P16",),
-    "qualification": ("E0", "X12"),
-    "interruption info": ("X6", "K1"),
-    "interruption error code": ("X6",),
-    "IDT-vectoring info": ("X1", "X2", "X4"),
-    "IDT-vectoring error code": ("X4",),
-    "instruction length": ("X9", "I1"),
-    "rip": ("X7", "Y2"),
-    "rsp": ("X7",),
-    "rflags": ("X8", "Y3"),
-    "interruptibility": ("O4", "O5", "B9", "X10"),
-    "activity": ("Y4", "X10"),
-    "pending debug exceptions": ("Y6", "O6"),
-    "preemption timer": ("O7",),
-    "interrupt status": ("K3", "K4"),
-    "entry interruption info": ("D6",),
-    "cr2": ("Y1",),
-    "dr6": ("Y1",),
-    "vector": ("P16",),
-    "error code": ("D3",),
-    "irr": ("K1",),
-    "isr": ("K1",),
-    "nmi latched": ("N2",),
-    "nmi blocked in L1": ("Y5", "N3"),
-    "init latched": ("A2",),
-}
+_EVENT: Final = "what happens"
+"""Stands for the fields of two records of different kinds."""
 
 
 class Difference(NamedTuple):
     """The first difference of two journals.
 
     ``place`` counts records; a record that a machine does not have is empty. ``entry_rule`` is the rule
-    that the
-    last entry of L1 broke in the model, or ""; ``injected`` the event that it injected; ``before`` the
-    record in
-    front of the difference.
+    that the last entry of L1 broke in the model, or ""; ``injected`` the event that it injected; ``before``
+    the record in front of the difference.
     """
 
     place: int
@@ -78,12 +52,28 @@ class Difference(NamedTuple):
             return f"{_kind(self.bare)}: {', '.join(self.fields())}{rule}"
         return f"{_kind(self.bare)} / {_kind(self.other)}{rule}"
 
+    def values(self) -> list[tuple[str, str, str]]:
+        """What differs: the name of a field, and its value in each record for a person."""
+        if not self.is_of_one_kind():
+            return [(_EVENT, _kind(self.bare), _kind(self.other))]
+        return [
+            (name, record_word(self.bare, name), record_word(self.other, name))
+            for name in self.fields()
+        ]
+
+    def rules_of(self, name: str) -> tuple[str, ...]:
+        """The rules that decide about a field, or about records of different kinds; the entry's first."""
+        rules = [self.entry_rule]
+        if self.bare[:1] == (EXIT,) and self.bare[1] & FAILED_ENTRY:
+            rules.append("E0")
+        fields = () if name == _EVENT else (name,)
+        rules += by_situation(fields, self.other or None, self.bare or None)
+        return tuple(dict.fromkeys(rule for rule in rules if rule in RULES))
+
     def rules(self) -> tuple[str, ...]:
-        """Rules to read about it."""
-        rules = [self.entry_rule] if self.entry_rule else []
-        for name in self.fields() or ("reason",):
-            rules += [rule for rule in _FIELD_RULES.get(name, ()) if rule not in rules]
-        return tuple(rules)
+        """All of them."""
+        found = [rule for name, _, _ in self.values() for rule in self.rules_of(name)]
+        return tuple(dict.fromkeys(found))
 
     def lines(self, other_name: str) -> list[str]:
         """Both records for a person, with the fields in which they differ."""

@@ -1,13 +1,14 @@
 """A comparison over many scenarios: counted, one smallest scenario of each kind of difference."""
 
+import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count, islice
-from typing import Any, Final, NamedTuple
+from statistics import median
+from typing import Final, NamedTuple
 
 from nvmx_core.scenario.steps import Scenario
-from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.bochs.divergences import Divergence, known
 from nvmx_fuzz.bochs.worker import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome, Worker
 from nvmx_fuzz.codec import SIZE_MAX, decode, encode
@@ -18,7 +19,11 @@ from nvmx_fuzz.shrink import shrink
 BATCH: Final = 200
 SHRINK_RUNS: Final = 300
 KINDS_MAX: Final = 50
-"""More kinds of unlisted difference than anybody reads in one report."""
+"""More kinds of unlisted difference than anybody reads in one report; the others are only counted."""
+SLICE_SECONDS: Final = 5.0
+"""How long a rate is measured."""
+SETTLED: Final = 10_000
+"""Scenarios after which the worker's memory should not grow any more."""
 
 
 class Finding(NamedTuple):
@@ -28,37 +33,45 @@ class Finding(NamedTuple):
     scenario: Scenario
     outcome: Outcome
 
-    def to_json(self, machine: str) -> dict[str, Any]:
-        """The finding for a program."""
-        difference = self.outcome.difference
-        return {
-            "key": self.key,
-            "reason": self.outcome.reason,
-            "rules": list(difference.rules()) if difference else [],
-            "records": difference.lines(machine) if difference else [],
-            "scenario": format_scenario(self.scenario),
-        }
-
 
 class Comparison:
-    """Counts, and what was found."""
+    """Counts, what was found, and how fast."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker: Final = worker
+        self._digest: Final = hashlib.sha256()
         self.verdicts: Counter[str] = Counter()
         self.divergences: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.unlisted: Counter[str] = Counter()
         self.findings: dict[str, Finding] = {}
+        self.rates: list[float] = []
+        self.memory: list[int] = []
 
     @property
     def compared(self) -> int:
         """How many scenarios ran on both machines."""
         return self.verdicts[SAME] + self.verdicts[DIFFERENT]
 
+    @property
+    def restarts(self) -> int:
+        """How often the emulator's process ended and was replaced."""
+        return self._worker.restarts
+
+    @property
+    def median_rate(self) -> float:
+        """Scenarios compared in a second, the median over slices; 0.0 for a short comparison."""
+        return median(self.rates) if self.rates else 0.0
+
+    def digest(self) -> str:
+        """What both machines showed, of all scenarios in order: equal for equal comparisons."""
+        return self._digest.hexdigest()
+
     def add(self, scenarios: Sequence[bytes]) -> list[Outcome]:
         """Compare scenarios and count them."""
         outcomes = list(self._worker.compare(scenarios))
         for content, outcome in zip(scenarios, outcomes, strict=True):
+            self._digest.update(f"{outcome}\n".encode())
             self.verdicts[outcome.verdict] += 1
             if outcome.verdict == NOT_REALISABLE:
                 self.reasons[outcome.reason] += 1
@@ -66,16 +79,43 @@ class Comparison:
                 self._keep(content, outcome)
         return outcomes
 
+    def add_live(self, scenarios: Iterator[bytes], seconds: float) -> float:
+        """Compare the scenarios of a stream, at most for a time; the seconds it took.
+
+        An interrupt of the keyboard ends it too.
+        """
+        started = slice_start = time.monotonic()
+        compared = slice_compared = self.compared
+        try:
+            while time.monotonic() - started < seconds:
+                batch = list(islice(scenarios, BATCH))
+                if not batch:
+                    break
+                self.add(batch)
+                if self.compared - compared > SETTLED * (len(self.memory) + 1):
+                    self.memory.append(self._worker.memory())
+                now = time.monotonic()
+                if now - slice_start >= SLICE_SECONDS:
+                    self.rates.append((self.compared - slice_compared) / (now - slice_start))
+                    slice_start, slice_compared = now, self.compared
+        except KeyboardInterrupt:
+            pass
+        return time.monotonic() - started
+
     def _keep(self, content: bytes, outcome: Outcome) -> None:
         divergence = divergence_of(outcome)
         if divergence:
             self.divergences[divergence.name] += 1
             return
         key = key_of(outcome)
+        self.unlisted[key] += 1
         if key in self.findings or len(self.findings) >= KINDS_MAX:
             return
-        small = shrink(decode(content), lambda scenario: self._shows(scenario, key), SHRINK_RUNS)
+        scenario = decode(content)
+        small = shrink(scenario, lambda candidate: self._shows(candidate, key), SHRINK_RUNS)
         again = next(self._worker.compare([encode(small)]))
+        if key_of(again) != key:  # an incident that does not happen again
+            small, again = scenario, outcome
         self.findings[key] = Finding(key, small, again)
 
     def _shows(self, scenario: Scenario, key: str) -> bool:
@@ -101,14 +141,3 @@ def live(seeds: Sequence[bytes], start: int) -> Iterator[bytes]:
             yield mutate(seeds[number // 2 % len(seeds)], SIZE_MAX, number)
         else:
             yield random_bytes(number, 1 + number // 2 % 4)
-
-
-def compare_for(
-    comparison: Comparison, scenarios: Iterator[bytes], seconds: float, told: Callable[[], None]
-) -> float:
-    """Compare scenarios of an endless stream for a time; the seconds it took."""
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        comparison.add(list(islice(scenarios, BATCH)))
-        told()
-    return time.monotonic() - started

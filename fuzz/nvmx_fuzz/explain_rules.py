@@ -90,7 +90,7 @@ def rule_texts(violation: Violation | None, place: Place | None) -> tuple[RuleTe
     related = _RELATED.get(first, ())
     if violation is not None and place is not None and not related:
         seen = None if place.moment.hidden else place.moment.record
-        related = _by_situation(violation.fields, seen, place.expected)
+        related = by_situation(violation.fields, seen, place.expected)
     ids = list(dict.fromkeys((first, *related)))[:RULES_MAX]
     return tuple(
         RuleText(*RULES[rule_id], violated=violation is not None and rule_id == first)
@@ -99,10 +99,13 @@ def rule_texts(violation: Violation | None, place: Place | None) -> tuple[RuleTe
     )
 
 
-def _by_situation(
+def by_situation(
     fields: Iterable[str], seen: Record | None, expected: Record | None
 ) -> tuple[str, ...]:
-    """The rules about what differs, for the property that only says that something does."""
+    """The rules about what differs: *fields* of two records, or the records themselves.
+
+    *expected* is the record of bare metal. For properties that only say that something differs.
+    """
     found: list[str] = []
     other_exit = "reason" in fields
     for field in fields:

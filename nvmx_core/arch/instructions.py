@@ -61,6 +61,7 @@ MEMORY_READ: Final = 12
 MEMORY_WRITE: Final = 13
 WRITE_TPR: Final = 14
 APIC_EOI: Final = 15
+ARM_MONITOR: Final = 16
 
 ALWAYS: Final = -1
 NEVER: Final = -2
@@ -73,7 +74,8 @@ class Instruction(NamedTuple):
     they say. ``privileged``: #GP(0) outside CPL 0, before any exit (P15). ``emulated``: the L0 of the
     nested machine always intercepts it and emulates it when L1 does not want it. ``fault`` is the vector
     that a FAULT instruction raises. ``qualification`` is that of its exit (SDM, Exit Qualification for
-    Control-Register Accesses, for I/O Instructions); INVLPG names address 0, MOV DR reads RAX into DR0.
+    Control-Register Accesses, for I/O Instructions); INVLPG names address 0, MOV DR reads RAX into DR0,
+    that of MWAIT says whether MONITOR has armed the address-range monitor.
     """
 
     name: str
@@ -155,7 +157,9 @@ INSTRUCTIONS: Final[tuple[Instruction, ...]] = (
     ),
     _controlled("invlpg", 3, INVLPG_EXIT, CPU_INVLPG_EXITING, privileged=True),
     _controlled("mwait", 3, MWAIT_EXIT, CPU_MWAIT_EXITING, privileged=True),
-    _controlled("monitor", 3, MONITOR_EXIT, CPU_MONITOR_EXITING, privileged=True),
+    Instruction(
+        "monitor", 3, MONITOR_EXIT, CPU_BASED, CPU_MONITOR_EXITING, True, True, ARM_MONITOR, 0
+    ),
     _controlled("mov-dr", 3, MOV_DR_EXIT, CPU_MOV_DR_EXITING, privileged=True),
     Instruction(
         "mov-cr8", 4, CR_ACCESS, CPU_BASED, CPU_CR8_LOAD_EXITING, True, False, WRITE_TPR, 0, 8

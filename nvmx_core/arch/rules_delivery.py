@@ -266,7 +266,8 @@ DELIVERY_RULES: Final[tuple[Rule, ...]] = (
         "K4",
         "Virtual-interrupt delivery",
         "A virtual interrupt is recognised when RVI[7:4] exceeds VPPR[7:4] and is delivered "
-        "without an exit once IF = 1 and neither STI nor MOV SS blocks.",
+        "without an exit once IF = 1 and neither STI nor MOV SS blocks. Entries, TPR and EOI "
+        "virtualization and posted interrupts evaluate; a delivery ends the recognition.",
         "SDM: Evaluation of Pending Virtual Interrupts; Virtual-Interrupt Delivery",
     ),
 )

@@ -37,6 +37,8 @@ RFLAGS_IOPL_SHIFT: Final = 12
 RFLAGS_IOPL: Final = 3 << RFLAGS_IOPL_SHIFT
 RFLAGS_NT: Final = 1 << 14
 RFLAGS_RF: Final = 1 << 16
+RFLAGS_VIF: Final = 1 << 19
+RFLAGS_VIP: Final = 1 << 20
 RFLAGS_DEFINED: Final = 0x3D7FD7
 """Every flag of the architecture but VM: virtual-8086 mode is not modelled, so it counts as reserved."""
 

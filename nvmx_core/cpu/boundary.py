@@ -156,6 +156,7 @@ class Boundary(Delivery):
     def enter_smm(self) -> None:
         """B8: the default treatment of an SMI; what is pending stays pending until RSM."""
         self.pending &= ~PENDING_SMI
+        self.monitor_armed = False
         self.in_smm = True
         self.journal.append((SMM_ENTRY, 1, self.rip))
 
@@ -173,14 +174,17 @@ class Boundary(Delivery):
             self.deliver(NMI_INFO, POISON, 0, 0)
 
     def _take_virtual_interrupt(self) -> None:
-        """K4: RVI becomes SVI, the next request becomes RVI; delivery like an external interrupt."""
+        """K4: RVI becomes SVI, the next request becomes RVI; delivery like an external interrupt.
+
+        Recognition ends with it; only an entry, TPR, EOI or a posted interrupt evaluates again.
+        """
         vmcs = self.vmcs
         memory = self.memory
         vector = vmcs[GUEST_INTR_STATUS] & 0xFF
         memory.virr &= ~(1 << vector)
         memory.visr |= 1 << vector
         vmcs[GUEST_INTR_STATUS] = vector << 8 | max(memory.virr.bit_length() - 1, 0)
-        self.evaluate_virtual_interrupts()
+        self.pending &= ~PENDING_VIRTUAL_INTERRUPT
         self.deliver(VALID | EXTERNAL_INTERRUPT << TYPE_SHIFT | vector, POISON, 0, 0)
 
     def _take_interrupt(self) -> bool:

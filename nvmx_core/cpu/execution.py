@@ -44,6 +44,7 @@ from nvmx_core.arch.fields import (
 from nvmx_core.arch.instructions import (
     ALWAYS,
     APIC_EOI,
+    ARM_MONITOR,
     BREAKPOINT,
     CLEAR_IF,
     FAULT,
@@ -79,6 +80,8 @@ from nvmx_core.arch.state import (
     RFLAGS_OF,
     RFLAGS_RF,
     RFLAGS_TF,
+    RFLAGS_VIF,
+    RFLAGS_VIP,
 )
 from nvmx_core.arch.virtual_apic import tpr_is_below_threshold
 from nvmx_core.cpu.boundary import Boundary
@@ -103,6 +106,8 @@ _UD_OUTSIDE_CPL_0 = (MWAIT_EXIT, MONITOR_EXIT)
 
 POPF_FLAGS = RFLAGS_IF | RFLAGS_TF | RFLAGS_OF
 
+_KEPT_OUTSIDE_CPL_0 = RFLAGS_IOPL | RFLAGS_VIF | RFLAGS_VIP
+
 BOTTOM_FLAGS = RFLAGS_FIXED | RFLAGS_IF
 """The flags that IRET pops from an empty stack, with the start of L2's program as return address."""
 
@@ -124,7 +129,10 @@ class Execution(Boundary):
             self.fault_error_code = 0
             self.raise_fault(UD if instruction.exit_reason in _UD_OUTSIDE_CPL_0 else GP)
         elif self._is_intercepted(instruction):
-            self.vm_exit(instruction.exit_reason, instruction.qualification, instruction.length)
+            qualification = instruction.qualification
+            if instruction.exit_reason == MWAIT_EXIT and self.monitor_armed:
+                qualification = 1
+            self.vm_exit(instruction.exit_reason, qualification, instruction.length)
         else:
             self._operate(instruction, operand)
         self.boundary()
@@ -254,7 +262,7 @@ class Execution(Boundary):
     def _read_frame(self) -> Frame | None:
         """The frame on top of the stack: it cannot raise the privilege.
 
-        Outside CPL 0 it leaves IOPL alone, and IF too unless CPL <= IOPL.
+        Outside CPL 0 it leaves IOPL, VIF and VIP alone, and IF too unless CPL <= IOPL (SDM: IRET).
         """
         if not self._access(STACK, EPT_READ):
             return None
@@ -268,7 +276,9 @@ class Execution(Boundary):
             self.raise_fault(GP)
             return None
         if self.cpl:
-            kept = RFLAGS_IOPL | RFLAGS_IF if self.cpl > self._iopl() else RFLAGS_IOPL
+            kept = _KEPT_OUTSIDE_CPL_0
+            if self.cpl > self._iopl():
+                kept |= RFLAGS_IF
             rflags = rflags & ~kept | self.rflags & kept
         self.rsp = max(depth - 1, 0)
         return rip, rflags, cpl
@@ -293,6 +303,8 @@ class Execution(Boundary):
                 self.blocking |= BLOCKING_BY_MOV_SS
         elif action == WRITE_TPR:
             self._write_tpr(operand & 0xF)
+        elif action == ARM_MONITOR:
+            self.monitor_armed = True
         elif action == APIC_EOI:
             self._end_of_interrupt()
         else:

@@ -105,6 +105,7 @@ class Processor(Execution):
     def _load_guest_state(self) -> None:
         vmcs = self.vmcs
         self.non_root = True
+        self.monitor_armed = False
         self.rip = vmcs[GUEST_RIP]
         self.rsp = vmcs[GUEST_RSP]
         self.rflags = vmcs[GUEST_RFLAGS] & ~RFLAGS_RF

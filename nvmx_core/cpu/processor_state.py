@@ -153,6 +153,7 @@ class ProcessorState:
         "in_smm",
         "journal",
         "memory",
+        "monitor_armed",
         "nmi_unblocked_by_iret",
         "non_root",
         "pending",
@@ -212,6 +213,7 @@ class ProcessorState:
         self.event_length: int = 0
         self.event_rf: int = 0
         self.nmi_unblocked_by_iret: int = 0
+        self.monitor_armed: bool = False  # by MONITOR; entries, exits and SMIs end it
         self.fault_error_code: int = 0
         self.fault_payload: int = 0
         # Who lacks which page, as this processor's paging sees it; see load_tables.
@@ -282,6 +284,7 @@ class ProcessorState:
             vmcs[ENTRY_INTR_INFO] &= ~VALID
         self._save_guest_state(reason, event, rf)
         self.non_root = False
+        self.monitor_armed = False
         self.timer = TIMER_OFF
         self.pending &= _KEPT_BY_EXIT
 

@@ -7,6 +7,7 @@ reaches through :class:`L1Platform`.
 
 from typing import Final
 
+from nvmx_core.arch.controls import SECONDARY_VIRTUAL_INTR_DELIVERY
 from nvmx_core.arch.events import (
     HARDWARE_EXCEPTION,
     TYPE_MASK,
@@ -38,11 +39,11 @@ from nvmx_core.arch.fields import (
     GUEST_RSP,
     GUEST_SS_DPL,
     LAUNCH_STATE,
+    SECONDARY,
     Vmcs,
 )
-from nvmx_core.arch.state import (
-    RFLAGS_RF,
-)
+from nvmx_core.arch.state import RFLAGS_RF
+from nvmx_core.arch.virtual_apic import with_request
 from nvmx_core.errors import ModelError
 from nvmx_core.guests.memory import L2Memory
 from nvmx_core.journal import (
@@ -98,6 +99,16 @@ class L1:
         self.in_mov_ss_shadow: bool = False
         self.info_reason: int = NOTHING_OWED
         self.owed_reason: int = NOTHING_OWED
+
+    def ask_for_highest_virtual_interrupt(self) -> None:
+        """K4: L1 enters with RVI at the highest request of its virtual-APIC page, or above.
+
+        With a lower one it could tell an exit of L0, because the entry behind it evaluates once more.
+        """
+        vmcs = self.vmcs
+        if vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY and self.has_current:
+            highest = self.memory.virr.bit_length() - 1
+            vmcs[GUEST_INTR_STATUS] = with_request(vmcs[GUEST_INTR_STATUS], highest)
 
     # -- instructions of L1 ---------------------------------------------------------------------------
 

@@ -343,6 +343,7 @@ class Injection(NestedCheck):
         self.own_mtf = False
         self.in_smm = True
         self.smm_guest_mode = self.guest_mode
+        self.monitor_armed = False
         if not self.guest_mode:
             self.journal.append((SMM_ENTRY, 0, 0))
             return

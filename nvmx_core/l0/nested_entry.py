@@ -11,6 +11,7 @@ from typing import Final
 
 from nvmx_core.arch.controls import (
     CPU_HLT_EXITING,
+    CPU_MONITOR_EXITING,
     CPU_RDPMC_EXITING,
     CPU_SECONDARY_CONTROLS,
     CPU_TPR_SHADOW,
@@ -75,7 +76,11 @@ L0_PIN_CONTROLS: Final = (
     PIN_EXT_INTR_EXITING | PIN_NMI_EXITING | PIN_VIRTUAL_NMIS | PIN_PREEMPTION_TIMER
 )
 L0_CPU_CONTROLS: Final = (
-    CPU_HLT_EXITING | CPU_UNCOND_IO_EXITING | CPU_RDPMC_EXITING | CPU_SECONDARY_CONTROLS
+    CPU_HLT_EXITING
+    | CPU_UNCOND_IO_EXITING
+    | CPU_RDPMC_EXITING
+    | CPU_MONITOR_EXITING
+    | CPU_SECONDARY_CONTROLS
 )
 _L1_PIN_CONTROLS: Final = ~(PIN_PREEMPTION_TIMER | PIN_POSTED_INTR)
 """What L0 takes over from L1; the timer it keeps itself, posted interrupts it processes itself."""

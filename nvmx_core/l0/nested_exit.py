@@ -146,6 +146,7 @@ class NestedExit(ExceptionQueue):
         """L1 is current, active, with events to be looked at."""
         self.guest_mode = False
         self.mp_state = ACTIVE
+        self.monitor_armed = False
         self.timer = TIMER_OFF
         self.timer_expired = False
         self.own_mtf = False

@@ -30,6 +30,7 @@ from nvmx_core.arch.exits import (
     IDT_VECTORING_ALLOWED,
     INTERRUPT_WINDOW,
     MONITOR_TRAP_FLAG,
+    MWAIT_EXIT,
     NMI_WINDOW,
     PML_FULL,
     PREEMPTION_TIMER,
@@ -52,7 +53,7 @@ from nvmx_core.arch.fields import (
     IDT_VECTORING_INFO,
     POISON,
 )
-from nvmx_core.arch.instructions import EMULATED_BY_REASON, HALT, Instruction
+from nvmx_core.arch.instructions import ARM_MONITOR, EMULATED_BY_REASON, HALT, Instruction
 from nvmx_core.arch.state import (
     BLOCKING_BY_NMI,
     HLT,
@@ -265,6 +266,8 @@ class Routing(NestedEntry):
     def _handle_instruction_exit(self, reason: int) -> None:
         instruction = EMULATED_BY_REASON.get(reason)
         if instruction is None or self.l1_wants_instruction(instruction):
+            if reason == MWAIT_EXIT and self.monitor_armed:
+                self.vmcs02[EXIT_QUALIFICATION] = 1  # L0 took MONITOR: the processor's is not armed
             self.reflect(reason)
         else:
             self.emulate(instruction)
@@ -283,6 +286,8 @@ class Routing(NestedEntry):
             self.mp_state = HLT
             self.reach[reach.SLEEP] += 1
             self.log.append((SLEEP, len(self.journal), HLT))
+        elif instruction.action == ARM_MONITOR:
+            self.monitor_armed = True
         vmcs02[GUEST_RIP] += vmcs02[EXIT_INSTRUCTION_LEN]
         vmcs02[GUEST_INTERRUPTIBILITY] &= ~INTERRUPT_SHADOW
         self.journal.append((RETIRE, vmcs02[GUEST_RIP]))

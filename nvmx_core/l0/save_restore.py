@@ -54,6 +54,7 @@ class SavedNested(NamedTuple):
     timer_expired: bool
     physical_nmi_blocked: bool
     mp_state: int
+    monitor_armed: bool
     in_smm: bool
     smm_guest_mode: bool
     l1_nmi_blocked: bool
@@ -153,6 +154,7 @@ def _save_nested(vcpu: RunLoop) -> SavedNested:
         timer_expired=vcpu.timer_expired,
         physical_nmi_blocked=vcpu.physical_nmi_blocked,
         mp_state=vcpu.mp_state,
+        monitor_armed=vcpu.monitor_armed,
         in_smm=vcpu.in_smm,
         smm_guest_mode=vcpu.smm_guest_mode,
         l1_nmi_blocked=vcpu.l1_nmi_blocked,
@@ -187,6 +189,7 @@ def _restore_nested(vcpu: RunLoop, nested: SavedNested) -> None:
     vcpu.smm_guest_mode = nested.smm_guest_mode
     vcpu.l1_nmi_blocked = nested.l1_nmi_blocked
     vcpu.mp_state = nested.mp_state
+    vcpu.monitor_armed = nested.monitor_armed
     vcpu.mtf_pending = nested.mtf_pending
     vcpu.timer = nested.timer
     vcpu.timer_expired = nested.timer_expired

@@ -85,6 +85,7 @@ class Vcpu:
         "l1_nmi_blocked",
         "log",
         "memory",
+        "monitor_armed",
         "mp_state",
         "mtf_injected",
         "mtf_pending",
@@ -134,6 +135,7 @@ class Vcpu:
         self.guest_mode: bool = False
         self.nested_run_pending: bool = False
         self.mp_state: int = ACTIVE
+        self.monitor_armed: bool = False
         self.in_smm: bool = False
         self.smm_guest_mode: bool = False
         self.l1_nmi_blocked: bool = False

@@ -212,6 +212,7 @@ class Machine(Platform):
         if l1.owed_reason != NOTHING_OWED and l1.has_current:
             keep_manners(l1, self, manners)
         vmcs = l1.vmcs
+        l1.ask_for_highest_virtual_interrupt()
         self.journal.append(
             (
                 L1_ENTRY,

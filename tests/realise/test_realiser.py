@@ -43,6 +43,14 @@ def test_an_arrival_comes_between_the_instructions_of_l2() -> None:
     ]  # fmt: skip
 
 
+def test_an_smi_is_answered_by_an_rsm() -> None:
+    result = realised("L1 enter\noutside smi\noutside nmi\noutside rsm\n")
+    assert [item[0] for item in result.schedule] == [
+        schedule.ENTERED, schedule.ARRIVE_SMI, schedule.ARRIVE_NMI, schedule.RESUME, schedule.EXIT,
+        schedule.STOP,
+    ]  # fmt: skip
+
+
 def test_code_that_changes_while_l2_runs_is_poked() -> None:
     result = realised("L1 enter\nL2 iret\nL2 nop\n")
     assert schedule.POKE_BYTE in [item[0] for item in result.schedule]
@@ -51,7 +59,7 @@ def test_code_that_changes_while_l2_runs_is_poked() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("L1 enter\noutside smi\n", "smi"),
+        ("L1 control pml on\nL1 pml-log full\nL1 enter\noutside smi\n", "rsm-with-full-log"),
         ("L1 enter\nL2 mov-cr8 0x1\n", "mov-cr8-in-32-bit-code"),
         ("config real-mode=on\nL1 enter\n", "real-mode"),
         ("L1 vmwrite GUEST_RIP 0x10\nL1 enter\nL2 nop\n", "rip-outside-of-code"),

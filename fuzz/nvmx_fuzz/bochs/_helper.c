@@ -11,391 +11,17 @@
  *
  * Offsets into Bochs' CPU object belong to one version of the package and come from Python (`nvmx_layout`).
  */
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdarg.h>
-#include <setjmp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "_helper_state.h"
 
-typedef uint8_t u8;
-typedef uint16_t u16;
-typedef uint32_t u32;
-typedef uint64_t u64;
+#include "_helper_boundary.h"
 
-/* -- what Python hands over ------------------------------------------------------------------------------ */
+#include "_helper_events.h"
 
-struct layout {
-    u64 rip, prev_rip, rsp, eflags, icount, inhibit_mask, debug_trap, cr2, dr6, lapic, in_guest, activity, pending, mask,
-        async, cpl, rvi, apic_isr, apic_tmr, apic_irr;
-};
+#include "_helper_smm.h"
 
-struct places {
-    u64 launch, resume, launch_shadow, resume_shadow, mark, exited, failed, record, record2, end; /* RIPs of L1 */
-    u64 code, code_end;                              /* L2's code */
-    u64 mailbox, mailbox2, stop_flag, descriptor;    /* physical addresses */
-};
+#include "_helper_stubs.h"
 
-struct item {
-    u64 op, a, b;
-};
-
-enum { RUN = 1, INTR, NMI, INIT, SIPI, TIMER, POKE, FLUSH, ARM, EXIT, VMFAIL, MARKED, STOP, IN_EMULATION, POKE_BYTE, ENTERED };
-enum { LOG_ENTRY = 2, LOG_DELIVER = 16, LOG_RETIRE = 17, LOG_STOP = 33, LOG_SEEN };
-enum { FINISHED = 0, L2_RESTS, WRONG_RIP, UNEXPECTED_EXIT, UNEXPECTED_VMFAIL, L1_ENDS, BUDGET };
-
-#define LOG_WORDS (1u << 16)
-#define ARMED_MAX 64
-#define ACTIVE 0
-#define HALTED 1
-#define WAIT_FOR_SIPI 3
-#define EVENT_NMI (1u << 0)
-#define EVENT_SMI (1u << 1)
-#define EVENT_INIT (1u << 2)
-#define EVENT_MTF (1u << 4)
-#define EVENT_TIMER (1u << 5)
-#define WINDOW (1u << 6)
-#define SHUTDOWN_WAKES 0xA7u
-#define RE_EVALUATED 0xE01u
-#define VIRTUAL_INTERRUPT (1u << 9)
-#define EVENT_LAPIC (1u << 11)
-#define RF 0x10000u
-#define SINGLE_STEP 0x4000u
-#define TRIES 8
-#define STOP_TRACE 0x80000000u
-#define INHIBIT_DEBUG 2
-
-static struct layout at;
-static struct places place;
-static u8 *cpu, *memory;
-static u64 memory_size;
-
-static const struct item *schedule;
-static u64 schedule_length, position;
-static u64 log_words[LOG_WORDS];
-static u64 log_length;
-static u64 armed[ARMED_MAX][2];
-static unsigned armed_count;
-static jmp_buf out;
-static int running, at_start, draining, arrived, delivered, run_active, entering, evaluate_interrupts;
-static u64 budget;
-static int delivering;
-static u32 frame_rf;
-static u32 timer_value, timer_on, entry_ticks;
-
-#define CPU32(offset) (*(u32 *)(cpu + (offset)))
-#define CPU64(offset) (*(u64 *)(cpu + (offset)))
-
-/* -- the functions of the package ------------------------------------------------------------------------ */
-
-static void *(*real_fetch)(void);
-static int (*real_wait)(void);
-static int (*real_async)(void);
-static void (*real_interrupt)(u8, unsigned, int, u16);
-static void (*real_cpu_loop)(void);
-static void (*real_vmexit)(unsigned, u64);
-static void (*real_vmexit_io)(void *, unsigned, unsigned);
-static void (*real_external)(void);
-static int (*real_posted)(u8);
-static void (*real_evaluate_virtual)(void);
-static void (*real_nmi)(void);
-static u32 (*real_exit_flags)(unsigned, unsigned);
-static void (*real_sleep)(unsigned);
-static void (*real_service)(void *);
-static void (*real_sipi)(unsigned);
-static void (*real_trigger)(void *, u8, unsigned, int);
-static void (*real_flush)(void);
-static void (*real_smc)(u64, u32);
-static void (*real_mask_change)(void);
-static int (*real_inhibited)(unsigned);
-
-static int guest(void) { return cpu[at.in_guest]; }
-
-static void note(u64 kind, u64 count, const u64 *values) {
-    if (log_length + count + 1 > LOG_WORDS) return;
-    log_words[log_length++] = kind | count << 32;
-    for (u64 i = 0; i < count; i++) log_words[log_length++] = values[i];
-}
-
-/* Write the state of the CPU that no exit field shows; make L1 leave its script. */
-static void stop(u64 why) {
-    if (draining) return;
-    u64 values[14] = {why, guest(), CPU32(at.pending), CPU32(at.mask), position, CPU64(at.rip)};
-    u8 *apic = (u8 *)CPU64(at.lapic);
-    memcpy(&values[6], apic + at.apic_irr, 32);
-    memcpy(&values[10], apic + at.apic_isr, 32);
-    note(LOG_STOP, 14, values);
-    draining = 1;
-    *(u32 *)(memory + place.stop_flag) = 1;
-}
-
-static void leave(u64 why) {
-    stop(why);
-    note(LOG_SEEN, 0, NULL);
-    real_vmexit(18, 0); /* as VMCALL: L1 reads the guest state, sees the flag and ends */
-}
-
-/* -- arrivals -------------------------------------------------------------------------------------------- */
-
-static void make(u64 op, u64 value) {
-    switch (op) {
-    case INTR: real_trigger((void *)CPU64(at.lapic), (u8)value, 0, 0); break;
-    case NMI: real_nmi(); break;
-    case INIT: /* mend: Bochs drops an INIT that comes while L1 runs (A2) */
-        CPU32(at.pending) |= EVENT_INIT;
-        if (!(CPU32(at.mask) & EVENT_INIT)) CPU32(at.async) |= 1;
-        break;
-    case SIPI: real_sipi((unsigned)value); break;
-    case TIMER:
-        if (entering) entry_ticks += (u32)value;
-        else if (timer_on) {
-            timer_value = timer_value > value ? timer_value - (u32)value : 0;
-            if (!timer_value) {
-                CPU32(at.pending) |= EVENT_TIMER;
-                if (!(CPU32(at.mask) & EVENT_TIMER)) CPU32(at.async) |= 1;
-            }
-        }
-        break;
-    }
-}
-
-static int is_arrival(u64 op) { return op >= INTR && op <= TIMER; }
-
-static void fire_armed(void) {
-    unsigned count = armed_count;
-    armed_count = 0;
-    for (unsigned i = 0; i < count; i++) make(armed[i][0], armed[i][1]);
-}
-
-static void spend(void) {
-    if (!budget--) {
-        stop(BUDGET);
-        longjmp(out, 1);
-    }
-}
-
-/* Memory changes behind the CPU; code that it has decoded from there is dropped. */
-static void poke(const struct item *item) {
-    if (item->a + 4 > memory_size) return;
-    if (item->op == POKE) *(u32 *)(memory + item->a) = (u32)item->b;
-    else memory[item->a] = (u8)item->b;
-    real_smc(item->a & ~0xFFFull, ~0u);
-}
-
-/* L2 rests at a boundary: 1 after an arrival (to be evaluated), 0 when one instruction is to run. */
-static int rest(void) {
-    spend();
-    for (;;) {
-        if (position >= schedule_length) leave(L2_RESTS);
-        const struct item *item = &schedule[position];
-        if (is_arrival(item->op)) {
-            position++;
-            make(item->op, item->a);
-            return 1;
-        }
-        switch (item->op) {
-        case RUN:
-            if (item->a != CPU64(at.rip)) leave(WRONG_RIP);
-            position++;
-            return 0;
-        case POKE:
-        case POKE_BYTE:
-            position++;
-            poke(item);
-            break;
-        case FLUSH:
-            position++;
-            real_flush();
-            break;
-        case ARM:
-            position++;
-            if (armed_count < ARMED_MAX) {
-                armed[armed_count][0] = item->a;
-                armed[armed_count++][1] = item->b;
-            }
-            break;
-        case STOP: leave(FINISHED); break;
-        default: leave(L2_RESTS);
-        }
-    }
-}
-
-/* Evaluate the boundary once more after an arrival; what the CPU has prepared for the next instruction (the
- * single-step trap, the opened MTF exit) belongs behind that instruction and is prepared again. */
-int async_event(void);
-static void evaluate(int behind_delivery) {
-    if (!behind_delivery) {
-        if (!real_inhibited(INHIBIT_DEBUG)) CPU32(at.debug_trap) &= ~SINGLE_STEP;
-        if (CPU32(at.pending) & EVENT_MTF) CPU32(at.mask) |= EVENT_MTF;
-    }
-    CPU32(at.async) |= 1;
-    async_event();
-}
-
-void *fetch(void) __asm__("_ZN8BX_CPU_C14getICacheEntryEv");
-void *fetch(void) {
-    if (running && guest() && !draining) {
-        if (evaluate_interrupts) {
-            evaluate_interrupts = 0;
-            real_mask_change();
-            if (CPU32(at.pending) & ~CPU32(at.mask) & EVENT_LAPIC) arrived = 1;
-        }
-        int tries = 0;
-        /* Mend: Bochs takes one event a boundary, then executes; here the boundary is evaluated to its end. */
-        if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED) arrived = 1;
-        for (;;) {
-            while (arrived || delivered) {
-                int behind = delivered;
-                arrived = delivered = 0;
-                u32 open = CPU32(at.pending) & ~CPU32(at.mask);
-                if (open) evaluate(behind);
-                if (CPU32(at.pending) & ~CPU32(at.mask) & RE_EVALUATED && tries++ < TRIES) arrived = 1;
-            }
-            if (!rest()) break;
-            arrived = 1;
-            tries = 0;
-        }
-        run_active = 1;
-        delivering = 0;
-        while (position < schedule_length && schedule[position].op == IN_EMULATION) {
-            const struct item *item = &schedule[position++];
-            make(item->a, item->b);
-        }
-    }
-    return real_fetch();
-}
-
-int wait_for_event(void) __asm__("_ZN8BX_CPU_C18handleWaitForEventEv");
-int wait_for_event(void) {
-    if (!running || !guest() || draining) return real_wait();
-    for (;;) {
-        if (evaluate_interrupts) {
-            evaluate_interrupts = 0;
-            real_mask_change();
-        }
-        u32 open = CPU32(at.pending) & ~CPU32(at.mask);
-        u32 activity = CPU32(at.activity);
-        if (activity != WAIT_FOR_SIPI) {
-            /* Mend: what wakes or leaves HLT, by the table of activity states; Bochs does not look at windows,
-             * virtual interrupts, debug traps, nor at interrupts that exit while IF = 0. */
-            u32 wakes = activity == HALTED ? open & ~WINDOW : open & SHUTDOWN_WAKES;
-            if (activity == HALTED && CPU32(at.pending) & WINDOW && CPU32(at.eflags) & 0x200) wakes |= WINDOW;
-            if (activity == HALTED && CPU32(at.debug_trap) & 0xF000) wakes |= 1;
-            if (wakes || activity == ACTIVE) {
-                CPU32(at.inhibit_mask) = 0;
-                return 0;
-            }
-        }
-        if (!rest()) leave(L2_RESTS); /* the schedule runs an instruction, but this L2 sleeps */
-    }
-}
-
-/* Mend: an exit out of a sleeping state saves that state (Y4); the CPU is active only behind the boundary. */
-int async_event(void) __asm__("_ZN8BX_CPU_C16handleAsyncEventEv");
-int async_event(void) {
-    if (!running || !guest()) return real_async();
-    u32 asleep = CPU32(at.activity);
-    int before = delivered;
-    for (int tries = 0; tries < TRIES; tries++) {
-        delivered = 0;
-        if (real_async()) return 1;
-        if (asleep == ACTIVE || delivered) break;
-        CPU32(at.activity) = asleep; /* mend: what neither exits nor is delivered does not wake (K3) */
-    }
-    delivered |= before;
-    CPU32(at.activity) = ACTIVE;
-    return 0;
-}
-
-/* -- deliveries, instructions ---------------------------------------------------------------------------- */
-
-void interrupt(u8, unsigned, int, u16) __asm__("_ZN8BX_CPU_C9interruptEhjbt");
-void interrupt(u8 vector, unsigned type, int push_error, u16 error_code) {
-    push_error &= 0xFF;
-    if (!running || !guest() || draining) {
-        real_interrupt(vector, type, push_error, error_code);
-        return;
-    }
-    entering = 0;
-    CPU32(at.activity) = ACTIVE;
-    delivering = 1;
-    frame_rf = CPU32(at.eflags) & RF;
-    if (armed_count) fire_armed();
-    real_interrupt(vector, type, push_error, error_code);
-    u32 esp = (u32)CPU64(at.rsp);
-    u32 frame = esp + (push_error ? 4 : 0);
-    u64 values[8] = {vector, push_error ? error_code : ~0ull, ~0ull, ~0ull, CPU64(at.cr2), CPU32(at.dr6), esp, type};
-    if (frame + 12 <= memory_size) {
-        values[2] = *(u32 *)(memory + frame);
-        values[3] = *(u32 *)(memory + frame + 8);
-        if (push_error) values[1] = *(u32 *)(memory + esp);
-    }
-    CPU64(at.prev_rip) = CPU64(at.rip); /* mend: Bochs forgets it behind an NMI */
-    run_active = delivering = 0;
-    delivered = 1;
-    note(LOG_DELIVER, 8, values);
-}
-
-/* Mend: RF of an exit in a delivery is that of the frame (X8). */
-u32 exit_flags(unsigned, unsigned) __asm__("_ZN8BX_CPU_C16VMexitReadEFLAGSEjj");
-u32 exit_flags(unsigned reason, unsigned vector) {
-    u32 flags = real_exit_flags(reason, vector);
-    if (running && delivering && (reason == 44 || reason == 48 || reason == 49 || reason == 62 || reason == 9))
-        flags = (flags & ~RF) | frame_rf;
-    return flags;
-}
-
-/* Mend: entering shutdown or wait-for-SIPI leaves IF as the VM entry loaded it. */
-void enter_sleep(unsigned) __asm__("_ZN8BX_CPU_C17enter_sleep_stateEj");
-void enter_sleep(unsigned state) {
-    u32 interrupts = CPU32(at.eflags) & 0x200;
-    real_sleep(state);
-    if (running) CPU32(at.eflags) |= interrupts;
-}
-
-static int highest(const u8 *vectors) {
-    for (int i = 7; i >= 0; i--)
-        if (((const u32 *)vectors)[i]) return i * 32 + 31 - __builtin_clz(((const u32 *)vectors)[i]);
-    return -1;
-}
-
-/* Mend: an interrupt of the class in service waits; Bochs compares vectors and then gives the spurious one. */
-void service_apic(void *) __asm__("_ZN15bx_local_apic_c18service_local_apicEv");
-void service_apic(void *apic) {
-    int request = highest((u8 *)apic + at.apic_irr), service = highest((u8 *)apic + at.apic_isr);
-    if (running && request >= 0 && service >= 0 && request >> 4 <= service >> 4) return;
-    real_service(apic);
-}
-
-/* Mend: a virtual interrupt that IF or a shadow holds is not taken in place of an interrupt that exits (K4). */
-void external_interrupt(void) __asm__("_ZN8BX_CPU_C18HandleExtInterruptEv");
-void external_interrupt(void) {
-    u32 held = running && guest() ? CPU32(at.pending) & CPU32(at.mask) & VIRTUAL_INTERRUPT : 0;
-    CPU32(at.pending) &= ~held;
-    real_external();
-    if (held) real_evaluate_virtual();
-}
-
-/* Mend: RVI becomes the highest of itself and the vectors posted, if there are any (K3). */
-int posted(u8) __asm__("_ZN8BX_CPU_C31VMX_Posted_Interrupt_ProcessingEh");
-int posted(u8 vector) {
-    int highest_posted = highest(memory + place.descriptor);
-    u8 request = cpu[at.rvi];
-    int taken = real_posted(vector);
-    if (running && taken) {
-        cpu[at.rvi] = highest_posted > request ? (u8)highest_posted : request;
-        real_evaluate_virtual();
-    }
-    return taken;
-}
-
-void vmexit(unsigned, u64) __asm__("_ZN8BX_CPU_C6VMexitEjm");
-void vmexit(unsigned reason, u64 qualification) {
-    if (running && !draining) note(LOG_SEEN, 0, NULL);
-    real_vmexit(reason, qualification);
-}
+/* -- L1 at the places that the helper knows --------------------------------------------------------------- */
 
 static void copy_mailbox(u64 address) {
     const u64 *box = (const u64 *)(memory + address);
@@ -409,7 +35,8 @@ static void l1_recorded(void) {
     entry_ticks = 0;
     if (draining) return;
     u64 wanted = kind == 0 ? EXIT : VMFAIL;
-    if (position < schedule_length && schedule[position].op == wanted) position++;
+    if (exit_is_due && kind == 0) exit_is_due = 0;
+    else if (position < schedule_length && schedule[position].op == wanted) position++;
     else stop(kind == 0 ? UNEXPECTED_EXIT : UNEXPECTED_VMFAIL);
 }
 
@@ -417,10 +44,8 @@ static void l1_recorded(void) {
 static void l1_marked(void) {
     while (position < schedule_length && schedule[position].op != MARKED) {
         const struct item *item = &schedule[position];
-        if (item->op == ARM) {
-            armed[armed_count % ARMED_MAX][0] = item->a;
-            armed[armed_count++ % ARMED_MAX][1] = item->b;
-        } else if (is_arrival(item->op)) make(item->op, item->a);
+        if (item->op == ARM) arm(item);
+        else if (is_arrival(item->op)) make(item->op, item->a);
         else if (item->op == POKE) poke(item);
         else break;
         position++;
@@ -431,6 +56,7 @@ static void l1_marked(void) {
 
 static void l1_enters(void) {
     entering = 1;
+    entry_mask = CPU32(at.mask);
     timer_value = 0;
     evaluate_interrupts = 1;
     note(LOG_ENTRY, 0, NULL);
@@ -461,6 +87,10 @@ void bx_instr_before_execution(unsigned id, void *instruction) {
         return;
     }
     u64 rip = CPU64(at.rip);
+    if (smm) {
+        rest_in_smm();
+        return;
+    }
     if (rip < place.exited || rip > place.end) return;
     spend();
     if (rip == place.record) l1_recorded();
@@ -482,100 +112,6 @@ void bx_instr_after_execution(unsigned id, void *instruction) {
         run_active = 0;
         note(LOG_RETIRE, 1, &rip);
     }
-}
-
-/* -- functions of the package that abort or do not fit --------------------------------------------------- */
-
-int get_enable_a20(void *self) __asm__("_ZN14bx_pc_system_c14get_enable_a20Ev");
-int get_enable_a20(void *self) { (void)self; return 1; }
-void activate_timer_ticks(void *self, unsigned i, u64 ticks, int again)
-    __asm__("_ZN14bx_pc_system_c20activate_timer_ticksEjmb");
-void activate_timer_ticks(void *self, unsigned i, u64 ticks, int again) { (void)self, (void)i, (void)ticks, (void)again; }
-void deactivate_timer(void *self, unsigned i) __asm__("_ZN14bx_pc_system_c16deactivate_timerEj");
-void deactivate_timer(void *self, unsigned i) { (void)self, (void)i; }
-void invalidate_page(void *self, u64 address) __asm__("_ZN14bx_pc_system_c6invlpgEm");
-void invalidate_page(void *self, u64 address) { (void)self, (void)address; }
-void set_preemption_timer(void *self, u32 value) __asm__("_ZN15bx_local_apic_c24set_vmx_preemption_timerEj");
-void set_preemption_timer(void *self, u32 value) {
-    (void)self;
-    timer_on = 1;
-    timer_value = value > entry_ticks ? value - entry_ticks : 0;
-    if (!timer_value) {
-        CPU32(at.pending) |= EVENT_TIMER;
-        if (!(CPU32(at.mask) & EVENT_TIMER)) CPU32(at.async) |= 1;
-    }
-}
-u32 read_preemption_timer(void *self) __asm__("_ZN15bx_local_apic_c25read_vmx_preemption_timerEv");
-u32 read_preemption_timer(void *self) { (void)self; return timer_value; }
-void stop_preemption_timer(void *self) __asm__("_ZN15bx_local_apic_c31deactivate_vmx_preemption_timerEv");
-void stop_preemption_timer(void *self) { (void)self; timer_on = 0; }
-u32 port_in(void *self, u16 port, unsigned size) __asm__("_ZN12bx_devices_c3inpEtj");
-u32 port_in(void *self, u16 port, unsigned size) { (void)self, (void)port, (void)size; return ~0u; }
-void port_out(void *self, u16 port, u32 value, unsigned size) __asm__("_ZN12bx_devices_c4outpEtjj");
-void port_out(void *self, u16 port, u32 value, unsigned size) { (void)self, (void)port, (void)value, (void)size; }
-
-/* The package's own asks a setting that does not exist. L2's task state has no I/O map. */
-int allow_io(void *instruction, u16 port, unsigned size) __asm__("_ZN8BX_CPU_C8allow_ioEP15bxInstruction_ctj");
-int allow_io(void *instruction, u16 port, unsigned size) {
-    if (cpu[at.cpl] > (CPU32(at.eflags) >> 12 & 3)) return 0;
-    if (guest()) real_vmexit_io(instruction, port, size);
-    return 1;
-}
-
-int dbg_fetch_mem(void *c, u64 a, unsigned n, u8 *to) __asm__("_ZN8BX_MEM_C13dbg_fetch_memEP8BX_CPU_CmjPh");
-int dbg_fetch_mem(void *c, u64 a, unsigned n, u8 *to) { (void)c, (void)a; memset(to, 0, n); return 1; }
-
-void *host_address(void *c, u64 address, unsigned rw) __asm__("_ZN8BX_MEM_C14getHostMemAddrEP8BX_CPU_Cmj");
-void *host_address(void *c, u64 address, unsigned rw) {
-    (void)c, (void)rw;
-    return address < memory_size ? memory + address : NULL;
-}
-void read_page(void *c, u64 address, unsigned n, void *to) __asm__("_ZN8BX_MEM_C16readPhysicalPageEP8BX_CPU_CmjPv");
-void read_page(void *c, u64 address, unsigned n, void *to) {
-    (void)c;
-    if (address + n <= memory_size) memcpy(to, memory + address, n);
-    else memset(to, 0xFF, n);
-}
-void write_page(void *c, u64 address, unsigned n, void *from) __asm__("_ZN8BX_MEM_C17writePhysicalPageEP8BX_CPU_CmjPv");
-void write_page(void *c, u64 address, unsigned n, void *from) {
-    (void)c;
-    if (address + n <= memory_size) memcpy(memory + address, from, n);
-}
-
-/* The hooks of the package want a session that runs; here nobody listens. */
-#define NO_HOOK(name) void bx_instr_##name(void) {}
-NO_HOOK(cache_cntrl)
-NO_HOOK(clflush)
-NO_HOOK(cnear_branch_not_taken)
-NO_HOOK(cnear_branch_taken)
-NO_HOOK(exception)
-NO_HOOK(far_branch)
-NO_HOOK(hlt)
-NO_HOOK(hwinterrupt)
-NO_HOOK(inp)
-NO_HOOK(inp2)
-NO_HOOK(interrupt)
-NO_HOOK(lin_access)
-NO_HOOK(mwait)
-NO_HOOK(opcode)
-NO_HOOK(outp)
-NO_HOOK(phy_access)
-NO_HOOK(prefetch_hint)
-NO_HOOK(repeat_iteration)
-NO_HOOK(reset)
-NO_HOOK(tlb_cntrl)
-NO_HOOK(ucnear_branch)
-NO_HOOK(vmexit)
-NO_HOOK(wrmsr)
-
-/* glibc before 2.38 lacks these two, which the package was linked against. */
-unsigned long long __isoc23_strtoull(const char *text, char **end, int base) { return strtoull(text, end, base); }
-int __isoc23_sscanf(const char *text, const char *format, ...) {
-    va_list list;
-    va_start(list, format);
-    int count = vsscanf(text, format, list);
-    va_end(list);
-    return count;
 }
 
 /* -- called from Python ---------------------------------------------------------------------------------- */
@@ -604,8 +140,28 @@ static const struct {
     {(void **)&real_smc, "_Z9handleSMCmj"},
     {(void **)&real_mask_change, "_ZN8BX_CPU_C25handleInterruptMaskChangeEv"},
     {(void **)&real_inhibited, "_ZN8BX_CPU_C20interrupts_inhibitedEj"},
+    {(void **)&real_inhibit, "_ZN8BX_CPU_C18inhibit_interruptsEj"},
+    {(void **)&real_load_guest, "_ZN8BX_CPU_C26VMenterLoadCheckGuestStateEPm"},
+    {(void **)&real_inject, "_ZN8BX_CPU_C19VMenterInjectEventsEv"},
+    {(void **)&real_save_guest, "_ZN8BX_CPU_C20VMexitSaveGuestStateEjj"},
+    {(void **)&real_tpr, "_ZN8BX_CPU_C22VMX_TPR_VirtualizationEv"},
+    {(void **)&real_smm, "_ZN8BX_CPU_C28enter_system_management_modeEv"},
+    {(void **)&real_restore, "_ZN8BX_CPU_C19smram_restore_stateEPKj"},
+    {(void **)&vmread, "_ZN8BX_CPU_C8VMread32Ej"},
+    {(void **)&vmwrite, "_ZN8BX_CPU_C9VMwrite32Ejj"},
     {(void **)&cpu, "bx_cpu"},
 };
+
+/* Touch all of the CPU object, or its cache of decoded code comes into memory over 200,000 scenarios. */
+static void touch(u8 *object) {
+    Dl_info info;
+    const ElfW(Sym) *symbol = NULL;
+    if (!dladdr1(object, &info, (void **)&symbol, RTLD_DL_SYMENT) || !symbol) return;
+    for (u64 offset = 0; offset < symbol->st_size; offset += 4096) {
+        volatile u8 *byte = object + offset;
+        *byte = *byte;
+    }
+}
 
 /* Find the functions of the package; the name of one that is missing, or NULL. */
 const char *nvmx_bind(const char *path, const struct layout *layout) {
@@ -616,6 +172,7 @@ const char *nvmx_bind(const char *path, const struct layout *layout) {
         if (!*wanted[i].to) return wanted[i].name;
     }
     at = *layout;
+    touch(cpu);
     return NULL;
 }
 
@@ -633,6 +190,9 @@ u64 nvmx_run(const struct item *items, u64 count, u64 limit, int first) {
     position = log_length = 0;
     armed_count = 0;
     delivering = draining = arrived = delivered = run_active = entering = evaluate_interrupts = 0;
+    unfinished = exit_is_due = 0;
+    smm = OUTSIDE;
+    held_trap = injected_trap = hidden = opened = 0;
     timer_on = timer_value = entry_ticks = 0;
     budget = limit;
     at_start = !first;
@@ -651,7 +211,8 @@ void nvmx_clean(void) {
     memset(apic + at.apic_tmr, 0, 32);
     memset(apic + at.apic_irr, 0, 32);
     CPU32(at.pending) = 0;
-    CPU32(at.mask) &= ~(EVENT_NMI | EVENT_SMI);
+    if (!root_mask) root_mask = CPU32(at.mask) & ~(EVENT_NMI | EVENT_SMI);
+    CPU32(at.mask) = root_mask;
     CPU32(at.debug_trap) = 0;
     CPU32(at.inhibit_mask) = 0;
     CPU64(at.cr2) = 0;

@@ -1,40 +1,26 @@
 """Where Bochs and the model are known to disagree, who is right and why.
 
 A *divergence* is recognised by a narrow predicate on the first difference; a campaign counts it and goes
-on. A
-*mend* is a behaviour of Bochs that the helper replaces, because it would hide what comes after.
-`docs/FIDELITY.md`
-is made from both tables.
+on. A *mend* is a behaviour of Bochs that the helper replaces, because it would hide what comes after; where
+the manual allows both, the helper makes Bochs choose as the model does. `docs/FIDELITY.md` is made from both
+tables.
 """
 
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.exits import PREEMPTION_TIMER
 from nvmx_fuzz.bochs.predicates import (
     Predicate,
-    breakpoint_without_condition,
     entry_to_smm,
     failed_entry_information,
     full_log,
     held_conditions_with_int1,
-    mwait_with_an_armed_monitor,
+    monitor_disarmed,
     nmi_under_sti,
     old_conditions_in_dr6,
     order_of_guest_checks,
-    pending_debug_lost,
-    pending_mtf_is_taken_for_a_delivery,
-    pending_mtf_under_the_control,
     posted_without_virtual_interrupts,
-    shadow_holds,
-    shadow_holds_interrupt,
-    shadow_holds_nmi,
-    shutdown_keeps_traps,
-    threshold_behind_a_fault,
-    threshold_in_shutdown,
-    trap_kept_by_soft_event,
     unchecked,
     virtual_interrupt_not_reported,
-    wait_for_sipi_saved,
     xsetbv_outside_cpl_0,
 )
 from nvmx_fuzz.compare import Difference
@@ -43,6 +29,14 @@ BOCHS_WRONG: Final = "Bochs is wrong"
 MODEL_WRONG: Final = "the model is wrong"
 BOTH_ALLOWED: Final = "both are allowed"
 UNDECIDED: Final = "not decided"
+
+
+# Configurations of the scenarios below.
+_VIRTUAL: Final = "config tpr-shadow=on virtual-interrupt-delivery=on"
+_POSTED: Final = (
+    "config acknowledge-interrupt-on-exit=on tpr-shadow=on virtual-interrupt-delivery=on / "
+    "config posted-interrupts=on"
+)
 
 
 class Divergence(NamedTuple):
@@ -57,11 +51,13 @@ class Divergence(NamedTuple):
 
 
 class Mend(NamedTuple):
-    """A behaviour of Bochs that the helper replaces."""
+    """A behaviour of Bochs that the helper replaces, and a scenario on which both agree since then."""
 
     rules: tuple[str, ...]
     what: str
     why: str
+    scenario: str
+    verdict: str = BOCHS_WRONG
 
 
 DIVERGENCES: Final[tuple[Divergence, ...]] = (
@@ -108,38 +104,6 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         failed_entry_information,
     ),
     Divergence(
-        "wait-for-SIPI is saved as active", ("Y4",), BOCHS_WRONG,
-        "The activity state is saved as it was (SDM: Saving Non-Register State); Bochs saves states from "
-        "wait-for-SIPI on as active, and NMIs as blocked there.",
-        "L1 vmwrite GUEST_ACTIVITY 0x3 / L1 enter / outside sipi 0x0",
-        wait_for_sipi_saved,
-    ),
-    Divergence(
-        "a shadow holds interrupts that exit", ("B3",), BOTH_ALLOWED,
-        "STI and MOV SS may or may not hold back an interrupt that exits (SDM: Event Blocking).",
-        "L1 enter / L2 mov-ss / outside interrupt 0x51",
-        shadow_holds_interrupt,
-    ),
-    Divergence(
-        "a shadow holds NMIs that exit", ("B4",), BOTH_ALLOWED,
-        "The same for NMIs (SDM: Event Blocking).",
-        "L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / outside nmi at-entry / L1 enter",
-        shadow_holds_nmi,
-    ),
-    Divergence(
-        "a shadow holds the timer", ("B7",), BOCHS_WRONG,
-        "The VMX-preemption timer is not held back by STI or MOV SS (SDM: VMX-Preemption Timer).",
-        "corpus/nested_events/timer-exits-under-sti-shadow.scn",
-        shadow_holds(PREEMPTION_TIMER),
-    ),
-    Divergence(
-        "pending debug exceptions are not saved", ("Y6",), BOCHS_WRONG,
-        "INIT, MTF and exits under MOV SS save what was pending (SDM: Saving Non-Register State); Bochs "
-        "saves 0.",
-        "corpus/lessons/init-keeps-breakpoint.scn",
-        pending_debug_lost,
-    ),
-    Divergence(
         "XSETBV outside CPL 0", ("P15",), BOCHS_WRONG,
         "Faults based on privilege come before VM exits (SDM: Relative Priority of Faults and VM Exits).",
         "config user-mode=on / L1 enter / L2 xsetbv",
@@ -153,45 +117,6 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "config tpr-shadow=on virtual-interrupt-delivery=on / L1 virtual-interrupt 0x40 / "
         "L1 ept stack absent / L1 enter",
         virtual_interrupt_not_reported,
-    ),
-    Divergence(
-        "a pending MTF exit is taken for a delivery", ("O4", "O6"), BOCHS_WRONG,
-        "Type 7 is no vectoring event: shadow, activity and pending debug exceptions stay (SDM: Event "
-        "Injection; "
-        "Injection of Pending MTF VM Exits).",
-        "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject other-event / L1 enter",
-        pending_mtf_is_taken_for_a_delivery,
-    ),
-    Divergence(
-        "a pending MTF exit under the control", ("O9", "M5"), BOCHS_WRONG,
-        "The exit comes before the first instruction whatever the control says (SDM: Injection of "
-        "Pending MTF VM "
-        "Exits); Bochs opens it behind that instruction.",
-        "L1 control monitor-trap-flag on / L1 inject other-event / L1 enter",
-        pending_mtf_under_the_control,
-    ),
-    Divergence(
-        "pending debug exceptions in shutdown", ("O6",), BOCHS_WRONG,
-        "An entry into shutdown without an event drops them (SDM: Delivery of Pending Debug Exceptions "
-        "after VM "
-        "Entry).",
-        "L1 vmwrite GUEST_ACTIVITY 0x2 / L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / outside nmi",
-        shutdown_keeps_traps,
-    ),
-    Divergence(
-        "enabled breakpoint without a condition", ("O6",), BOCHS_WRONG,
-        "Bit 12 alone makes a #DB pending (SDM: Delivery of Pending Debug Exceptions after VM Entry).",
-        "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter / L2 nop",
-        breakpoint_without_condition,
-    ),
-    Divergence(
-        "a trap held by MOV SS behind a soft event", ("O6", "B2"), BOCHS_WRONG,
-        "INT n, INT3 and INTO behind MOV SS keep the trap, which comes before the handler runs (SDM: "
-        "Masking Exceptions and "
-        "Interrupts When Switching Stacks); for injected ones of other vectors the choice is the "
-        "processor's.",
-        "config single-step=on / L1 enter / L2 pop-ss / L2 int 0x80",
-        trap_kept_by_soft_event,
     ),
     Divergence(
         "old conditions in DR6", ("Y1",), BOTH_ALLOWED,
@@ -225,23 +150,6 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         posted_without_virtual_interrupts,
     ),
     Divergence(
-        "TPR threshold behind a fault of the injection", ("O8", "P2"), BOCHS_WRONG,
-        "The exit follows the entry whatever its injection led to (SDM: VM Exits Induced by the TPR "
-        "Threshold); Bochs does "
-        "not look when the injected event faults.",
-        "config tpr-shadow=on / L1 control virtualize-apic-accesses on / L1 vmwrite TPR_THRESHOLD 0x4 / "
-        "L1 inject "
-        "external-interrupt 0xd / L2 gate 0xd not-present / L1 enter",
-        threshold_behind_a_fault,
-    ),
-    Divergence(
-        "TPR threshold in shutdown", ("O8",), BOCHS_WRONG,
-        "The exit does not occur while the processor has just entered shutdown or wait-for-SIPI (SDM: VM "
-        "Exits Induced by the TPR Threshold); Bochs takes it out of shutdown.",
-        "corpus/nested_events/tpr-exit-waits-for-the-wake-up-from-shutdown.scn",
-        threshold_in_shutdown,
-    ),
-    Divergence(
         "full log of page modifications", ("X1",), BOCHS_WRONG,
         "A full log exits when an accessed or dirty flag of the EPT has to be set "
         "(SDM: Page-Modification Logging); Bochs exits on any walk of the EPT.",
@@ -257,32 +165,166 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         held_conditions_with_int1,
     ),
     Divergence(
-        "qualification of MWAIT", ("P14",), MODEL_WRONG,
-        "It says whether the monitor is armed (SDM: Exit Qualification, MWAIT); the model has 0.",
-        "L1 control mwait-exiting on / L1 enter / L2 monitor / L2 mwait",
-        mwait_with_an_armed_monitor,
+        "a TLB flush disarms the monitor", ("P14",), BOTH_ALLOWED,
+        "A TLB invalidation between MONITOR and MWAIT is one of the events that can end the monitoring (SDM: "
+        "MONITOR/MWAIT Instruction); in Bochs it does, in the model not.",
+        "L1 control mwait-exiting on / L1 enter / L2 monitor / L2 mov-cr3 / L2 mwait",
+        monitor_disarmed,
     ),
 )  # fmt: skip
 
 MENDS: Final[tuple[Mend, ...]] = (
-    Mend(("O11",), "An interrupt pending at the entry exits although IF = 0.",
-         "It computes what is masked before it is in VMX non-root operation."),
-    Mend(("A1",), "Windows, virtual interrupts, debug traps and interrupts that exit with IF = 0 end HLT.",
-         "It looks at unmasked interrupts and a few other events only."),
-    Mend(("Y4",), "Exits out of HLT and shutdown save that state.", "It is active before it exits."),
-    Mend(("G1",), "Entering shutdown or wait-for-SIPI leaves IF alone.", "It clears IF."),
-    Mend(("A2",), "INIT is latched while L1 runs.", "It drops INIT."),
-    Mend(("X8",), "RF of an exit in a delivery is that of the frame.", "It saves 1."),
-    Mend(("Y2",), "The return address behind an NMI is the handler's.",
-         "It keeps the old one until an instruction ends."),
-    Mend(("K3",), "RVI is not changed when no vector was posted.", "It makes RVI 0xff."),
-    Mend(("K3",), "A posted interrupt that is not delivered leaves L2 asleep.", "It wakes L2."),
-    Mend(("K4", "P11"), "A virtual interrupt that is held does not come in place of one that exits.",
-         "It looks whether one is pending, not whether it is masked."),
-    Mend(("P12",), "A boundary is evaluated until nothing is left.",
-         "It takes one event, then executes an instruction; this includes posted interrupts."),
-    Mend(("K1",), "An interrupt of the class in service waits.",
-         "It compares vectors and then acknowledges the spurious one."),
+    Mend(
+        ("O11",), "An interrupt pending at the entry exits although IF = 0.",
+        "It computes what is masked before it is in VMX non-root operation.",
+        "L1 vmwrite GUEST_RFLAGS 0x2 / outside interrupt 0x51 / L1 enter",
+    ),
+    Mend(
+        ("A1",),
+        "Windows, virtual interrupts, debug traps and interrupts that exit with IF = 0 end HLT.",
+        "It looks at unmasked interrupts and a few other events only.",
+        "L1 vmwrite GUEST_RFLAGS 0x2 / L1 enter / L2 hlt / outside interrupt 0x51",
+    ),
+    Mend(
+        ("Y4",), "Exits out of HLT and shutdown save that state.", "It is active before it exits.",
+        "L1 enter / L2 hlt / outside nmi",
+    ),
+    Mend(
+        ("Y4",), "Exits out of wait-for-SIPI save that state, and leave NMIs as blocked as they were.",
+        "It saves active, and blocks NMIs while it waits.",
+        "L1 vmwrite GUEST_ACTIVITY 0x3 / L1 enter / outside sipi 0x0",
+    ),
+    Mend(
+        ("E0",), "A failed entry leaves NMIs as blocked as they were.",
+        "It enters wait-for-SIPI before it loads the MSRs.",
+        "L1 vmwrite ENTRY_MSR_LOAD_BAD 0x2 / L1 vmwrite GUEST_ACTIVITY 0x3 / L1 enter",
+    ),
+    Mend(
+        ("G1",), "Entering shutdown or wait-for-SIPI leaves IF alone.", "It clears IF.",
+        "L1 vmwrite GUEST_ACTIVITY 0x2 / L1 enter / outside nmi",
+    ),
+    Mend(
+        ("A2",), "INIT is latched while L1 runs.", "It drops INIT.",
+        "outside init / L1 enter",
+    ),
+    Mend(
+        ("X8",), "RF of an exit in a delivery is that of the frame.", "It saves 1.",
+        "L1 ept idt-low absent / L1 inject hardware-exception 0x0 / L1 enter",
+    ),
+    Mend(
+        ("Y2",), "The return address behind an NMI is the handler's.",
+        "It keeps the old one until an instruction ends.",
+        "config nmi-exiting=off virtual-nmis=off / L1 enter / outside nmi / outside interrupt 0x51",
+    ),
+    Mend(
+        ("K3",), "RVI is not changed when no vector was posted.", "It makes RVI 0xff.",
+        f"{_POSTED} / L1 enter / outside interrupt 0xf2 / L2 cpuid",
+    ),
+    Mend(
+        ("K3",), "A posted interrupt that is not delivered leaves L2 asleep.", "It wakes L2.",
+        f"{_POSTED} / L1 vmwrite GUEST_RFLAGS 0x2 / L1 enter / L2 hlt / outside post-interrupt 0x40",
+    ),
+    Mend(
+        ("K4", "P11"), "A virtual interrupt that is held does not come in place of one that exits.",
+        "It looks whether one is pending, not whether it is masked.",
+        f"{_VIRTUAL} / L1 vmwrite GUEST_RFLAGS 0x2 / L1 virtual-interrupt 0x40 / L1 enter / "
+        "outside interrupt 0x51",
+    ),
+    Mend(
+        ("P12",), "A boundary is evaluated until nothing is left.",
+        "It takes one event, then executes an instruction; this includes posted interrupts.",
+        f"{_POSTED} / L1 enter / outside post-interrupt 0x40 / L2 nop",
+    ),
+    Mend(
+        ("K1",), "An interrupt of the class in service waits.",
+        "It compares vectors and then acknowledges the spurious one.",
+        "config acknowledge-interrupt-on-exit=on / L1 enter / outside interrupt 0x51 / L1 enter no-eoi / "
+        "outside interrupt 0x52",
+    ),
+    Mend(
+        ("B3",), "A shadow does not hold an interrupt that exits.",
+        "STI and MOV SS may or may not hold it (SDM: Event Blocking); Bochs has them hold it, the model not.",
+        "L1 enter / L2 mov-ss / outside interrupt 0x51", BOTH_ALLOWED,
+    ),
+    Mend(
+        ("B4",), "A shadow does not hold an NMI that exits.", "The same for NMIs (SDM: Event Blocking).",
+        "L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / outside nmi at-entry / L1 enter", BOTH_ALLOWED,
+    ),
+    Mend(
+        ("B7",), "STI and MOV SS do not hold back the VMX-preemption timer (SDM: VMX-Preemption Timer).",
+        "It does not look at the timer in their shadow.",
+        "corpus/nested_events/timer-exits-under-sti-shadow.scn",
+    ),
+    Mend(
+        ("Y6",), "INIT, MTF and exits under MOV SS save an enabled breakpoint without a condition too "
+        "(SDM: Saving Non-Register State).",
+        "It saves bit 12 only with a condition.",
+        "corpus/lessons/init-keeps-breakpoint.scn",
+    ),
+    Mend(
+        ("O6",),
+        "Bit 12 alone makes a #DB pending (SDM: Delivery of Pending Debug Exceptions after VM Entry).",
+        "It looks for conditions.",
+        "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter / L2 nop",
+    ),
+    Mend(
+        ("O6",), "Conditions come with a single step too.",
+        "Without bit 12 it drops them.",
+        "L1 vmwrite GUEST_PENDING_DBG 0x4004 / L1 enter / L2 nop",
+    ),
+    Mend(
+        ("B8",),
+        "Behind RSM shadow, HLT, debug traps, blocking of NMIs and pending exits are as before the SMI.",
+        "It forgets them, or exits out of SMM.",
+        "L1 enter / L2 mov-ss / outside smi / outside init / outside rsm",
+    ),
+    Mend(
+        ("O6",), "An entry into shutdown or wait-for-SIPI without an event drops pending debug exceptions "
+        "(SDM: Delivery of Pending Debug Exceptions after VM Entry).",
+        "It keeps them.",
+        "config nmi-exiting=off virtual-nmis=off / L1 vmwrite GUEST_ACTIVITY 0x2 / "
+        "L1 vmwrite GUEST_PENDING_DBG 0x1001 / L1 enter / outside nmi",
+    ),
+    Mend(
+        ("O6", "B2"), "INT n, INT3 and INTO behind MOV SS keep the trap, which comes before the handler runs "
+        "(SDM: Masking Exceptions and Interrupts When Switching Stacks).",
+        "It drops the trap.",
+        "config single-step=on / L1 enter / L2 pop-ss / L2 int 0x80",
+    ),
+    Mend(
+        ("O6", "B2"), "An injected soft event behind MOV SS keeps the trap too.",
+        "For software exceptions other than #BP and #OF the manual leaves it to the processor; Bochs drops "
+        "every trap.",
+        "L1 vmwrite GUEST_INTERRUPTIBILITY 0x2 / L1 vmwrite GUEST_PENDING_DBG 0x1001 / "
+        "L1 vmwrite ENTRY_INSTRUCTION_LEN 0x2 / L1 inject software-interrupt 0x80 / L1 enter",
+        BOTH_ALLOWED,
+    ),
+    Mend(
+        ("O4", "O6"),
+        "An injected MTF exit is no delivery: shadow, activity and pending debug exceptions stay "
+        "(SDM: Event Injection; Injection of Pending MTF VM Exits).",
+        "It takes every injection for one.",
+        "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject other-event / L1 enter",
+    ),
+    Mend(
+        ("O9", "M5"), "An injected MTF exit comes before the first instruction whatever the control says "
+        "(SDM: Injection of Pending MTF VM Exits).",
+        "With the control it opens the exit behind that instruction.",
+        "L1 control monitor-trap-flag on / L1 inject other-event / L1 enter",
+    ),
+    Mend(
+        ("O8", "P2", "K4"), "The TPR threshold and virtual interrupts are looked at whatever became of the "
+        "injection (SDM: VM Exits Induced by the TPR Threshold).",
+        "A fault of the injection ends VMLAUNCH before it looks.",
+        "config tpr-shadow=on / L1 control virtualize-apic-accesses on / L1 vmwrite TPR_THRESHOLD 0x4 / "
+        "L1 inject external-interrupt 0xd / L2 gate 0xd not-present / L1 enter",
+    ),
+    Mend(
+        ("O8",), "The TPR threshold waits for the wake-up from shutdown, and does not exit out of "
+        "wait-for-SIPI (SDM: VM Exits Induced by the TPR Threshold).",
+        "It exits at the entry.",
+        "corpus/nested_events/tpr-exit-waits-for-the-wake-up-from-shutdown.scn",
+    ),
 )  # fmt: skip
 
 

@@ -20,13 +20,15 @@ from typing import Final
 PACKAGE: Final = "bochscpu"
 DISTRIBUTION: Final = "bochscpu-python"
 SOURCE: Final = Path(__file__).with_name("_helper.c")
+PARTS: Final = (SOURCE, *sorted(SOURCE.parent.glob("_helper_*.h")))
+"""The source and what it includes."""
 CPU_MODELS: Final = {"0.4.0": 26}
 """The number of the CPU model skylake_x in each version of the package that the helper knows."""
 
 # Offsets into Bochs' CPU object and its local APIC, in the order of `struct layout`: rip, previous rip,
-# rsp, eflags, icount,
-# inhibit mask, debug trap, CR2, DR6, the APIC's address, in VMX non-root, activity, pending events, masked
-# events, asynchronous event, CPL, RVI; in the APIC ISR, TMR, IRR. Read from the package's machine code.
+# rsp, eflags, icount, inhibit mask, debug trap, CR2, DR6, the APIC's address, in VMX non-root, activity,
+# pending events, masked events, asynchronous event, CPL, RVI; in the APIC ISR, TMR, IRR. Read from the
+# package's machine code.
 LAYOUTS: Final = {
     "0.4.0": (
         0xD8, 0x110, 0x78, 0xF8, 0x128, 0x138, 0x290, 0x298, 0x288, 0xC58, 0x8DA9, 0x9074, 0x9078, 0x907C,
@@ -69,7 +71,11 @@ def library_path() -> str:
     if spec is None or not spec.submodule_search_locations:
         raise BochsUnavailableError(f"{DISTRIBUTION} is installed without the module {PACKAGE}")
     folder = Path(next(iter(spec.submodule_search_locations)))
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+    suffixes = [*importlib.machinery.EXTENSION_SUFFIXES]
+    if sys.version_info >= (3, 12):
+        # The wheel for 3.12 and later has the stable ABI, and a name as if it were for 3.12 alone.
+        suffixes.append(".cpython-312-x86_64-linux-gnu.so")
+    for suffix in suffixes:
         path = folder / f"_{PACKAGE}{suffix}"
         if path.exists():
             return str(path)
@@ -81,11 +87,12 @@ def helper_path() -> Path:
 
     Raises: BochsUnavailableError.
     """
+    changed = max(part.stat().st_mtime for part in PARTS)
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         built = SOURCE.with_name(f"_helper{suffix}")
-        if built.exists() and built.stat().st_mtime >= SOURCE.stat().st_mtime:
+        if built.exists() and built.stat().st_mtime >= changed:
             return built
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(part.read_bytes() for part in PARTS)).hexdigest()[:16]
     target = SOURCE.parents[3] / "build" / f"bochs-helper-{digest}.so"
     if not target.exists():
         _compile(target)
@@ -98,26 +105,36 @@ def _compile(target: Path) -> None:
         raise BochsUnavailableError(
             "the machine bochs needs a C compiler for its helper; install one (cc) or set CC"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        output = Path(folder) / target.name
-        command = [
-            *compiler.split(),
-            "-O2",
-            "-shared",
-            "-fPIC",
-            "-o",
-            str(output),
-            str(SOURCE),
-            "-ldl",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            first = (done.stderr.strip() or "no message").splitlines()[0]
-            raise BochsUnavailableError(
-                f"the helper of the machine bochs does not compile: {first}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            output = Path(folder) / target.name
+            options = ["-O2", "-shared", "-fPIC", "-o", str(output), str(SOURCE), "-ldl"]
+            done = subprocess.run(
+                [*compiler.split(), *options], capture_output=True, text=True, check=False
             )
-        output.replace(target)
+            if done.returncode:
+                first = (done.stderr.strip() or f"{compiler} says nothing").splitlines()[0]
+                raise BochsUnavailableError(
+                    f"the helper of the machine bochs does not compile: {first}"
+                )
+            output.replace(target)
+    except OSError as error:
+        raise BochsUnavailableError(
+            f"the helper of the machine bochs does not compile: {error}"
+        ) from None
+
+
+def _import_package(path: str) -> None:
+    """Import the package with the shared object at *path*, whatever that is called."""
+    name = f"{PACKAGE}._{PACKAGE}"
+    loader = importlib.machinery.ExtensionFileLoader(name, path)
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    library = importlib.util.module_from_spec(spec)
+    sys.modules[name] = library
+    loader.exec_module(library)
+    __import__(PACKAGE)
 
 
 def load_helper() -> ctypes.CDLL:
@@ -128,7 +145,7 @@ def load_helper() -> ctypes.CDLL:
     version = library_version()
     path = library_path()
     helper = ctypes.CDLL(str(helper_path()), mode=ctypes.RTLD_GLOBAL)
-    __import__(PACKAGE)
+    _import_package(path)
     offsets = LAYOUTS[version]
     helper.nvmx_bind.restype = ctypes.c_char_p
     missing = helper.nvmx_bind(path.encode(), (ctypes.c_uint64 * len(offsets))(*offsets))

@@ -43,10 +43,12 @@ from nvmx_core.journal import (
     L1_NMI,
     L1_SPURIOUS_EVENT,
     RETIRE,
+    SMM_ENTRY,
+    SMM_RETURN,
     VMFAIL,
     Record,
 )
-from nvmx_core.machines.modes import MODE_L1, MODE_L2
+from nvmx_core.machines.modes import MODE_L1, MODE_L2, MODE_SMM
 from nvmx_fuzz.bochs.session import RawRecord, Session
 from nvmx_fuzz.realise.realiser import Realised
 from nvmx_fuzz.realise.script import encode
@@ -73,6 +75,9 @@ _EXIT_PLACES: Final = (
 )  # fmt: skip
 _ADVANCED_EPT_INFORMATION: Final = 0xE00
 _DR6_CONDITIONS: Final = 0xE00F
+_MODES: Final = (MODE_L1, MODE_L2, MODE_SMM, MODE_SMM)
+"""Where a run stopped: in L1, in L2, in SMM entered from L1, in SMM entered from L2."""
+_ROOT: Final = (0, 2)
 _MASK_NMI: Final = 1 << 0
 _PENDING_SMI: Final = 1 << 1
 _PENDING_INIT: Final = 1 << 2
@@ -136,6 +141,8 @@ class Journal:
             self._records.append(_deliver(raw[1:]))
         elif kind == RETIRE:
             self._records.append((RETIRE, raw[1]))
+        elif kind in (SMM_ENTRY, SMM_RETURN):
+            self._records.append(raw)
         else:
             self._records.append((L1_SPURIOUS_EVENT, *raw[1:]))
 
@@ -198,16 +205,16 @@ def _deliver(values: RawRecord) -> Record:
 
 
 def _end(stop: RawRecord, l2_state: tuple[int, int, int, int]) -> Record:
-    _kind, _why, in_guest, pending, mask, _position, _rip, *apic = stop
+    _kind, _why, place, pending, mask, _position, _rip, *apic = stop
     irr = sum(word << 64 * index for index, word in enumerate(apic[:4]))
     isr = sum(word << 64 * index for index, word in enumerate(apic[4:]))
     return (
         END,
-        MODE_L2 if in_guest else MODE_L1,
+        _MODES[place],
         irr,
         isr,
         pending & _MASK_NMI,
-        mask & _MASK_NMI if not in_guest else 0,
+        mask & _MASK_NMI if place in _ROOT else 0,
         1 if pending & _PENDING_INIT else 0,
         1 if pending & _PENDING_SMI else 0,
         *l2_state,

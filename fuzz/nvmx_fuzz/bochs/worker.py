@@ -1,13 +1,17 @@
 """The machine `bochs` in a process of its own: a crash of the emulator is recorded, not suffered.
 
-The worker takes batches of scenarios (byte form) and runs each on `bare` and on Bochs. Before each it
-notes its
-number in shared memory, so that the parent knows which one ended it.
+The worker takes batches of scenarios (byte form) and runs each on `bare` and on Bochs. Before each it notes
+its number in shared memory, so that the parent knows which one ended it.
 """
 
+import marshal
 import multiprocessing
+import resource
+import signal
+import zlib
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from nvmx_core.journal import L1_ENTRY
@@ -41,24 +45,28 @@ class Outcome(NamedTuple):
     """What became of one scenario.
 
     SAME, DIFFERENT with the difference, NOT_REALISABLE or INCIDENT with the reason; ``entry_rules`` are
-    those that
-    its entries broke in the model.
+    those that its entries broke in the model, ``journal`` is a checksum of what Bochs showed.
     """
 
     verdict: str
     reason: str = ""
     difference: Difference | None = None
     entry_rules: tuple[str, ...] = ()
+    journal: int = 0
 
 
 def serve(connection: Connection, position: Any) -> None:
     """The worker's life: bring up the CPU, then answer batches until the parent is gone."""
-    from nvmx_fuzz.bochs.session import Session  # noqa: PLC0415 - loads the emulator
-
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent that a person interrupts
     try:
+        from nvmx_fuzz.bochs.session import Session  # noqa: PLC0415 - loads assembler and emulator
+
         session = Session()
     except BochsUnavailableError as error:
         connection.send(str(error))
+        return
+    except ImportError as error:
+        connection.send(f"{error}; try: pip install -e .[bochs]")
         return
     connection.send("")
     while True:
@@ -84,7 +92,8 @@ def _compare(session: Any, content: bytes) -> Outcome:
         return Outcome(NOT_REALISABLE, error.reason)
     run = run_realised(session, realised)
     found = first_difference(realised.journal, run.journal, realised.entry_rules, L1_ENTRY)
-    return Outcome(DIFFERENT if found else SAME, "", found, tuple(realised.entry_rules))
+    journal = zlib.crc32(marshal.dumps(run.journal, 2))  # version 2 depends on the values alone
+    return Outcome(DIFFERENT if found else SAME, "", found, tuple(realised.entry_rules), journal)
 
 
 class Worker:
@@ -144,6 +153,14 @@ class Worker:
         self.restarts += 1
         self._start()
         return f"the emulator ended with status {status}"
+
+    def memory(self) -> int:
+        """The resident memory of the process, in bytes; 0 where nobody tells."""
+        try:
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError, ValueError):
+            return 0
+        return pages * resource.getpagesize()
 
     def close(self) -> None:
         """End the process."""

@@ -45,6 +45,11 @@ KERNEL_STACK: Final = 0x800
 USER_STACK: Final = 0xE00
 """Offsets into the stack page at which the stacks of CPL 0 and of CPL 3 start."""
 
+OTHER_TASK_FREE: Final = 0x89
+OTHER_TASK_BUSY: Final = 0x8B
+"""The type of L2's other task: a gate wants it free, an IRET that returns to it busy."""
+OTHER_TASK_TYPE: Final = page_address(GDT) + TASK_GATE_SELECTOR + 5
+
 LAST_LOADED_MSR: Final = 64
 ALWAYS_MAPPED: Final = (
     layout.LOW_PAGE, layout.L2_DIRECTORY_POINTERS, layout.L2_PAGE_DIRECTORY, layout.L2_PAGE_TABLE,
@@ -119,6 +124,7 @@ def base_image() -> bytes:
     _write_l1_tables(memory)
     _write_l2_tables(memory)
     _write_ept(memory)
+    _write(memory, layout.SMM_HANDLER, bytes.fromhex("0FAA"))
     bad_msr = struct.pack("<IIQ", 0xC0000100, 0, 0)  # IA32_FS_BASE must not be loaded by an entry
     for number in range(LAST_LOADED_MSR):
         good_msr = struct.pack("<IIQ", 0x174, 0, 0)  # IA32_SYSENTER_CS
@@ -175,9 +181,10 @@ def _write_l2_tables(memory: bytearray) -> None:
         _descriptor(tss, 0x67, 0x8B, 0),
         0,
         0,
-        _descriptor(tss + 0x100, 0x67, 0x89, 0),  # what the task gates name
+        _descriptor(tss + 0x100, 0x67, OTHER_TASK_FREE, 0),  # what the task gates name
     )
     _write_words(memory, page_address(GDT), gdt)
+    _write_words(memory, tss, (TASK_GATE_SELECTOR,), "I")  # the link, for IRET with NT
     stack = page_address(4) + KERNEL_STACK
     _write_words(memory, tss + 4, (stack, layout.L2_STACK_SELECTOR), "I")
 

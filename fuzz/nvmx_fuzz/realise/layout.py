@@ -17,6 +17,10 @@ L2_DIRECTORY_POINTERS: Final = 0x7000
 L2_PAGE_DIRECTORY: Final = 0x8000
 L2_PAGE_TABLE: Final = 0x9000
 
+# -- the system-management handler: where SMBASE is after a reset ------------------------------------------
+SMM_HANDLER: Final = 0x38000
+"""One RSM. The state that an SMI saves stands above, up to 0x40000."""
+
 # -- L1 -----------------------------------------------------------------------------------------------------
 L1_CODE: Final = 0x100000
 L1_HANDLERS: Final = 0x104000

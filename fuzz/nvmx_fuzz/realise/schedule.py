@@ -40,3 +40,6 @@ POKE_BYTE: Final = 15
 """address, value"""
 ENTERED: Final = 16
 """What stands between an entry of L1 and this arrives while L1 enters."""
+ARRIVE_SMI: Final = 17
+RESUME: Final = 18
+"""The system-management handler goes on, to its RSM."""

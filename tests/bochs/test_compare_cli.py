@@ -1,0 +1,157 @@
+"""`nvmx-fuzz compare` through real processes: what it prints, and what it says of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nvmx_fuzz.bochs.helper import BochsUnavailableError, library_version
+
+COMMAND = [sys.executable, "-m", "nvmx_fuzz.cli", "compare"]
+
+
+def is_there() -> bool:
+    """Whether the machine can be used here."""
+    try:
+        library_version()
+    except BochsUnavailableError:
+        return False
+    return True
+
+
+needs_bochs = pytest.mark.skipif(not is_there(), reason="the extra bochs is not installed")
+
+
+def compare(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def refused(*arguments: str | Path, **environment: str) -> str:
+    """The one line that the command says on wrong usage."""
+    finished = compare(*arguments, **environment)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    (line,) = finished.stderr.splitlines()
+    return line
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert refused(tmp_path / "none").endswith("none: no such file or directory")
+
+
+def test_a_file_that_is_no_scenario_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.scn"
+    path.write_text("hello\n")
+    assert f"{path}:1: the first line must be 'version 1'" in refused(path)
+
+
+def test_a_file_that_is_too_large_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(1 << 20))
+    assert "large: is larger than" in refused(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "secret.scn"
+    path.write_text("version 1\n")
+    path.chmod(0)
+    assert "secret.scn" in refused(path)
+
+
+def test_a_folder_without_scenarios_is_named(tmp_path: Path) -> None:
+    assert refused(tmp_path).endswith(f"{tmp_path}: holds no scenario")
+
+
+@pytest.mark.parametrize("option", [("--time", "0"), ("--count", "0"), ("--machine", "kvm")])
+def test_a_wrong_option_is_named(option: tuple[str, str]) -> None:
+    assert option[0] in refused(*option)
+
+
+def without_the_extra(folder: Path) -> dict[str, str]:
+    """An environment in which the assembler cannot be imported."""
+    (folder / "keystone.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'keystone'\")\n"
+    )
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path}
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    environment = without_the_extra(tmp_path)
+    assert "try: pip install" in refused(**environment)
+
+
+def test_where_possible_succeeds_without_the_machine(tmp_path: Path) -> None:
+    finished = compare("--where-possible", **without_the_extra(tmp_path))
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.startswith("nothing compared: ")
+
+
+@needs_bochs
+def test_two_processes_compare_alike() -> None:
+    reports = []
+    for seed in ("1", "2"):
+        finished = compare("--count", "400", "--seed", "7", "--json", PYTHONHASHSEED=seed)
+        assert finished.returncode == 0, finished.stdout
+        reports.append(json.loads(finished.stdout))
+    for report in reports:
+        assert report["compared"] > 400
+        for key in ("seconds", "rate", "worker_memory"):
+            del report[key]
+    assert reports[0] == reports[1]
+
+
+@needs_bochs
+def test_workers_that_die_in_a_live_comparison_are_incidents() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "--time", "100000", "--seed", "1", "--json"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    dead: list[int] = []
+    for _ in range(2):
+        worker = worker_of(process.pid, dead)
+        wait_until_it_compares(worker)
+        os.kill(worker, signal.SIGSEGV)
+        dead.append(worker)
+    wait_until_it_compares(worker_of(process.pid, dead))
+    process.send_signal(signal.SIGINT)  # as a person ends it
+    report = json.loads(process.communicate(timeout=120)[0])
+    assert process.returncode == 1
+    assert report["restarts"] == 2
+    assert report["verdicts"]["incident"] in (1, 2)  # one may have died between two batches
+    (finding,) = report["findings"]
+    assert finding["reason"] == "the emulator ended with status -11"
+    assert finding["scenario"].startswith("version 1\n")
+    assert report["verdicts"]["same"] > 1000
+
+
+def worker_of(parent: int, dead: list[int]) -> int:
+    """The worker among the children; multiprocessing has a process of its own beside it."""
+    while True:
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
+            if b"spawn_main" in command and int(child) not in dead:
+                return int(child)
+        time.sleep(0.01)
+
+
+def wait_until_it_compares(process: int) -> None:
+    """Wait until it has used more processor time than the start takes."""
+    while True:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        if int(fields[11]) + int(fields[12]) > 2 * os.sysconf("SC_CLK_TCK"):
+            return
+        time.sleep(0.01)
