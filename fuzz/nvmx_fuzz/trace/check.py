@@ -2,7 +2,8 @@
 
 ``Check.feed`` is the hot path. A line costs one search; a line of an event that KVM's rules care about
 costs two look-ups more (the thread by what stands before its CPU, the record by its text) and one step of
-its vCPU."""
+its vCPU.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise

@@ -5,7 +5,8 @@ record of a match. The kernel's spellings are those of TP_printk in arch/x86/kvm
 noted in the table. A text that fits none gives None, and the reader counts it.
 
 The text of a trace point is all that a record is made of, so equal texts give the one record (`Texts`);
-real traces repeat few texts very often, and reading by pattern is most of the cost."""
+real traces repeat few texts very often, and reading by pattern is most of the cost.
+"""
 
 import re
 from collections.abc import Callable

@@ -17,16 +17,23 @@ What must be known before the rule may speak; each line answers a way in which a
   processor may fall between L0's last look and the entry, so the first entry after it does not count.
 - A shadow of STI or MOV SS may hold the exit back for one instruction (B3). An injection ends shadows
   (O4); without one it takes two instructions.
-- No event was lost, and nobody else had the vCPU: the follower forgets the arrivals then."""
+- No event was lost, and nobody else had the vCPU: the follower forgets the arrivals then.
+"""
 
 from collections import deque
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.exits import (
+    APIC_ACCESS,
+    APIC_WRITE,
     CR_ACCESS,
+    EOI_INDUCED,
+    EPT_MISCONFIG,
     EPT_VIOLATION,
     INSTRUCTION_EXITS,
     IO_INSTRUCTION,
+    TASK_SWITCH,
+    TPR_BELOW_THRESHOLD,
     WRMSR_EXIT,
 )
 
@@ -37,12 +44,20 @@ _INSTRUCTION_BEGAN: Final = INSTRUCTION_EXITS | {EPT_VIOLATION}
 _ASYNCHRONOUS: Final = 1 << 16
 """Qualification of an EPT violation that no instruction caused."""
 
-_HARMLESS_IF_EMULATED: Final = (INSTRUCTION_EXITS | {EPT_VIOLATION}) - {
-    CR_ACCESS,
-    WRMSR_EXIT,
-    IO_INSTRUCTION,
-}
-"""What L0 may do for L2 without touching an APIC: the others may write EOI or TPR."""
+_MAY_USE_APIC: Final = frozenset(
+    {
+        TASK_SWITCH,
+        CR_ACCESS,
+        IO_INSTRUCTION,
+        WRMSR_EXIT,
+        TPR_BELOW_THRESHOLD,
+        APIC_ACCESS,
+        EOI_INDUCED,
+        EPT_MISCONFIG,
+        APIC_WRITE,
+    }
+)
+"""Exits of L2 that L0 may finish by writing EOI or TPR for it, in memory, a register or an MSR."""
 
 _BEGUN_MAX: Final = 64
 
@@ -84,6 +99,7 @@ class Arrivals:
         self._is_announced = False
         self._is_apic_quiet = True
         self._is_software_injected = False
+        self._is_begun = False
 
     def forget(self) -> None:
         """Events were lost, or others had the vCPU."""
@@ -104,8 +120,9 @@ class Arrivals:
         """The processor itself may give the vector to L1: whether it is still pending is not known."""
         self._pending.pop(vector, None)
 
-    def begin_stay(self) -> None:
-        """L1 enters L2, or L2 is seen to run."""
+    def begin_stay(self, is_seen: bool = False) -> None:
+        """L1 enters L2, which is seen; or L2 runs, and what was before is not known."""
+        self._is_begun = is_seen
         self._begun.clear()
         self._stay += 1
         self._entries = 0
@@ -126,7 +143,7 @@ class Arrivals:
 
     def exit(self, reason: int, qualification: int, is_delivering: bool, line: Line) -> None:
         """An exit of L2 that L0 may handle; *is_delivering* also when that is not known."""
-        if reason not in _HARMLESS_IF_EMULATED:
+        if reason in _MAY_USE_APIC:
             self._is_apic_quiet = False
         if is_delivering or reason not in _INSTRUCTION_BEGAN or not self._entries:
             return
@@ -150,4 +167,9 @@ class Arrivals:
         if not begun or (len(begun) == 1 and not begun[0].is_injecting):
             return None
         last = begun[-1]
-        return Evidence(pending.arrival, last.entry, last.exit, is_first_entry=last.entries == 1)
+        return Evidence(
+            pending.arrival,
+            last.entry,
+            last.exit,
+            is_first_entry=self._is_begun and last.entries == 1,
+        )

@@ -3,7 +3,8 @@
 Both spellings of a line are read, of ftrace (``TASK-PID [CPU] FLAGS TIME: EVENT: TEXT``, with or without
 a column for the thread group) and of ``trace-cmd report`` (flags left out, the event padded). What tells
 a line of an event of KVM is ``: kvm_`` behind the digits of a time, so no pattern is tried on any other
-line."""
+line.
+"""
 
 import re
 from typing import Final

@@ -1,7 +1,8 @@
 """Exit reasons as KVM's trace points print them.
 
 Source: Linux, arch/x86/include/uapi/asm/vmx.h (VMX_EXIT_REASONS), from 4.8 on; what was renamed has both
-names."""
+names.
+"""
 
 from typing import Final
 

@@ -51,11 +51,12 @@ def chunks_of(name: str) -> Iterator[bytes]:
         raise BadFile(name, reason_of(error)) from None
     except ValueError as error:  # a zero byte in the name
         raise BadFile(name, str(error)) from None
-    with os.fdopen(descriptor, "rb", buffering=0, closefd=True) as file:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            hint = "" if stat.S_ISDIR(mode) else "; - reads standard input"
-            raise BadFile(name, f"is {file_kind(mode)}, not a file{hint}")
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        hint = "" if stat.S_ISDIR(mode) else "; - reads standard input"
+        raise BadFile(name, f"is {file_kind(mode)}, not a file{hint}")
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         yield from _text_of(name, file)
 
 

@@ -1,4 +1,4 @@
-"""One vCPU, followed through a trace: who runs on it, which event is in delivery, and which rules that breaks.
+"""One vCPU, followed through a trace: who runs on it, which event is in delivery, and what breaks a rule.
 
 A trace begins anywhere and has holes, so everything here may be unknown, and a rule speaks only when all
 that it needs is known. `docs/TRACES.md` lists for each rule what that is. Three things are followed:
@@ -10,7 +10,8 @@ that it needs is known. `docs/TRACES.md` lists for each rule what that is. Three
   skipped (O2, X13).
 - **the event in delivery**, from an exit with valid IDT-vectoring information to the next entry: it is
   injected again as it was (X4), replaced by a new exception (D4), or reported to L1 (X1), and never
-  forgotten (X13); and without such an exit nothing is injected *again* (D6)."""
+  forgotten (X13); and without such an exit nothing is injected *again* (D6).
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -216,7 +217,7 @@ class Vcpu:
             return
         self.nested_entries += 1
         self.guest = L2
-        self.arrivals.begin_stay()
+        self.arrivals.begin_stay(is_seen=True)
         self._requested = event.event
         self._request_line = line
         self._is_entered = False

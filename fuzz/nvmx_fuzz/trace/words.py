@@ -3,7 +3,8 @@
 They hold for every VM exit, whoever shows it: for an exit of the processor (`kvm_exit`,
 `kvm_nested_vmexit`) and for one that L0 shows to L1 (`kvm_nested_vmexit_inject`). A failed VM entry
 leaves the two words as an earlier exit wrote them (E0), so it is not judged; neither is a reason that the
-tables do not know."""
+tables do not know.
+"""
 
 from typing import Final, NamedTuple
 
