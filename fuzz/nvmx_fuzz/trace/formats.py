@@ -389,8 +389,8 @@ class Texts:
         """
         name, _, detail = text.partition(b":")
         event = None
+        detail = detail.strip(b" ")
         if len(detail) <= _TEXT_LENGTH_MAX:
-            detail = detail.strip(b" ")
             for pattern, maker in SPELLINGS[name]:
                 match = pattern.fullmatch(detail)
                 if match is not None:

@@ -111,10 +111,10 @@ class Arrivals:
         """The vector comes to the APIC, in the vCPU's own thread or in another."""
         self._pending[vector] = _Pending(line, self._stay, self._entries, is_own)
 
-    def taken_by_l1(self, vector: int) -> None:
-        """L0 injects the vector into L1: it is pending no more, and L0 does so by itself."""
+    def taken(self, vector: int, is_by_l1: bool) -> None:
+        """L0 injects the vector, which is pending no more; into L1: then it shows that L0 does it."""
         self._pending.pop(vector, None)
-        self._is_software_injected = True
+        self._is_software_injected |= is_by_l1
 
     def taken_silently(self, vector: int) -> None:
         """The processor itself may give the vector to L1: whether it is still pending is not known."""

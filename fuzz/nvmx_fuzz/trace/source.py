@@ -33,7 +33,7 @@ def check_file(name: str, watch: Watch | None = None) -> Check:
         check.finish()
     except NotATraceError as error:
         raise BadFile(shown, "is no text of a trace", error.line) from None
-    _require_events(shown, check)
+    require_events(shown, check)
     return check
 
 
@@ -104,7 +104,7 @@ def _unzipped(name: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise BadFile(name, "ends in the middle of its gzip data")
 
 
-def _require_events(name: str, check: Check) -> None:
+def require_events(name: str, check: Check) -> None:
     """Refuse what nothing can be said about; raises BadFile."""
     if not check.lines:
         raise BadFile(name, "is empty")

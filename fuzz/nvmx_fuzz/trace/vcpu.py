@@ -230,8 +230,7 @@ class Vcpu:
     def interrupt_injected(self, event: InterruptInjected, line: Line) -> None:
         """L0 puts an interrupt into the next entry."""
         self._known.interrupts_injected = True
-        if self.guest == ROOT and event.reinjected != 1:
-            self.arrivals.taken_by_l1(event.vector)
+        self.arrivals.taken(event.vector, is_by_l1=self.guest == ROOT and event.reinjected != 1)
         if self.guest != L2:
             return
         what = f"interrupt {event.vector:#04x}"
