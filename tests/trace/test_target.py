@@ -63,7 +63,7 @@ def test_a_verdict_that_depends_on_chunks_is_found(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         Lines, "feed", lambda self, chunk: feed(self, chunk.replace(b"vcpu", b"VCPU"))
     )
-    with pytest.raises(TraceError, match="another verdict in chunks of 1"):
+    with pytest.raises(TraceError, match="another verdict in chunks of 3"):
         examine(BUG)
 
 

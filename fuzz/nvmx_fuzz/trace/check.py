@@ -9,8 +9,19 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Final
 
-from nvmx_fuzz.trace.formats import (
-    SPELLINGS,
+from nvmx_fuzz.trace.findings import Finding, Known
+from nvmx_fuzz.trace.formats import SPELLINGS, Texts
+from nvmx_fuzz.trace.late import Line
+from nvmx_fuzz.trace.reader import (
+    DIGITS,
+    EVENT_MARK,
+    MARKERS,
+    Lines,
+    is_beginning,
+    is_loss,
+    task_of,
+)
+from nvmx_fuzz.trace.records import (
     ApicUse,
     Arrival,
     Entry,
@@ -24,19 +35,8 @@ from nvmx_fuzz.trace.formats import (
     NestedExit,
     PageFault,
     Reflected,
-    Texts,
 )
-from nvmx_fuzz.trace.late import Line
-from nvmx_fuzz.trace.reader import (
-    DIGITS,
-    EVENT_MARK,
-    MARKERS,
-    Lines,
-    is_beginning,
-    is_loss,
-    task_of,
-)
-from nvmx_fuzz.trace.vcpu import L2, Finding, Known, Vcpu
+from nvmx_fuzz.trace.vcpu import L2, Vcpu
 from nvmx_fuzz.trace.words import UNKNOWN
 
 FINDINGS_MAX: Final = 100
@@ -116,9 +116,10 @@ class Check:
             text = line[at + 2 :]
             event = known.get(text, _ABSENT)
             if event is _ABSENT:
-                if text.partition(b":")[0] not in SPELLINGS:
+                name, _, detail = text.partition(b":")
+                if name not in SPELLINGS:
                     continue
-                event = self._texts.read(text)
+                event = self._texts.read(text, name, detail)
             prefix = line[: line.rfind(b"[", 0, at)]
             vcpu = by_prefix.get(prefix) or self._vcpu_of(prefix)
             if event is None or vcpu is None:

@@ -10,138 +10,26 @@ real traces repeat few texts very often, and reading by pattern is most of the c
 
 import re
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from nvmx_core.arch.events import EXTERNAL_INTERRUPT, SOFTWARE_INTERRUPT, VECTOR_NAMES
 from nvmx_fuzz.trace.reasons import read_reason
-from nvmx_fuzz.trace.words import UNKNOWN, Fault, judge_exit, judge_hardware_interrupt
-
-
-class Entry(NamedTuple):
-    """`kvm_entry`: L0 enters its guest, L1 or L2.
-
-    *event* is the injection, *immediate* that L0 wants to be back before the first instruction.
-    """
-
-    vcpu: int
-    rip: int
-    event: int
-    immediate: bool
-
-
-class Exit(NamedTuple):
-    """`kvm_exit`: the processor left L0's guest. *faults* are what the words alone show."""
-
-    vcpu: int
-    reason: int
-    failed: bool
-    rip: int
-    qualification: int
-    vectoring: int
-    interruption: int
-    faults: tuple[Fault, ...]
-
-
-class NestedExit(NamedTuple):
-    """`kvm_nested_vmexit`: that exit was L2's; the fields are those of `Exit`."""
-
-    vcpu: int
-    reason: int
-    failed: bool
-    rip: int
-    qualification: int
-    vectoring: int
-    interruption: int
-    faults: tuple[Fault, ...]
-
-
-class Reflected(NamedTuple):
-    """`kvm_nested_vmexit_inject`: L0 shows L1 an exit of L2, with these fields."""
-
-    reason: int
-    failed: bool
-    qualification: int
-    vectoring: int
-    interruption: int
-    faults: tuple[Fault, ...]
-
-
-class NestedEntry(NamedTuple):
-    """`kvm_nested_vmenter`, or `kvm_nested_vmrun` before 6.1: L1 enters L2 and injects *event*.
-
-    Only AMD's half of KVM has the older one, and its numbers are AMD's: *is_vmx* is then false.
-    """
-
-    is_vmx: bool
-    vmcs: int
-    l2_rip: int
-    event: int
-    has_ept: bool
-
-
-class EntryRefused(NamedTuple):
-    """`kvm_nested_vmenter_failed`: a check of L1's entry failed."""
-
-
-class InterruptInjected(NamedTuple):
-    """`kvm_inj_virq`: L0 puts an interrupt into the next entry. *type*, *reinjected*: UNKNOWN before 5.19."""
-
-    vector: int
-    type: int
-    reinjected: int
-
-
-class ExceptionInjected(NamedTuple):
-    """`kvm_inj_exception`, likewise; *knows_reinjection*: the kernel also traces those injected again.
-
-    A kernel that prints no error code for an exception without one is 5.19 or newer. Earlier ones trace first
-    injections alone, and mark none.
-    """
-
-    vector: int
-    reinjected: bool
-
-
-class Arrival(NamedTuple):
-    """`kvm_apic_accept_irq`, `kvm_apicv_accept_irq`: an interrupt comes to the APIC of vCPU *apic*."""
-
-    apic: int
-    vector: int
-    is_interrupt: bool
-    is_posted: bool
-
-
-class ApicUse(NamedTuple):
-    """`kvm_eoi`, `kvm_pv_eoi`, `kvm_apic`: the state of an APIC changes, and with it what is blocked."""
-
-    apic: int
-
-
-class Interlude(NamedTuple):
-    """`kvm_userspace_exit`, SMM: others have their hands on the vCPU, so nothing is known of it."""
-
-
-class PageFault(NamedTuple):
-    """`kvm_page_fault`: the address that an EPT violation or a #PF was about."""
-
-    address: int
-    error_code: int
-
-
-Event = (
-    Entry
-    | Exit
-    | NestedExit
-    | Reflected
-    | NestedEntry
-    | EntryRefused
-    | InterruptInjected
-    | ExceptionInjected
-    | Arrival
-    | ApicUse
-    | Interlude
-    | PageFault
+from nvmx_fuzz.trace.records import (
+    ApicUse,
+    Arrival,
+    Entry,
+    EntryRefused,
+    Event,
+    ExceptionInjected,
+    Exit,
+    Interlude,
+    InterruptInjected,
+    NestedEntry,
+    NestedExit,
+    PageFault,
+    Reflected,
 )
+from nvmx_fuzz.trace.words import UNKNOWN, Fault, judge_exit, judge_hardware_interrupt
 
 _Match = re.Match[bytes]
 _Maker = Callable[[_Match], Event | None]
@@ -151,6 +39,7 @@ _EXCEPTION_VECTORS: Final[dict[bytes, int]] = {
     name.removeprefix("#").encode(): vector for vector, name in VECTOR_NAMES.items()
 } | {b"VE": 20, b"CP": 21, b"HV": 28, b"VC": 29, b"SX": 30}
 _NUMBER: Final = rb"(?:0x)?([0-9a-f]{1,16})"
+_REASON: Final = rb"([!-~]{1,40}(?: [!-~]{1,40}){0,4}?)"
 
 
 def _entry(match: _Match) -> Event:
@@ -289,12 +178,13 @@ def _word(text: bytes | None) -> int:
 
 
 def _spelling(pattern: bytes, maker: _Maker) -> Spelling:
-    """A pattern of the whole text; NUM stands for a hexadecimal number."""
-    return re.compile(pattern.replace(b"NUM", _NUMBER) + rb"[^\x21-\x7e]*"), maker
+    """A pattern of the whole text; NUM stands for a hexadecimal number, REASON for an exit reason."""
+    pattern = pattern.replace(b"NUM", _NUMBER).replace(b"REASON", _REASON)
+    return re.compile(pattern + rb"[^\x21-\x7e]*"), maker
 
 
 _EXIT_WITH_ALL: Final = (
-    rb"vcpu (\d{1,9}) reason ([ -~]{1,80}?) rip NUM info1 NUM info2 NUM intr_info NUM error_code"
+    rb"vcpu (\d{1,9}) reason REASON rip NUM info1 NUM info2 NUM intr_info NUM error_code"
     rb" (?:0x)?[0-9a-f]{1,16}(?: requests 0x[0-9a-f]{1,16})?"
 )
 _ARRIVAL: Final = (
@@ -305,29 +195,27 @@ _NESTED_WORDS: Final = rb" ext_inf1: NUM ext_inf2: NUM ext_int: NUM ext_int_err:
 _PLUGIN_WORDS: Final = rb" info1 NUM info2 NUM int_info NUM int_info_err [0-9a-f]+"
 
 SPELLINGS: Final[dict[bytes, tuple[Spelling, ...]]] = {
-    # 4.x: "vcpu 0"; rip since 5.x; "[immediate exit]" since 6.1; the injection since 6.13.
+    # 4.x: "vcpu 0"; rip since 5.x; "[immediate exit]" since 6.1; later the injection, also spelled inj.
     b"kvm_entry": (
         _spelling(
-            rb"vcpu (\d{1,9})(?:,? rip NUM)?(?: intr_info NUM error_code (?:0x)?[0-9a-f]+)?"
-            rb" ?(\[immediate exit\])?",
+            rb"vcpu (\d{1,9})(?:,? rip NUM)?(?: (?:intr_info|inj) NUM (?:inj_)?error_code (?:0x)?[0-9a-f]+)?"
+            rb" ?(\[(?:immediate exit|imm exit|req_imm_exit)\])?(?: ?\[guest\])?",
             _entry,
         ),
     ),
     b"kvm_exit": (
         _spelling(_EXIT_WITH_ALL, _exit_with_all),
-        _spelling(
-            rb"vcpu (\d{1,9}) reason ([ -~]{1,80}?) rip NUM info NUM NUM", _exit_with_interruption
-        ),
-        _spelling(rb"reason ([ -~]{1,80}?) rip NUM info NUM NUM", _exit_of_plugin),
+        _spelling(rb"vcpu (\d{1,9}) reason REASON rip NUM info NUM NUM", _exit_with_interruption),
+        _spelling(rb"reason REASON rip NUM info NUM NUM", _exit_of_plugin),
     ),
     b"kvm_nested_vmexit": (
         _spelling(_EXIT_WITH_ALL, _nested_exit_with_all),
-        _spelling(rb"rip:? NUM reason: ([ -~]{1,80}?)" + _NESTED_WORDS, _nested_exit),
-        _spelling(rb"rip NUM reason ([ -~]{1,80}?)" + _PLUGIN_WORDS, _nested_exit),
+        _spelling(rb"rip:? NUM reason: REASON" + _NESTED_WORDS, _nested_exit),
+        _spelling(rb"rip NUM reason REASON" + _PLUGIN_WORDS, _nested_exit),
     ),
     b"kvm_nested_vmexit_inject": (
-        _spelling(rb"reason: ([ -~]{1,80}?)" + _NESTED_WORDS, _reflected),
-        _spelling(rb"reason ([ -~]{1,80}?)" + _PLUGIN_WORDS, _reflected),
+        _spelling(rb"reason: REASON" + _NESTED_WORDS, _reflected),
+        _spelling(rb"reason REASON" + _PLUGIN_WORDS, _reflected),
     ),
     b"kvm_nested_vmenter": (
         _spelling(
@@ -382,12 +270,11 @@ class Texts:
         """Begin with none."""
         self.known: dict[bytes, Event | None] = {}
 
-    def read(self, text: bytes) -> Event | None:
-        """The record of ``NAME: DETAIL``, or None when no spelling of that name fits.
+    def read(self, text: bytes, name: bytes, detail: bytes) -> Event | None:
+        """The record of *text*, ``NAME:DETAIL``, or None when no spelling of that name fits.
 
-        *text* is one whose name is in `SPELLINGS`.
+        The name is one that `SPELLINGS` has.
         """
-        name, _, detail = text.partition(b":")
         event = None
         detail = detail.strip(b" ")
         if len(detail) <= _TEXT_LENGTH_MAX:

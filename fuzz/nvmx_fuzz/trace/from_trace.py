@@ -87,7 +87,7 @@ def make(name: str, at: int, vcpu: int | None) -> Made:
     except NotATraceError as error:
         raise BadFile(shown, "is no text of a trace", error.line) from None
     require_events(shown, stretches.check)
-    seed = scenario_text(shown, stretches, at, vcpu)
+    seed = scenario_text(shown, stretches)
     return _run(seed)
 
 

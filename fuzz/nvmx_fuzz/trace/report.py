@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from nvmx_core.arch.rules import rule
 from nvmx_fuzz.trace.check import Check
-from nvmx_fuzz.trace.vcpu import Finding, Vcpu
+from nvmx_fuzz.trace.findings import Finding
+from nvmx_fuzz.trace.vcpu import Vcpu
 from nvmx_fuzz.wording import counted, printable
 
 _WIDTH: Final = 110

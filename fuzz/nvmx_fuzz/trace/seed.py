@@ -50,7 +50,9 @@ from nvmx_core.arch.instructions import ALWAYS, EMULATED_BY_REASON, INSTRUCTIONS
 from nvmx_core.scenario.config import CHOSEN_EXCEPTIONS
 from nvmx_core.scenario.words import show_exception
 from nvmx_fuzz.files import BadFile
-from nvmx_fuzz.trace.formats import (
+from nvmx_fuzz.trace.late import Line
+from nvmx_fuzz.trace.reasons import reason_name
+from nvmx_fuzz.trace.records import (
     Arrival,
     Entry,
     Event,
@@ -60,8 +62,6 @@ from nvmx_fuzz.trace.formats import (
     NestedExit,
     Reflected,
 )
-from nvmx_fuzz.trace.late import Line
-from nvmx_fuzz.trace.reasons import reason_name
 from nvmx_fuzz.trace.stretch import Stretch, Stretches
 from nvmx_fuzz.trace.words import UNKNOWN
 from nvmx_fuzz.wording import printable
@@ -100,7 +100,7 @@ class Seed(NamedTuple):
     exit_reason: int
 
 
-def scenario_text(name: str, stretches: Stretches, at: int, vcpu: int | None) -> Seed:
+def scenario_text(name: str, stretches: Stretches) -> Seed:
     """The scenario of the stretch that *stretches* chose in the trace called *name*.
 
     Raises:
@@ -108,22 +108,8 @@ def scenario_text(name: str, stretches: Stretches, at: int, vcpu: int | None) ->
     """
     stretch = stretches.chosen
     if stretch is None:
-        raise BadFile(name, _why_none(stretches, at, vcpu), at)
+        raise BadFile(name, stretches.why_none(), stretches.at)
     return _Writer(name, stretches, stretch).seed()
-
-
-def _why_none(stretches: Stretches, at: int, vcpu: int | None) -> str:
-    whose = "" if vcpu is None else f" of vCPU {vcpu}"
-    if not at:
-        finding = stretches.finding()
-        if finding is not None:
-            return f"the first violation, in line {finding.line}, is in no stay in L2"
-        if not stretches.first_stay:
-            return f"holds no violation, and no stay in L2{whose}"
-        return f"holds no violation{whose}; choose a stay in L2, as in --at {stretches.first_stay}"
-    if stretches.next_stay:
-        return f"no stay in L2{whose} is there; the next begins in line {stretches.next_stay}"
-    return f"no stay in L2{whose} is there, nor behind it"
 
 
 def _comment(text: str) -> list[str]:

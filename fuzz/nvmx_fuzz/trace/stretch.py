@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from nvmx_fuzz.trace.check import Check
-from nvmx_fuzz.trace.formats import (
+from nvmx_fuzz.trace.findings import Finding
+from nvmx_fuzz.trace.late import Line
+from nvmx_fuzz.trace.records import (
     Arrival,
     Event,
     Exit,
@@ -18,8 +20,7 @@ from nvmx_fuzz.trace.formats import (
     NestedExit,
     Reflected,
 )
-from nvmx_fuzz.trace.late import Line
-from nvmx_fuzz.trace.vcpu import Finding, Vcpu
+from nvmx_fuzz.trace.vcpu import Vcpu
 
 RECORDS_MAX: Final = 512
 """A longer stay is cut there: no scenario has so many steps."""
@@ -85,7 +86,7 @@ class Stretches:
         self.check: Final = Check(self._watch)
         self.chosen: Stretch | None = None
         self.first_stay = self.next_stay = 0
-        self._at: Final = at
+        self.at: Final = at
         self._wanted_vcpu: Final = vcpu
         self._stays: dict[int, _Stay] = {}
         self._ended: dict[int, Stretch] = {}
@@ -118,6 +119,20 @@ class Stretches:
                 return finding
         return None
 
+    def why_none(self) -> str:
+        """Why nothing was chosen, and where there is something to choose."""
+        whose = "" if self._wanted_vcpu is None else f" of vCPU {self._wanted_vcpu}"
+        if not self.at:
+            finding = self.finding()
+            if finding is not None:
+                return f"the first violation, in line {finding.line}, is in no stay in L2"
+            if not self.first_stay:
+                return f"holds no violation, and no stay in L2{whose}"
+            return f"holds no violation{whose}; choose a stay in L2, as in --at {self.first_stay}"
+        if self.next_stay:
+            return f"no stay in L2{whose} is there; the next begins in line {self.next_stay}"
+        return f"no stay in L2{whose} is there, nor behind it"
+
     def _watch(self, vcpu: Vcpu, event: Event, line: Line) -> None:
         if self._ended:
             self._choose_ended()
@@ -128,7 +143,7 @@ class Stretches:
             return
         if isinstance(event, NestedEntry):
             self.first_stay = self.first_stay or line[0]
-            if not self.next_stay and line[0] > self._at:
+            if not self.next_stay and line[0] > self.at:
                 self.next_stay = line[0]
         stay = self._stays.get(vcpu.pid)
         if stay is None:
@@ -162,7 +177,7 @@ class Stretches:
     def _is_wanted(self, stretch: Stretch) -> bool:
         if self._wanted_vcpu is not None and stretch.vcpu != self._wanted_vcpu:
             return False
-        at = self._at
+        at = self.at
         pid = stretch.pid
         if not at:
             finding = self.finding()

@@ -20,18 +20,18 @@ from nvmx_core.scenario.text import parse_scenario
 from nvmx_fuzz.artifacts import crash_name
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.trace.check import Check
+from nvmx_fuzz.trace.findings import Finding
 from nvmx_fuzz.trace.reader import EVENT_MARK, NotATraceError
 from nvmx_fuzz.trace.report import text_of, to_json
 from nvmx_fuzz.trace.seed import scenario_text
 from nvmx_fuzz.trace.stretch import Stretches
-from nvmx_fuzz.trace.vcpu import Finding
 
 WITHOUT_HISTORY: Final = frozenset({"X1", "X2", "X3", "X4", "X6", "K1"})
 """The rules of `words.judge_exit`; X1 and X4 have sentences of both kinds."""
 
 _EVENT_LINE: Final = re.compile(rb"([^\n]*\[\d+\]) [^ \[\n:]{4,6} +([\d.]+): (kvm_\w+): *([^\n]*)")
 _LOSS: Final = b"\nCPU:0 [LOST 1 EVENTS]\n"
-_CHUNK_SIZES: Final = (1, 61)
+_CHUNK_SIZES: Final = (3, 61)
 
 
 class TraceError(Exception):
@@ -137,7 +137,7 @@ def _require_told(check: Check, data: bytes) -> None:
             raise TraceError(f"reported in a line that cannot be printed: {line!r}")
     json.dumps(to_json("input", check))
     try:
-        text = scenario_text("input", Stretches.of_chunks([data]), 0, None).text
+        text = scenario_text("input", Stretches.of_chunks([data])).text
     except BadFile as refused:
         if not refused.message.isprintable():
             raise TraceError(f"refused, but not in one line for people: {refused}") from None

@@ -15,7 +15,7 @@ that it needs is known. `docs/TRACES.md` lists for each rule what that is. Three
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from nvmx_core.arch.events import (
     DF,
@@ -43,7 +43,10 @@ from nvmx_core.arch.exits import (
     VMLAUNCH_EXIT,
 )
 from nvmx_core.oracle.exit_info import BOUNDARY_REASONS
-from nvmx_fuzz.trace.formats import (
+from nvmx_fuzz.trace.findings import Finding, Known
+from nvmx_fuzz.trace.late import Arrivals, Evidence, Line
+from nvmx_fuzz.trace.reasons import reason_name
+from nvmx_fuzz.trace.records import (
     Entry,
     ExceptionInjected,
     Exit,
@@ -52,8 +55,6 @@ from nvmx_fuzz.trace.formats import (
     NestedExit,
     Reflected,
 )
-from nvmx_fuzz.trace.late import Arrivals, Evidence, Line
-from nvmx_fuzz.trace.reasons import reason_name
 from nvmx_fuzz.trace.words import EVENT_MASK, UNKNOWN, Fault, judge_entry, same_event
 
 ROOT: Final = 0
@@ -66,28 +67,6 @@ _INTERRUPT_TYPES: Final = (EXTERNAL_INTERRUPT, SOFTWARE_INTERRUPT)
 _EXCEPTION_TYPES: Final = (HARDWARE_EXCEPTION, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 _RETOLD_EXCEPTION_TYPES: Final = (HARDWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 """KVM prints these when it injects them again; what it does with an INT1 or an NMI does not show."""
-
-
-class Finding(NamedTuple):
-    """A broken rule, the line where it shows, and the lines before it that matter, that line included."""
-
-    rule: str
-    sentence: str
-    line: int
-    pid: int
-    vcpu: int
-    lines: tuple[Line, ...]
-
-
-class Known:
-    """What is known of the trace as a whole: which events were recorded at all, and how new the kernel is."""
-
-    def __init__(self) -> None:
-        """Nothing was seen yet."""
-        self.entries = False
-        self.nested_exits = False
-        self.interrupts_injected = False
-        self.exceptions_injected_again = False
 
 
 class Vcpu:

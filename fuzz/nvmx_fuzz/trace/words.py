@@ -6,6 +6,7 @@ leaves the two words as an earlier exit wrote them (E0), so it is not judged; ne
 tables do not know.
 """
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.events import (
@@ -64,6 +65,7 @@ class Fault(NamedTuple):
     sentence: str
 
 
+@lru_cache(maxsize=4096)
 def judge_exit(reason: int, vectoring: int, interruption: int, who: str) -> tuple[Fault, ...]:
     """Judge the two event words of an exit that is no failed entry.
 
