@@ -161,6 +161,12 @@ SILENT = [
          .reflected("INVALID_STATE FAILED_VMENTRY", EVENT, 0x80000B0E).entry()),
     Case("", "failed entry by number", lambda: stay().l2_exit("HLT").reflected("HLT").nested_entry(EVENT)
          .reflected("0x80000021", EVENT).entry()),
+    Case("", "L1's MSRs could not be loaded", lambda: stay().l2_exit("HLT").reflected("HLT").nested_entry(EVENT)
+         .interrupt(0x30).entry(rip=0x2000, event=0x80000030).exit("VMREAD").entry(rip=0x2004)),
+    Case("", "RSM goes on in L2", lambda: stay(EVENT).l2_exit("EPT_VIOLATION")
+         .other("kvm_enter_smm: vcpu 0: entering SMM, smbase 0x30000").entry().exit("EXCEPTION_NMI", 0, 0x80000306)
+         .add("nested_entry", event=EVENT).interrupt(0x60).entry(event=0x80000060).l2_exit("CPUID")
+         .reflected("CPUID")),
     Case("", "refused entry", lambda: stay().l2_exit("HLT").reflected("HLT").nested_entry(0x80000100)
          .other("kvm_nested_vmenter_failed: invalid guest state").entry(event=0).exit("VMREAD").entry()),
     Case("", "an unknown reason", lambda: stay().l2_exit("0x63", vectoring=EVENT, interruption=0x80000B0E)),

@@ -199,7 +199,7 @@ def _nested_entry(f: dict[str, Any], form: Form) -> str | None:
     if form.kernel < (6, 1):
         return None
     return (
-        "kvm_nested_vmenter: rip: 0x0000000000100023 vmcs: 0x0000000000021000 nested_rip: 0x0000000000b00403 "
+        "kvm_nested_vmenter: rip: 0x0000000000100023 vmcs: 0x0000000000021000 nested_rip: 0x0000000000001000 "
         f"int_ctl: 0x00000000 event_inj: 0x{f['event']:08x} nested_ept=y nested_eptp: 0x000000000003001e"
     )
 

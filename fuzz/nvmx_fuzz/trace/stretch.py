@@ -150,6 +150,10 @@ class Stretches:
             if len(self._stays) >= _THREADS_MAX:
                 self._stays.clear()
             stay = self._stays[vcpu.pid] = _Stay()
+        if isinstance(event, NestedEntry) and stay.records:
+            self._ended[vcpu.pid] = _stretch(
+                vcpu, stay, is_ended=False
+            )  # left without an exit for L1
         if stay.take(event, line):
             self._ended[vcpu.pid] = _stretch(vcpu, stay, is_ended=True)
             self._stays[vcpu.pid] = _Stay()

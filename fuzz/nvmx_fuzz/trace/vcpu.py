@@ -55,7 +55,7 @@ from nvmx_fuzz.trace.records import (
     NestedExit,
     Reflected,
 )
-from nvmx_fuzz.trace.words import EVENT_MASK, UNKNOWN, Fault, judge_entry, same_event
+from nvmx_fuzz.trace.words import EVENT_MASK, UNKNOWN, Fault, judge_entry, names_event, same_event
 
 ROOT: Final = 0
 L2: Final = 1
@@ -89,6 +89,8 @@ class Vcpu:
         # L1's injection, until the first exit after it.
         self._requested = UNKNOWN
         self._request_line: Line = (0, b"")
+        self._l2_rip = UNKNOWN
+        self._suspects: list[tuple[Fault, Line]] = []  # until the entry is known to be L2's
         self._is_entered = True
         # The event in delivery between an exit of L2 and the next entry; 0 for none.
         self._flight = UNKNOWN
@@ -113,6 +115,7 @@ class Vcpu:
         self._last_exit = None
         self._is_confirmed = False
         self._requested = self._flight = UNKNOWN
+        self._suspects.clear()
         self._is_entered = True
         self._injected = None
         self._is_exception_injected = False
@@ -130,9 +133,14 @@ class Vcpu:
         last_exit = self._last_exit
         if last_exit is not None and not self._is_confirmed and self.guest != ROOT:
             self._doubt(last_exit)
+        if self.guest == L2 and not self._is_entered and event.rip not in (UNKNOWN, self._l2_rip):
+            self.entry_refused()  # L1 runs on: loading its MSRs failed, which no event tells
         if self.guest != L2:
             self._last_exit = None
             return
+        for fault, injection in self._suspects:
+            self._tell((fault,), injection, self._request_line)
+        self._suspects.clear()
         if not self._is_entered:
             self._judge_first_entry(event, line)
         elif self._flight > 0 and self._injected is None:
@@ -190,14 +198,18 @@ class Vcpu:
 
     def nested_entry(self, event: NestedEntry, line: Line) -> None:
         """L1 enters L2. AMD's words are not those of VMX, so L2 of AMD stays unknown."""
+        last_exit = self._last_exit
         self._forget_delivery()
         if not event.is_vmx:
             self.guest = UNKNOWN
             return
+        # Without L1's instruction it is RSM or userspace that goes on in L2, and the injection is an old one.
+        is_l1 = last_exit is not None and last_exit.reason in _ENTERING
         self.nested_entries += 1
         self.guest = L2
         self.arrivals.begin_stay(is_seen=True)
-        self._requested = event.event
+        self._requested = event.event if is_l1 else UNKNOWN
+        self._l2_rip = event.l2_rip
         self._request_line = line
         self._is_entered = False
 
@@ -294,14 +306,18 @@ class Vcpu:
     ) -> None:
         if not self._is_entered:
             requested = self._requested
-            if requested > 0 and is_vectoring(requested) and not _names(requested, vector, types):
+            if (
+                requested > 0
+                and is_vectoring(requested)
+                and not names_event(requested, vector, types)
+            ):
                 sentence = f"L0 injects {what} into the entry that L1 made to inject {info_text(requested)}"
-                self._tell((Fault("X13", sentence),), line, self._request_line)
+                self._suspects.append((Fault("X13", sentence), line))
             return
         if self._flight == UNKNOWN or self._is_exception_injected:
             return
         if self._flight:
-            if _names(self._flight, vector, types) or (is_exception and not is_again):
+            if names_event(self._flight, vector, types) or (is_exception and not is_again):
                 return
             flight = info_text(self._flight)
             if is_again:
@@ -374,11 +390,6 @@ class Vcpu:
                     tuple(sorted(lines.items())),
                 )
             )
-
-
-def _names(word: int, vector: int, types: tuple[int, ...]) -> bool:
-    """Whether a word is an event with this vector and one of these types."""
-    return word & VECTOR_MASK == vector and (word & TYPE_MASK) >> TYPE_SHIFT in types
 
 
 def _is_boundary_exit(event: Reflected) -> bool:

@@ -203,3 +203,8 @@ def _vector_fits(event_type: int, info: int) -> bool:
 def same_event(one: int, other: int) -> bool:
     """Whether two words name one event, with or without an error code."""
     return (one ^ other) & EVENT_MASK == 0
+
+
+def names_event(word: int, vector: int, types: tuple[int, ...]) -> bool:
+    """Whether a word is an event with this vector and one of these types."""
+    return word & VECTOR_MASK == vector and (word & TYPE_MASK) >> TYPE_SHIFT in types
