@@ -98,6 +98,7 @@ def test_a_highly_compressed_trace_is_read_whole(tmp_path: Path) -> None:
 AMD = Trace().other(
     "kvm_exit: vcpu 0 reason npf rip 0x1000 info1 0x4 info2 0x0 intr_info 0x0 error_code 0x0"
 )
+AMD_PLUGIN = Trace().other("kvm_exit: reason EXIT_NPF rip 0x1000 info 200000006 1ab000")
 UNREADABLE = Trace().other("kvm_exit: something else entirely")
 
 
@@ -119,6 +120,7 @@ UNREADABLE = Trace().other("kvm_exit: something else entirely")
         (b"\x1f\x8b" + b"x" * 99, "is damaged: its gzip data cannot be read"),
         (gzip.compress(SAMPLE) + b"more", "has something behind the end of its gzip data"),
         (AMD.render(FORMS["6.1"]), "is a trace of AMD's SVM; only VMX is judged"),
+        (AMD_PLUGIN.render(FORMS["6.1"]), "is a trace of AMD's SVM; only VMX is judged"),
         (UNREADABLE.render(FORMS["6.1"]), "holds no entry or exit of KVM in a known spelling"),
     ],
 )

@@ -226,12 +226,12 @@ class Check:
 
 
 def is_of_svm(text: bytes) -> bool:
-    """Whether the text is an exit of AMD's half of KVM, whose reasons are printed in small letters."""
+    """Whether the text is an exit of AMD's half of KVM: its reasons have small letters, or begin with EXIT_."""
     name, _, rest = text.partition(b":")
     words = rest.split(maxsplit=4)
     if name not in (b"kvm_exit", b"kvm_nested_vmexit", b"kvm_nested_vmexit_inject"):
         return False
     for word, following in pairwise(words):
         if word.rstrip(b":") == b"reason":
-            return following[:1].islower() and not following.startswith(b"0x")
+            return following[:1].islower() or following.startswith(b"EXIT_")
     return False

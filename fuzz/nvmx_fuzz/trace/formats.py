@@ -220,7 +220,7 @@ SPELLINGS: Final[dict[bytes, tuple[Spelling, ...]]] = {
     b"kvm_nested_vmenter": (
         _spelling(
             rb"rip: (?:0x)?[0-9a-f]+ (vmcs|vmcb): NUM nested_rip: NUM int_ctl: (?:0x)?[0-9a-f]+"
-            rb" event_inj: 0x([0-9a-f]{1,8}) nested_[en]pt=([yn])(?: \w+: (?:0x)?[0-9a-f]+)?",
+            rb" event_inj: 0x([0-9a-f]{1,8}) nested_[en]pt=([yn])(?: [ -~]{0,80})?",
             _nested_entry,
         ),
     ),
