@@ -226,7 +226,7 @@ class Check:
 
 
 def is_of_svm(text: bytes) -> bool:
-    """Whether the text is an exit of AMD's half of KVM: its reasons are in small letters or begin with EXIT_"""
+    """Whether it is an exit of AMD's half of KVM: reasons in small letters, or EXIT_ in front of them."""
     name, _, rest = text.partition(b":")
     words = rest.split(maxsplit=4)
     if name not in (b"kvm_exit", b"kvm_nested_vmexit", b"kvm_nested_vmexit_inject"):
