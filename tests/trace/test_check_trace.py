@@ -102,27 +102,29 @@ AMD_PLUGIN = Trace().other("kvm_exit: reason EXIT_NPF rip 0x1000 info 200000006 
 UNREADABLE = Trace().other("kvm_exit: something else entirely")
 
 
+NO_TRACES = [
+    (b"", "is empty"),
+    (b"\n", "holds no entry or exit of KVM; record with: trace-cmd record -e kvm"),
+    (
+        b"version 1\nL1 enter\n",
+        "holds no entry or exit of KVM; record with: trace-cmd record -e kvm",
+    ),
+    (SAMPLE[:500] + b"\0" + SAMPLE[500:], "is no text of a trace"),
+    (b"a" * 70_000, "is no text of a trace"),
+    (bytes(range(256)) * 9, "is no text of a trace"),
+    (b"\x17\x08Dtracing6\0" + bytes(99), "is a binary trace.dat; try: trace-cmd report -N"),
+    (gzip.compress(SAMPLE, mtime=0)[:1000], "ends in the middle of its gzip data"),
+    (gzip.compress(b"", mtime=0)[:8], "ends in the middle of its gzip data"),
+    (b"\x1f\x8b" + b"x" * 99, "is damaged: its gzip data cannot be read"),
+    (gzip.compress(SAMPLE, mtime=0) + b"more", "has something behind the end of its gzip data"),
+    (AMD.render(FORMS["6.1"]), "is a trace of AMD's SVM; only VMX is judged"),
+    (AMD_PLUGIN.render(FORMS["6.1"]), "is a trace of AMD's SVM; only VMX is judged"),
+    (UNREADABLE.render(FORMS["6.1"]), "holds no entry or exit of KVM in a known spelling"),
+]
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"\n", "holds no entry or exit of KVM; record with: trace-cmd record -e kvm"),
-        (
-            b"version 1\nL1 enter\n",
-            "holds no entry or exit of KVM; record with: trace-cmd record -e kvm",
-        ),
-        (SAMPLE[:500] + b"\0" + SAMPLE[500:], "is no text of a trace"),
-        (b"a" * 70_000, "is no text of a trace"),
-        (bytes(range(256)) * 9, "is no text of a trace"),
-        (b"\x17\x08Dtracing6\0" + bytes(99), "is a binary trace.dat; try: trace-cmd report -N"),
-        (gzip.compress(SAMPLE)[:1000], "ends in the middle of its gzip data"),
-        (gzip.compress(b"")[:8], "ends in the middle of its gzip data"),
-        (b"\x1f\x8b" + b"x" * 99, "is damaged: its gzip data cannot be read"),
-        (gzip.compress(SAMPLE) + b"more", "has something behind the end of its gzip data"),
-        (AMD.render(FORMS["6.1"]), "is a trace of AMD's SVM; only VMX is judged"),
-        (AMD_PLUGIN.render(FORMS["6.1"]), "is a trace of AMD's SVM; only VMX is judged"),
-        (UNREADABLE.render(FORMS["6.1"]), "holds no entry or exit of KVM in a known spelling"),
-    ],
+    ("content", "message"), NO_TRACES, ids=[str(number) for number in range(len(NO_TRACES))]
 )
 def test_what_is_no_trace_is_refused_in_one_line(
     content: bytes, message: str, tmp_path: Path
