@@ -17,11 +17,10 @@ from typing import Final
 
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.core_choice import ROOT
+from nvmx_fuzz.corpus_files import TRACE_SUFFIX
 from nvmx_fuzz.files import BadFile, about
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 from nvmx_fuzz.targets import TARGET_BY_NAME, Target
-
-TRACE_SUFFIX: Final = ".txt"
 
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 _USAGE: Final = "usage: python -m nvmx_fuzz.oss_fuzz TARGET FOLDER"

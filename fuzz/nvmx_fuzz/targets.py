@@ -15,7 +15,7 @@ class Target(NamedTuple):
     Attributes:
         name: of the file and of the program that is built from it.
         asks: what the target asks of an input, in one sentence.
-        seeds: the folder below ``corpus/`` whose files are its seeds: ``.scn``, of traces ``.txt``.
+        seeds: the folder below ``corpus/`` whose files are its seeds: ``.scn``, of traces ``.trace``.
         form: what an input is: a scenario in the byte form of ``codec.py``, as text, or a trace of KVM.
         dictionary: the libFuzzer dictionary beside the target file.
         len_max: the longest input that libFuzzer makes, in bytes.

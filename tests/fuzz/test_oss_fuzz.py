@@ -53,7 +53,7 @@ def test_every_seed_is_in_the_archive_and_means_what_its_text_says(
     target: Target, tmp_path: Path
 ) -> None:
     oss_fuzz.write_extras(target, tmp_path)
-    suffix = "txt" if target.form == "trace" else "scn"
+    suffix = "trace" if target.form == "trace" else "scn"
     texts = {path.stem: path for path in (CORPUS / target.seeds).glob(f"*.{suffix}")}
     with zipfile.ZipFile(tmp_path / f"{target.name}_seed_corpus.zip") as archive:
         assert sorted(archive.namelist()) == sorted(texts)

@@ -20,11 +20,11 @@ def seeds() -> dict[str, bytes]:
     by_name = {case.name: case for case in (*FIRING, *SILENT)}
     for name in _SPELLED:
         for form in FORMS.values():
-            made[f"{_slug(name)}-{_slug(form.name)}.txt"] = by_name[name].trace().render(form)
+            made[f"{_slug(name)}-{_slug(form.name)}.trace"] = by_name[name].trace().render(form)
     for case in FIRING:
         if case.name not in _SPELLED:
-            made[f"{_slug(case.name)}.txt"] = case.trace().render(FORMS["6.1"])
-    made["lost-events.txt"] = _holed(by_name["the original bug"]).render(FORMS["6.1"])
+            made[f"{_slug(case.name)}.trace"] = case.trace().render(FORMS["6.1"])
+    made["lost-events.trace"] = _holed(by_name["the original bug"]).render(FORMS["6.1"])
     return made
 
 
@@ -40,7 +40,7 @@ def _holed(case: Case) -> Trace:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for old in FOLDER.glob("*.txt"):
+    for old in FOLDER.glob("*.trace"):
         old.unlink()
     for name, content in seeds().items():
         (FOLDER / name).write_bytes(content)
