@@ -132,6 +132,10 @@ SILENT = [
          .interrupt(0x60, again=True).entry(event=0x80000060).l2_exit("HLT").reflected("HLT")),
     Case("", "replaced by a fault", lambda: interrupted().exception("PF", 2).entry(event=0x80000B0E)
          .l2_exit("CPUID").reflected("CPUID")),
+    Case("", "replaced by a fault that waits for INIT", lambda: stay(EVENT).l2_exit("EXCEPTION_NMI", EVENT, 0x80000B0E)
+         .entry(immediate=True).l2_exit("PREEMPTION_TIMER").reflected("INIT_SIGNAL")),
+    Case("", "replaced by a fault whose injection was not recorded", lambda: stay(EVENT)
+         .l2_exit("EXCEPTION_NMI", EVENT, 0x80000B0E).entry(event=0x80000B0E).l2_exit("CPUID").reflected("CPUID")),
     Case("", "replaced, then cancelled", lambda: interrupted().exception("PF", 2).exception("PF", 2, again=True)
          .entry(event=0x80000B0E).l2_exit("CPUID").reflected("CPUID")),
     Case("", "double fault merged", lambda: interrupted(0x80000B0E).exception("DF", 0).entry(event=0x80000B08)),

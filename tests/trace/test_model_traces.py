@@ -59,6 +59,13 @@ def test_fixed_gives_no_finding_on_random_scenarios() -> None:
         assert found(random_scenario(seed, 6), "fixed", form) == [], (seed, form.name)
 
 
+@pytest.mark.parametrize("seed", [162, 228, 1962, 1968])
+def test_an_l0_that_comes_back_in_vain_loses_nothing(seed: int) -> None:
+    """bug23 enters L2 without the fault that replaced an event, comes back at once, and injects it then."""
+    for name in ("5.10", "6.1", "6.13"):
+        assert found(random_scenario(seed, 6), "bug23", FORMS[name]) == []
+
+
 @pytest.mark.parametrize("bug", SEEN_IN_THEIR_SMALLEST_SCENARIO)
 def test_a_bug_shows_in_the_trace_of_its_smallest_scenario(bug: str) -> None:
     scenario = load(str(ROOT / "corpus" / "bugs" / f"{bug}.scn")).scenario

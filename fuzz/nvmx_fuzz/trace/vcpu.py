@@ -18,10 +18,8 @@ from collections.abc import Callable
 from typing import Final
 
 from nvmx_core.arch.events import (
-    DF,
     EXTERNAL_INTERRUPT,
     HARDWARE_EXCEPTION,
-    NMI,
     PRIVILEGED_SOFTWARE_EXCEPTION,
     SOFTWARE_EXCEPTION,
     SOFTWARE_INTERRUPT,
@@ -30,7 +28,6 @@ from nvmx_core.arch.events import (
     VALID,
     VECTOR_MASK,
     info_text,
-    interruption_info,
     is_vectoring,
     vector_name,
 )
@@ -39,10 +36,8 @@ from nvmx_core.arch.exits import (
     EXTERNAL_INTERRUPT_EXIT,
     PREEMPTION_TIMER,
     TASK_SWITCH,
-    TRIPLE_FAULT,
     VMLAUNCH_EXIT,
 )
-from nvmx_core.oracle.exit_info import BOUNDARY_REASONS
 from nvmx_fuzz.trace.findings import Finding, Known
 from nvmx_fuzz.trace.late import Arrivals, Evidence, Line
 from nvmx_fuzz.trace.reasons import reason_name
@@ -55,7 +50,16 @@ from nvmx_fuzz.trace.records import (
     NestedExit,
     Reflected,
 )
-from nvmx_fuzz.trace.words import EVENT_MASK, UNKNOWN, Fault, judge_entry, names_event, same_event
+from nvmx_fuzz.trace.words import (
+    EVENT_MASK,
+    UNKNOWN,
+    Fault,
+    drops_event,
+    is_boundary_exit,
+    judge_entry,
+    names_event,
+    same_event,
+)
 
 ROOT: Final = 0
 L2: Final = 1
@@ -279,7 +283,13 @@ class Vcpu:
             self._tell((Fault("O2", sentence),), line, self._request_line)
 
     def _judge_reinjection(self, event: Entry, line: Line) -> None:
-        """An event was in delivery at the last exit of L2, and nothing says that it was injected again."""
+        """An event was in delivery at the last exit of L2, and nothing says that it was injected again.
+
+        After an exception L0 may have queued it for L2 in place of the event (D4), and hold it back for an INIT
+        that ranks higher; no event tells what is queued.
+        """
+        if self._last_exit is not None and self._last_exit.reason == EXCEPTION_NMI:
+            return
         flight = info_text(self._flight)
         if event.event != UNKNOWN:
             if not event.event & VALID:
@@ -347,8 +357,8 @@ class Vcpu:
         if told == self._flight:
             return
         if not told:
-            if not _drops_event(event):
-                rule = "X13" if _is_boundary_exit(event) else "X1"
+            if not drops_event(event.reason, event.interruption):
+                rule = "X13" if is_boundary_exit(event.reason, event.interruption) else "X1"
                 sentence = f"{name} forgets the event in delivery ({info_text(self._flight)})"
                 self._tell((Fault(rule, sentence),), line, self._exit_line)
         elif self._flight:
@@ -390,16 +400,3 @@ class Vcpu:
                     tuple(sorted(lines.items())),
                 )
             )
-
-
-def _is_boundary_exit(event: Reflected) -> bool:
-    is_nmi = event.interruption & (VALID | TYPE_MASK) == VALID | NMI << TYPE_SHIFT
-    return event.reason in BOUNDARY_REASONS or (event.reason == EXCEPTION_NMI and is_nmi)
-
-
-def _drops_event(event: Reflected) -> bool:
-    """Exits that end a delivery without reporting it: a triple fault, an intercepted #DF (X2)."""
-    double_fault = interruption_info(HARDWARE_EXCEPTION, DF, has_error_code=True)
-    return event.reason == TRIPLE_FAULT or (
-        event.reason == EXCEPTION_NMI and same_event(event.interruption, double_fault)
-    )

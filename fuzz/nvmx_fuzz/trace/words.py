@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from nvmx_core.arch.events import (
     DB,
+    DOUBLE_FAULT_INFO,
     ERROR_CODE_VALID,
     EXTERNAL_INTERRUPT,
     HARDWARE_EXCEPTION,
@@ -208,3 +209,15 @@ def same_event(one: int, other: int) -> bool:
 def names_event(word: int, vector: int, types: tuple[int, ...]) -> bool:
     """Whether a word is an event with this vector and one of these types."""
     return word & VECTOR_MASK == vector and (word & TYPE_MASK) >> TYPE_SHIFT in types
+
+
+def is_boundary_exit(reason: int, interruption: int) -> bool:
+    """Whether an exit is recognised on an instruction boundary: X3."""
+    is_nmi = interruption & (VALID | TYPE_MASK) == VALID | NMI << TYPE_SHIFT
+    return reason in BOUNDARY_REASONS or (reason == EXCEPTION_NMI and is_nmi)
+
+
+def drops_event(reason: int, interruption: int) -> bool:
+    """Whether an exit ends a delivery without reporting it: a triple fault, an intercepted #DF (X2)."""
+    is_double_fault = reason == EXCEPTION_NMI and same_event(interruption, DOUBLE_FAULT_INFO)
+    return reason == TRIPLE_FAULT or is_double_fault
