@@ -285,8 +285,8 @@ class Vcpu:
     def _judge_reinjection(self, event: Entry, line: Line) -> None:
         """An event was in delivery at the last exit of L2, and nothing says that it was injected again.
 
-        After an exception L0 may have queued it for L2 in place of the event (D4), and hold it back for an INIT
-        that ranks higher; no event tells what is queued.
+        After an exception L0 may have queued it for L2 in place of the event (D4), and hold it back for
+        an INIT that ranks higher; no event tells what is queued.
         """
         if self._last_exit is not None and self._last_exit.reason == EXCEPTION_NMI:
             return
