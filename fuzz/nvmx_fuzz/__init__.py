@@ -24,3 +24,6 @@ ENTRY_CHECKS: Final = (
 
 SCENARIO_TEXT: Final = ("nvmx_core.scenario",)
 """The same for the target `fuzz_scenario_text`."""
+
+TRACE_READER: Final = ("nvmx_fuzz.trace",)
+"""The same for the target `fuzz_trace_reader`."""

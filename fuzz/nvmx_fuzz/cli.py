@@ -31,6 +31,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "corpus": ("nvmx_fuzz.cli_corpus", "Convert, check and collect scenarios."),
     "minimize": ("nvmx_fuzz.cli_minimize", "Make a scenario as small as its violation allows."),
     "compare": ("nvmx_fuzz.cli_compare", "Compare the model processor with another one."),
+    "check-trace": ("nvmx_fuzz.cli_check_trace", "Check traces of a real KVM against the rules."),
     "bugs": ("nvmx_fuzz.cli_bugs", "Show the catalogue of known bugs, and hunt them."),
     "report": ("nvmx_fuzz.cli_report", "Make one HTML page about a campaign."),
     "doctor": ("nvmx_fuzz.cli_doctor", "Say what is installed here, and what is used."),

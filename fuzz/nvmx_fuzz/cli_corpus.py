@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from nvmx_core.scenario.text import format_file, format_scenario
-from nvmx_fuzz import cli_corpus_care
+from nvmx_fuzz import cli_corpus_care, cli_corpus_trace
 from nvmx_fuzz.cli_options import FIXED, json_option
 from nvmx_fuzz.cli_replay import show
 from nvmx_fuzz.codec import encode
@@ -32,6 +32,7 @@ for _care in (
     cli_corpus_care.minimize_command,
     cli_corpus_care.stats_command,
     cli_corpus_care.pack_command,
+    cli_corpus_trace.from_trace_command,
 ):
     command.add_command(_care)
 

@@ -4,14 +4,18 @@ import io
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.files import BadFile, about, content_name
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 
+TRACE_SUFFIX: Final = ".trace"
+"""The seeds of `fuzz_trace_reader`: beside scenarios, but none."""
+
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below *folder* in the order of their names, hidden ones left out; raises BadFile."""
+    """All files below *folder* by name, hidden ones and traces left out; raises BadFile."""
     if not folder.is_dir():
         raise BadFile(folder, "is not a directory" if folder.exists() else "does not exist")
     with about(folder):
@@ -19,6 +23,7 @@ def files_in(folder: Path) -> list[Path]:
             path
             for path in folder.rglob("*")
             if path.is_file()
+            and path.suffix != TRACE_SUFFIX
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
 

@@ -1,8 +1,8 @@
 """The libFuzzer dictionaries: typical steps as records of the byte form, lines and words of the text form.
 
-``python -m nvmx_fuzz.dictionary FORM`` prints one (``bytes`` or ``text``). The mutator of the scenario
-targets draws from the same steps and does not read the dictionary; it serves engines that bring their own
-mutations, and the text target, which has no mutator of ours.
+``python -m nvmx_fuzz.dictionary FORM`` prints one (``bytes``, ``text`` or ``trace``). The mutator of the
+scenario targets draws from the same steps and does not read the dictionary; it serves engines that bring
+their own mutations, and the text target, which has no mutator of ours.
 """
 
 import sys
@@ -16,11 +16,17 @@ from nvmx_core.scenario.words import EXCEPTION_VECTORS, INVALID, NONE, REASON_BY
 from nvmx_fuzz.codec import encode_step
 from nvmx_fuzz.palette import typical_steps
 from nvmx_fuzz.targets import Form
+from nvmx_fuzz.trace.formats import SPELLINGS
+from nvmx_fuzz.trace.reasons import REASONS
 
 _HEADS: Final[dict[Form, str]] = {
     "bytes": """\
 # Typical steps of a scenario, one 8-byte record each (see nvmx_fuzz/codec.py).
 # Generated: python -m nvmx_fuzz.dictionary bytes > fuzz/fuzz_nested_events.dict
+""",
+    "trace": """\
+# Words of KVM's trace events (see nvmx_fuzz/trace/formats.py).
+# Generated: python -m nvmx_fuzz.dictionary trace > fuzz/fuzz_trace_reader.dict
 """,
     "text": """\
 # Lines and words of the text form of a scenario (see nvmx_core/scenario/text.py).
@@ -31,10 +37,9 @@ _HEADS: Final[dict[Form, str]] = {
 
 def dictionary_text(form: Form = "bytes") -> str:
     """The whole file of a form."""
-    if form == "text":
-        return _HEADS[form] + "".join(
-            f"{_quoted(entry)}\n" for entry in dict.fromkeys(_text_entries())
-        )
+    if form != "bytes":
+        entries = _text_entries() if form == "text" else _trace_entries()
+        return _HEADS[form] + "".join(f"{_quoted(entry)}\n" for entry in dict.fromkeys(entries))
     lines = [_HEADS[form]]
     for name, step in typical_steps():
         escaped = "".join(f"\\x{byte:02x}" for byte in encode_step(step))
@@ -69,6 +74,43 @@ def _text_entries() -> Iterator[str]:
     )
 
 
+def _trace_entries() -> Iterator[str]:
+    """Events, exit reasons, and the words that a reader looks for."""
+    yield from (f": {name.decode()}: " for name in SPELLINGS)
+    yield from (f" {name.decode()}" for name in REASONS)
+    yield from (
+        "\nCPU:0 [LOST 3 EVENTS]\n",
+        "\n##### CPU 1 buffer started ####\n",
+        "\n# tracer: nop\n",
+    )
+    yield from ("vcpu 0", ", rip 0x1000", "[immediate exit]", " [reinjected]", " FAILED_VMENTRY")
+    yield from (
+        " info1 0x",
+        " info2 0x",
+        " intr_info 0x",
+        " error_code 0x",
+        " info 0 ",
+        "reason ",
+        "reason: ",
+    )
+    yield from (
+        " ext_inf1: 0x",
+        " ext_inf2: 0x",
+        " ext_int: 0x",
+        " ext_int_err: 0x",
+        " event_inj: 0x",
+    )
+    yield from ("80000040", "80000051", "80000202", "80000b0e", "80000b08", "80000603", "80000100")
+    yield from (
+        "IRQ 0x40",
+        "Soft/INTn 0x40",
+        "irq 64",
+        "#PF (0x2)",
+        "#DF",
+        "apicid 0 vec 81 (Fixed|edge)",
+    )
+
+
 def _quoted(entry: str) -> str:
     """An entry as libFuzzer reads it: in double quotes, anything unusual as a hexadecimal escape."""
     plain = "".join(
@@ -79,6 +121,6 @@ def _quoted(entry: str) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in _HEADS:
-        sys.stderr.write("usage: python -m nvmx_fuzz.dictionary bytes|text\n")
+        sys.stderr.write(f"usage: python -m nvmx_fuzz.dictionary {'|'.join(_HEADS)}\n")
         sys.exit(2)
-    sys.stdout.write(dictionary_text("text" if sys.argv[1] == "text" else "bytes"))
+    sys.stdout.write(dictionary_text(next(form for form in _HEADS if form == sys.argv[1])))

@@ -62,13 +62,13 @@ def read_file(name: str, size_max: int, kind: str) -> bytes:
         try:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
-                raise BadFile(name, f"is {_kind(mode)}, not a file")
+                raise BadFile(name, f"is {file_kind(mode)}, not a file")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 return _limited(name, file.read(size_max + 1), size_max, kind)
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise BadFile(name, _reason(error)) from None
+        raise BadFile(name, reason_of(error)) from None
     except ValueError as error:  # a zero byte in the name
         raise BadFile(name, str(error)) from None
 
@@ -87,7 +87,7 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             draft.unlink()
-        raise BadFile(path, _reason(error)) from None
+        raise BadFile(path, reason_of(error)) from None
 
 
 def content_name(content: bytes) -> str:
@@ -104,7 +104,7 @@ def write_output(name: str, content: bytes) -> None:
     if path.exists():
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise BadFile(name, f"is {_kind(mode)}, not a file; - is standard output")
+            raise BadFile(name, f"is {file_kind(mode)}, not a file; - is standard output")
         if not os.access(path, os.W_OK):
             raise BadFile(name, "permission denied")
     write_whole(path, content)
@@ -124,7 +124,7 @@ def about(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadFile(path, _reason(error)) from None
+        raise BadFile(path, reason_of(error)) from None
 
 
 def _limited(name: str, content: bytes, size_max: int, kind: str) -> bytes:
@@ -133,7 +133,8 @@ def _limited(name: str, content: bytes, size_max: int, kind: str) -> bytes:
     return content
 
 
-def _kind(mode: int) -> str:
+def file_kind(mode: int) -> str:
+    """What a file is that is no regular one, for a message."""
     kinds = {
         stat.S_IFDIR: "a directory",
         stat.S_IFIFO: "a named pipe",
@@ -144,5 +145,6 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "something else")
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """What the system says is wrong, in small letters."""
     return (error.strerror or str(error)).lower()

@@ -17,6 +17,7 @@ from typing import Final
 
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.core_choice import ROOT
+from nvmx_fuzz.corpus_files import TRACE_SUFFIX
 from nvmx_fuzz.files import BadFile, about
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 from nvmx_fuzz.targets import TARGET_BY_NAME, Target
@@ -32,10 +33,10 @@ def seeds_of(target: Target) -> dict[str, bytes]:
         BadFile: the folder holds no seed, or one of them is no scenario.
     """
     folder = ROOT / "corpus" / target.seeds
-    files = sorted(folder.glob(f"*{TEXT_SUFFIX}"))
+    files = sorted(folder.glob(f"*{TRACE_SUFFIX if target.form == 'trace' else TEXT_SUFFIX}"))
     if not files:
         raise BadFile(folder, "holds no seeds")
-    if target.form == "text":
+    if target.form != "bytes":
         return {path.stem: path.read_bytes() for path in files}
     return {path.stem: encode(load(str(path)).scenario) for path in files}
 

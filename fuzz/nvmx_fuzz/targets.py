@@ -6,7 +6,7 @@
 import sys
 from typing import Final, Literal, NamedTuple
 
-Form = Literal["bytes", "text"]
+Form = Literal["bytes", "text", "trace"]
 
 
 class Target(NamedTuple):
@@ -15,8 +15,8 @@ class Target(NamedTuple):
     Attributes:
         name: of the file and of the program that is built from it.
         asks: what the target asks of an input, in one sentence.
-        seeds: the folder below ``corpus/`` whose ``.scn`` files are its seeds.
-        form: how an input spells a scenario: in the byte form of ``codec.py``, or as the text itself.
+        seeds: the folder below ``corpus/`` whose files are its seeds: ``.scn``, of traces ``.trace``.
+        form: what an input is: a scenario in the byte form of ``codec.py``, as text, or a trace of KVM.
         dictionary: the libFuzzer dictionary beside the target file.
         len_max: the longest input that libFuzzer makes, in bytes.
     """
@@ -64,6 +64,14 @@ TARGETS: Final[tuple[Target, ...]] = (
         form="text",
         dictionary="fuzz_scenario_text.dict",
         len_max=4096,
+    ),
+    Target(
+        "fuzz_trace_reader",
+        "Is every trace checked, or refused, the same way in whatever pieces and spelling it comes?",
+        seeds="trace_reader",
+        form="trace",
+        dictionary="fuzz_trace_reader.dict",
+        len_max=8192,
     ),
 )
 

@@ -193,3 +193,9 @@ def test_pack_is_the_same_for_the_same_scenarios(tmp_path: Path) -> None:
     with zipfile.ZipFile(archives[0]) as packed:
         found = {packed.read(name) for name in packed.namelist()}
     assert found == {encode(load(str(path)).scenario) for path in files_in(BUGS_FOLDER)}
+
+
+def test_traces_beside_scenarios_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.scn").write_bytes(b"version 1\nL1       enter\n")
+    (tmp_path / "b.trace").write_bytes(b"# tracer: nop\n")
+    assert [path.name for path in files_in(tmp_path)] == ["a.scn"]

@@ -16,7 +16,11 @@ FUZZ = Path(__file__).resolve().parents[2] / "fuzz"
 WORD_SIZE_MAX = 64
 """libFuzzer leaves out longer entries."""
 
-FILES: dict[Form, str] = {"bytes": "fuzz_nested_events.dict", "text": "fuzz_scenario_text.dict"}
+FILES: dict[Form, str] = {
+    "bytes": "fuzz_nested_events.dict",
+    "text": "fuzz_scenario_text.dict",
+    "trace": "fuzz_trace_reader.dict",
+}
 
 
 @pytest.mark.parametrize("form", FILES)

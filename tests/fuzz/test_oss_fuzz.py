@@ -53,13 +53,14 @@ def test_every_seed_is_in_the_archive_and_means_what_its_text_says(
     target: Target, tmp_path: Path
 ) -> None:
     oss_fuzz.write_extras(target, tmp_path)
-    texts = {path.stem: path for path in (CORPUS / target.seeds).glob("*.scn")}
+    suffix = "trace" if target.form == "trace" else "scn"
+    texts = {path.stem: path for path in (CORPUS / target.seeds).glob(f"*.{suffix}")}
     with zipfile.ZipFile(tmp_path / f"{target.name}_seed_corpus.zip") as archive:
         assert sorted(archive.namelist()) == sorted(texts)
         for name, path in texts.items():
             content = archive.read(name)
             assert len(content) <= target.len_max, name
-            if target.form == "text":
+            if target.form != "bytes":
                 assert content == path.read_bytes()
             else:
                 assert decode(content) == load(str(path)).scenario

@@ -1,0 +1,44 @@
+"""`nvmx-fuzz check-trace`: does a trace of a real KVM keep the rules that can be seen in it?"""
+
+import json
+from typing import Any, Final
+
+import click
+
+from nvmx_fuzz.cli_options import json_option
+from nvmx_fuzz.files import BadFile
+
+FOUND: Final = 1
+BAD_INPUT: Final = 2
+
+
+@click.command("check-trace")
+@click.argument("names", nargs=-1, required=True, metavar="FILE...")
+@json_option
+def command(names: tuple[str, ...], as_json: bool) -> int:
+    """Check traces of the kvm events: ftrace text or `trace-cmd report -N`; - is standard input.
+
+    Text may be compressed by gzip. docs/TRACES.md says how to record, and what is checked.
+    """
+    from nvmx_fuzz.trace.report import text_of, to_json  # noqa: PLC0415 - imports the model
+    from nvmx_fuzz.trace.source import check_file  # noqa: PLC0415
+
+    status = 0
+    results: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            check = check_file(name)
+        except BadFile as error:
+            click.echo(f"nvmx-fuzz: {error}", err=True)
+            results.append({"file": name, "verdict": "bad file", "message": str(error)})
+            status = BAD_INPUT
+            continue
+        if check.findings_count:
+            status = max(status, FOUND)
+        if as_json:
+            results.append(to_json(name, check))
+        else:
+            click.echo(text_of(name, check), nl=False)
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+    return status
