@@ -6,13 +6,20 @@ import pytest
 
 from nvmx_core.arch.events import EXTERNAL_INTERRUPT, UD
 from nvmx_core.arch.exits import EOI_INDUCED, EXTERNAL_INTERRUPT_EXIT
-from nvmx_core.arch.fields import EOI_EXIT_BITMAP, GUEST_ACTIVITY, GUEST_INTERRUPTIBILITY
+from nvmx_core.arch.fields import (
+    EOI_EXIT_BITMAP,
+    GUEST_ACTIVITY,
+    GUEST_INTERRUPTIBILITY,
+    GUEST_INTR_STATUS,
+)
+from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, HLT
 from nvmx_core.cpu.apic import NO_VECTOR, LocalApic
 from nvmx_core.guests.manners import NO_EOI
 from nvmx_core.guests.memory import CODE_BASE
-from nvmx_core.journal import EXIT, L1_INTERRUPT
-from nvmx_core.scenario.config import NOTIFICATION_VECTOR
+from nvmx_core.journal import DELIVER, EXIT, L1_INTERRUPT
+from nvmx_core.machines.bare import Bare
+from nvmx_core.scenario.config import DEFAULT_FLAGS, FLAG_BIT, NOTIFICATION_VECTOR, Config
 from nvmx_core.scenario.steps import AT_ENTRY
 from tests.support import (
     enter,
@@ -23,6 +30,7 @@ from tests.support import (
     post_interrupt,
     run,
     virtual_interrupt,
+    vmptrld,
     vmwrite,
     vtpr,
 )
@@ -225,3 +233,25 @@ def test_k1_acknowledged_interrupts_need_no_control_of_l2() -> None:
     """Whether L2 has interrupts on plays no part."""
     seen = play(enter(), interrupt(0x40), on=ACK, off="interrupts-on")
     assert seen.exit.interruption == event(EXTERNAL_INTERRUPT, 0x40)
+
+
+def test_k4_l1_enters_with_rvi_at_its_highest_request() -> None:
+    """Requests for another VMCS of L1 stand in the same virtual-APIC page."""
+    moves = (virtual_interrupt(0x50), vmptrld(1), virtual_interrupt(0x40), enter())
+    assert play(*moves, on=VIRTUAL).vectors == [0x50]
+
+
+def test_k4_a_delivery_ends_the_recognition() -> None:
+    """With RVI below a request, which no L1 here leaves, the request would wait for an evaluation."""
+    bare = Bare(
+        Config(DEFAULT_FLAGS | FLAG_BIT["tpr-shadow"] | FLAG_BIT["virtual-interrupt-delivery"])
+    )
+    bare.memory.virr = 1 << 0x50 | 1 << 0x40
+    vmcs = bare.l1.vmcs
+    vmcs[GUEST_INTR_STATUS] = 0x40
+    bare.cpu.complete_entry(vmcs)
+    delivered = [record[1] for record in bare.journal if record[0] == DELIVER]
+    assert (delivered, vmcs[GUEST_INTR_STATUS]) == ([0x40], 0x4050)
+    bare.cpu.execute(INSTRUCTION_INDEX["sti"], 0)
+    bare.cpu.execute(INSTRUCTION_INDEX["nop"], 0)
+    assert [record[1] for record in bare.journal if record[0] == DELIVER] == [0x40]

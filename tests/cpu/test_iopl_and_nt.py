@@ -18,6 +18,8 @@ from nvmx_core.arch.state import (
     RFLAGS_NT,
     RFLAGS_OF,
     RFLAGS_TF,
+    RFLAGS_VIF,
+    RFLAGS_VIP,
 )
 from nvmx_core.guests.memory import CODE_BASE, GDT, TASK_GATE_SELECTOR, TSS, page_address
 from nvmx_core.journal import RETIRE
@@ -196,3 +198,14 @@ def test_v11_the_task_switch_of_iret_is_reflected_as_it_is(off: str) -> None:
     pair = transparent(*moves, off=off)
     assert pair.seen.exits[0].qualification == TASK_GATE_SELECTOR | TASK_SWITCH_BY_IRET
     assert pair.seen.exits[0].length == 2
+
+
+@pytest.mark.parametrize("flag", [RFLAGS_VIF, RFLAGS_VIP])
+def test_p15_iret_outside_cpl_0_leaves_vif_and_vip_alone(flag: int) -> None:
+    assert in_user_mode("iret", flag, 3).end.rflags & flag
+
+
+@pytest.mark.parametrize("flag", [RFLAGS_VIF, RFLAGS_VIP])
+def test_p15_iret_at_cpl_0_restores_vif_and_vip(flag: int) -> None:
+    seen = play(with_flags(flag | RFLAGS_IF), enter(), run("iret"))
+    assert not seen.end.rflags & flag

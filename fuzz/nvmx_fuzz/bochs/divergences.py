@@ -274,7 +274,8 @@ MENDS: Final[tuple[Mend, ...]] = (
     ),
     Mend(
         ("B8",),
-        "Behind RSM shadow, HLT, debug traps, blocking of NMIs and pending exits are as before the SMI.",
+        "Behind RSM shadow, HLT, debug traps, blocking of NMIs and pending exits are as before the SMI "
+        "(SDM: Default Treatment of SMI Delivery; Default Treatment of RSM).",
         "It forgets them, or exits out of SMM.",
         "L1 enter / L2 mov-ss / outside smi / outside init / outside rsm",
     ),

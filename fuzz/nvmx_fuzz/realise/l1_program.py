@@ -1,8 +1,7 @@
 """L1's program: an interpreter of a script in memory, assembled once.
 
 Its handler of interrupts returns without IRET, because IRET would open NMIs: in a scenario L1 does that
-when a step
-or its manners say so.
+when a step or its manners say so.
 
 A script is a sequence of operations of four 64-bit words: the operation, then three operands. Everything
 that L1 does in a scenario is one of them, so one image runs any number of scripts.

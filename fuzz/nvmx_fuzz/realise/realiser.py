@@ -1,10 +1,8 @@
 """The realiser: run a scenario on the model machine ``bare`` and note what real code has to do the same.
 
 The result is a script for L1, a schedule of what happens at the places at which L1 and L2 wait, and the
-journal
-that the model wrote. A scenario that asks for what real code cannot do is refused with the name of the
-reason;
-nothing is left out silently.
+journal that the model wrote. A scenario that asks for what real code cannot do is refused with the name of
+the reason; nothing is left out silently.
 """
 
 from typing import Final, NamedTuple
@@ -67,10 +65,8 @@ class Realised(NamedTuple):
     """What a runner needs, and what the model expects to be seen.
 
     ``stacks``: L2's real stack pointer and the model's at each exit, in order; ``pins``: the pin-based
-    controls
-    then, which say whether bit 12 of an exit means anything. ``entry_rules``: the rule that each entry of
-    L1 broke,
-    "" for none.
+    controls then, which say whether bit 12 of an exit means anything. ``entry_rules``: the rule that each
+    entry of L1 broke, "" for none.
     """
 
     script: list[Operation]

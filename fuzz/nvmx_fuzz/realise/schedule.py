@@ -3,8 +3,7 @@
 An item is three integers: the operation, then two operands. Whoever runs the image walks the schedule: at a
 boundary at which L2 rests it makes the arrivals at the head one by one, each followed by an evaluation of the
 boundary, until an instruction is to run. An item of L1 at the head while L2 rests, or the reverse, means
-that the
-two processors no longer agree; the run ends there.
+that the two processors no longer agree; the run ends there.
 """
 
 from typing import Final

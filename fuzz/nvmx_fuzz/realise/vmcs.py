@@ -1,8 +1,7 @@
 """A model VMCS as a real one: which fields L1 writes, with which values.
 
 The model has the bits that take part in event handling; a real VMCS has the default-1 bits, the register
-state and
-the addresses besides.
+state and the addresses besides.
 """
 
 from typing import Final
