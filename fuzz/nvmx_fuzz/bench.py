@@ -26,6 +26,7 @@ from nvmx_core.oracle.judge import judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bench_find import DEEP_GOALS, DEEP_SETTINGS, GOALS, SETTINGS, Search, searches
+from nvmx_fuzz.bench_jobs import JobsRow, compare_jobs
 from nvmx_fuzz.bench_rates import rates, scenarios
 from nvmx_fuzz.bench_scale import Row, rows
 from nvmx_fuzz.bench_settings import CHILD, campaign_setting
@@ -268,6 +269,8 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
               help="CPU seconds after which a run of --find, --deep or --hunt gives up.")  # fmt: skip
 @click.option("--scale", is_flag=True,
               help="Only measure growth: scenario length, corpus size, processes.")  # fmt: skip
+@click.option("--jobs", "jobs_turns", default=0, metavar="N",
+              help="Only compare campaigns of one and of two jobs, N turns of S seconds.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     repeat: int,
@@ -278,6 +281,7 @@ def main(
     hunts_each: int,
     seconds: int,
     scale: bool,
+    jobs_turns: int,
     as_json: bool,
 ) -> None:
     """Measure executions and steps per second, on one core, and where the time goes."""
@@ -291,6 +295,9 @@ def main(
         methods = tuple(method for method in METHODS if not missing_for(method))
         bugs = [bug.name for bug in CATALOGUE]
         hunt_and_show(bugs, methods, hunts_each, seconds, None, 1, as_json)
+        return
+    if jobs_turns:
+        _show_jobs(list(compare_jobs(jobs_turns, seconds)), as_json)
         return
     if scale:
         _show_rows(rows(["python"] if why_not_compiled() else ["python", "compiled"]), as_json)
@@ -349,6 +356,20 @@ def _show_searches(found: list[Search], as_json: bool) -> None:
             f"{search.goal:14} {search.feedback:{width}} {search.found:3}/{search.runs:<3}"
             f"{search.median_seconds:13.2f}{search.worst_seconds:8.2f}"
             f"{search.median_executions:19,.0f}"
+        )
+
+
+def _show_jobs(found: list[JobsRow], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row in found], indent=2))
+        return
+    click.echo(
+        f"{'':26} {'setting':28} {'value':>12} {'CPU a job':>12}   times one job: by clock, by CPU"
+    )
+    for row in found:
+        click.echo(
+            f"{row.goal:26} {row.setting:28} {row.by_clock:12,.2f} {row.by_cpu:12,.2f}"
+            f"   {row.times_by_clock:.2f}, {row.times_by_cpu:.2f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The fuzzing process of a campaign: libFuzzer, the instrumented model, and nothing else.
+"""A fuzzing process of a campaign: libFuzzer, the instrumented model, and nothing else.
 
 `launcher.py` starts it as `python -m nvmx_fuzz.worker ORDER`. What must not be instrumented or lost
 is done by the process that started it: shrinking, explaining, writing findings. This one may end at
@@ -33,7 +33,7 @@ def libfuzzer_arguments(order: Order) -> list[str]:
         f"-artifact_prefix={order.artifacts}{os.sep}",
         "-handle_int=0",  # when to stop is decided by the other process
         "-handle_term=0",
-        "-reload=0",  # nobody else writes into the corpus
+        f"-reload={order.reload}",
         *order.corpus,
     ]
 
