@@ -270,7 +270,7 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
 @click.option("--scale", is_flag=True,
               help="Only measure growth: scenario length, corpus size, processes.")  # fmt: skip
 @click.option("--jobs", "jobs_turns", default=0, metavar="N",
-              help="Only compare campaigns of one and of two jobs, N turns of S seconds.")  # fmt: skip
+              help="Only compare campaigns of one and of two jobs, N turns of each.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     repeat: int,
@@ -297,7 +297,7 @@ def main(
         hunt_and_show(bugs, methods, hunts_each, seconds, None, 1, as_json)
         return
     if jobs_turns:
-        _show_jobs(list(compare_jobs(jobs_turns, seconds)), as_json)
+        _show_jobs(list(compare_jobs(jobs_turns)), as_json)
         return
     if scale:
         _show_rows(rows(["python"] if why_not_compiled() else ["python", "compiled"]), as_json)
@@ -363,14 +363,13 @@ def _show_jobs(found: list[JobsRow], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([row._asdict() for row in found], indent=2))
         return
-    click.echo(
-        f"{'':26} {'setting':28} {'value':>12} {'CPU a job':>12}   times one job: by clock, by CPU"
-    )
+    click.echo(f"{'':50}{'clock':>20}{'CPU of a job':>20}{'executions of a job':>22}")
     for row in found:
-        click.echo(
-            f"{row.goal:26} {row.setting:28} {row.by_clock:12,.2f} {row.by_cpu:12,.2f}"
-            f"   {row.times_by_clock:.2f}, {row.times_by_cpu:.2f}"
+        clock, cpu, executions = (
+            f"{value:,.2f} ({times:.2f} x)" if value else ""
+            for value, times in zip(row.values, row.times, strict=True)
         )
+        click.echo(f"{row.goal:25}{row.setting:25}{clock:>20}{cpu:>20}{executions:>22}")
 
 
 def _show_rows(found: Iterable[Row], as_json: bool) -> None:

@@ -2,34 +2,35 @@
 
 Campaigns of one job and of two, with and without an exchange of inputs, take turns with the same seeds,
 so that what the machine does meanwhile hits all of them. Two quantities: executions a second, and the time
-until something is found from nothing, which is a broken rule of one of the harder bugs, or a number of
-features on `fixed`. Both by the clock, which is what people wait for, and by the CPU time of a job, which is
-what the clock would show on a machine with a core for each job. Starting Python is nobody's fault, and is
-taken away.
+until something is found from nothing, which is a broken rule of a bug that hides behind several steps, or a
+number of features on `fixed`.
+
+Both by the clock, which is what people wait for, and by the CPU time of a job, which is what the clock would
+show on a machine with a core for each job; and what is found also by the executions of a job, which no
+machine changes. Starting Python is nobody's fault, and is taken away.
 """
 
 import resource
-import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import exp, log
 from pathlib import Path
+from statistics import fmean
 from typing import Final, NamedTuple
 
+from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.bugs.versions import FIXED
 from nvmx_fuzz.campaign import Campaign, Signals
 from nvmx_fuzz.core_choice import agree
 from nvmx_fuzz.launcher import RELOAD_SECONDS, FuzzingProcess, Plan, output_folder
 from nvmx_fuzz.status import Status
 
-BUGS: Final = ("bug29", "bug40", "bug45", "bug58", "bug59", "res6")
-"""Those of the catalogue that take a guided search the longest (docs/POWER.md)."""
-
 FEATURES: Final = 3000
-"""So many features are what one job has after some ten seconds on `fixed`."""
+"""So many features are what one job has after some seconds on `fixed`."""
 
-_FIND_SECONDS: Final = 120
+RUNS: Final = 200_000
+_FIND_SECONDS: Final = 300
 
 
 class Setting(NamedTuple):
@@ -46,7 +47,7 @@ class Setting(NamedTuple):
         return f"{self.jobs} jobs, {how}"
 
 
-SETTINGS: Final = (Setting(1, 0), Setting(2, RELOAD_SECONDS), Setting(2, 10), Setting(2, 0))
+SETTINGS: Final = (Setting(1, 0), Setting(2, RELOAD_SECONDS), Setting(2, 0))
 
 
 class Turn(NamedTuple):
@@ -58,18 +59,16 @@ class Turn(NamedTuple):
 
 
 class JobsRow(NamedTuple):
-    """One quantity with one setting: the value by the clock and by the CPU time of a job.
+    """One quantity with one setting: by the clock, by the CPU time of a job, by its executions (0: a rate).
 
-    Rates are executions a second, times are seconds; both are geometric means. How many times better than one
-    job is the median of the turns for rates, and the ratio of the means for times, which scatter.
+    Rates are executions a second, times are seconds; all are geometric means. `times` says how many times
+    better than with one job each is.
     """
 
     goal: str
     setting: str
-    by_clock: float
-    by_cpu: float
-    times_by_clock: float
-    times_by_cpu: float
+    values: tuple[float, float, float]
+    times: tuple[float, float, float]
 
 
 class _Goal:
@@ -120,64 +119,66 @@ def campaign(
         )
 
 
-def compare_jobs(turns: int, seconds: float) -> Iterator[JobsRow]:
-    """Rates over *seconds* each, and times to find; *turns* of everything."""
+def compare_jobs(turns: int) -> Iterator[JobsRow]:
+    """Rates over `RUNS` executions, and times to find; *turns* of everything."""
     start = {s: campaign(FIXED, 1, s, 0, runs=s.jobs).cpu for s in SETTINGS}
-    rates = _taken(turns, start, FIXED, seconds, sys.maxsize)
-    yield from _rows("executions a second", [_rates(turn) for turn in rates])
-    found = _taken(turns, start, FIXED, _FIND_SECONDS, FEATURES)
+    rates = _taken(turns, start, FIXED, runs=RUNS, features=sys.maxsize)
+    yield from _rows("executions a second", [_rates(turn) for turn in rates], is_rate=True)
+    found = _taken(turns, start, FIXED, features=FEATURES)
     yield from _rows(f"seconds to {FEATURES} features", [_times(turn) for turn in found])
-    each = [_taken(turns, start, bug, _FIND_SECONDS, 0) for bug in BUGS]
+    each = [_taken(turns, start, bug) for bug in PLANTED]
     yield from _rows("seconds to a finding", [_times(turn) for bug in each for turn in bug])
 
 
 Taken = dict[Setting, Turn]
-Values = dict[Setting, tuple[float, float]]
+Values = dict[Setting, tuple[float, float, float]]
 
 
 def _taken(
-    turns: int, start: dict[Setting, float], l0: str, seconds: float, features: int
+    turns: int, start: dict[Setting, float], l0: str, runs: int = 0, features: int = 0
 ) -> list[Taken]:
-    """Each setting in turn; the CPU time is that of a job, without its start."""
+    """Each setting in turn; CPU time and executions are those of a job, without its start."""
     taken = []
+    seconds = 0 if runs else _FIND_SECONDS
     for seed in range(1, turns + 1):
         sys.stderr.write(f"{l0}: turn {seed} of {turns}\n")
         turn: Taken = {}
         for setting in SETTINGS:
-            one = campaign(l0, seed, setting, seconds, features=features)
-            turn[setting] = one._replace(cpu=max(one.cpu - start[setting], 1e-3) / setting.jobs)
+            one = campaign(l0, seed, setting, seconds, runs, features)
+            cpu = max(one.cpu - start[setting], 1e-3) / setting.jobs
+            turn[setting] = Turn(one.executions // setting.jobs, one.seconds, cpu)
         taken.append(turn)
     return taken
 
 
 def _rates(turn: Taken) -> Values:
-    return {s: (one.executions / one.seconds, one.executions / one.cpu) for s, one in turn.items()}
+    return {
+        s: (s.jobs * one.executions / one.seconds, s.jobs * one.executions / one.cpu, 0.0)
+        for s, one in turn.items()
+    }
 
 
 def _times(turn: Taken) -> Values:
-    return {s: (one.seconds, one.cpu) for s, one in turn.items()}
+    return {s: (one.seconds, one.cpu, float(one.executions)) for s, one in turn.items()}
 
 
-def _rows(goal: str, taken: list[Values]) -> Iterator[JobsRow]:
-    is_rate = "a second" in goal
-    ones = taken[0][SETTINGS[0]]
-    for setting in SETTINGS:
-        means = [_mean([turn[setting][i] for turn in taken]) for i in range(2)]
-        if is_rate:
-            times = [
-                statistics.median(turn[setting][i] / turn[SETTINGS[0]][i] for turn in taken)
-                for i in range(2)
-            ]
-        else:
-            times = [one / mean for one, mean in zip(ones, means, strict=True)]
-        if setting == SETTINGS[0]:
-            ones = (means[0], means[1])
-            times = [1.0, 1.0]
-        yield JobsRow(goal, str(setting), *means, *times)
+def _rows(goal: str, taken: list[Values], *, is_rate: bool = False) -> Iterator[JobsRow]:
+    means = {s: _means([turn[s] for turn in taken]) for s in SETTINGS}
+    ones = means[SETTINGS[0]]
+    for setting, values in means.items():
+        ratios = (a / b if is_rate else b / a for a, b in zip(values, ones, strict=True))
+        yield JobsRow(goal, str(setting), values, _three(ratios))
 
 
-def _mean(values: list[float]) -> float:
-    return exp(statistics.fmean(log(max(value, 1e-3)) for value in values))
+def _means(rows: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    return _three(
+        exp(fmean(log(max(v, 1e-3)) for v in column)) for column in zip(*rows, strict=True)
+    )
+
+
+def _three(values: Iterable[float]) -> tuple[float, float, float]:
+    one, two, three = values
+    return one, two, three
 
 
 def _cpu_of_children() -> float:

@@ -110,8 +110,7 @@ def soak(plan: Plan, samples: int, stream: IO[str]) -> tuple[Status, list[Sample
 def table(samples: list[Sample]) -> list[str]:
     """The samples as a table in Markdown; the first one has no rate."""
     lines = [
-        "| executions | CPU s | inputs kept | RSS fuzzing, MiB | RSS watching, MiB | open files"
-        " | executions/CPU s |",
+        "| executions | CPU s | kept | RSS fuzzing, MiB | RSS watching, MiB | open files | per CPU s |",
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for before, now in pairwise([samples[0], *samples]):
