@@ -15,11 +15,11 @@ second campaign into the same folder goes on from there.
 import selectors
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from nvmx_fuzz.corpus_files import encode_seeds
+from nvmx_fuzz.corpus_files import read_seeds, write_seeds
 from nvmx_fuzz.findings import Findings
 from nvmx_fuzz.history import HistoryWriter
 from nvmx_fuzz.launcher import FREE_BYTES_MIN, NO_SPACE, FuzzingProcess, Plan, free_bytes
@@ -67,9 +67,18 @@ class Campaign:
         status: what is known so far, for panel and summary.
     """
 
-    def __init__(self, plan: Plan, processes: Sequence[FuzzingProcess], signals: Signals) -> None:
-        """Carry out *plan* with *processes*, until *signals* says stop. Raises BadFile."""
-        encode_seeds(plan.seeds, plan.encoded_seeds)
+    def __init__(
+        self,
+        plan: Plan,
+        processes: Sequence[FuzzingProcess],
+        signals: Signals,
+        seeds: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Carry out *plan* with *processes*, until *signals* says stop. Raises BadFile.
+
+        *seeds* are those of the plan, if they have been read.
+        """
+        write_seeds(read_seeds(plan.seeds) if seeds is None else seeds, plan.encoded_seeds)
         self.status: Final = Status(
             plan,
             Totals([process.progress for process in processes]),

@@ -113,6 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     if not _has_streams():
         return _fail("standard output is closed")
     signal.signal(signal.SIGTERM, _interrupt)
+    words = sys.argv[1:] if argv is None else argv
+    if any(not word or "\0" in word for word in words):
+        return _fail("an argument is empty, or holds a zero byte")
     try:
         choose("python" if _wants_python(argv) else None)
     except (NoCompiledCoreError, ValueError) as error:

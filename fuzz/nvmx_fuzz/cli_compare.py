@@ -1,7 +1,7 @@
 """`nvmx-fuzz compare`: the machine `bare` against a processor that others wrote."""
 
 import json
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -12,8 +12,9 @@ from nvmx_fuzz.bochs.worker import Worker
 from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.comparing import Comparison, compare_for, live
-from nvmx_fuzz.files import BadFile
-from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
+from nvmx_fuzz.corpus_files import files_of
+from nvmx_fuzz.files import MissingLibraryError
+from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.wording import counted
 
@@ -37,6 +38,8 @@ def command(
     Every kind of difference is shown once, by its smallest scenario, unless docs/FIDELITY.md lists it.
     Without FILE the seeds of the project are compared.
     """
+    if find_spec("keystone") is None:
+        raise MissingLibraryError("keystone-engine", "bochs")
     contents = [encode(load(name).scenario) for name in _names(files)]
     if not contents:
         raise click.UsageError("no scenario to compare", click.get_current_context())
@@ -61,17 +64,7 @@ def command(
 
 def _names(files: tuple[str, ...]) -> list[str]:
     folder = seed_folder()
-    sources = files or ((str(folder),) if folder else ())
-    names: list[str] = []
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            names += [str(found) for found in sorted(path.rglob(f"*{TEXT_SUFFIX}"))]
-        elif source == "-" or path.exists():
-            names.append(source)
-        else:
-            raise BadFile(source, "no such file or directory")
-    return names
+    return files_of(files or ((str(folder),) if folder else ()))
 
 
 def _to_json(comparison: Comparison, machine: str, took: float) -> dict[str, Any]:

@@ -141,6 +141,12 @@ def _plan(
 def _campaign(
     plan: Plan, stream: IO[str], as_json: bool, plain: bool, watched_port: int | None
 ) -> int:
+    seeds = None
+    if plan.seeds is not None and plan.seeds != seed_folder():
+        # Somebody else's: they are read before anything is made, and ours while the processes start.
+        from nvmx_fuzz.corpus_files import read_seeds  # noqa: PLC0415 - imports the model
+
+        seeds = read_seeds(plan.seeds)
     with ExitStack() as stack:
         stack.enter_context(output_folder(plan))
         click.echo(f"seed {plan.seed}: {plan.command}", file=stream)
@@ -160,7 +166,7 @@ def _campaign(
         stack.enter_context(signals.listening())
         if watched_port is not None:
             stack.enter_context(_watched(plan.out, watched_port, stream, signals))
-        campaign = Campaign(plan, processes, signals)
+        campaign = Campaign(plan, processes, signals, seeds)
         reporter = _reporter(stream, plain or as_json)
         stack.callback(reporter.close)
         problem: BadFile | OSError | None = None

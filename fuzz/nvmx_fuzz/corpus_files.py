@@ -1,33 +1,40 @@
 """Folders of scenarios: seeds as text, corpora as bytes; and archives of them for fuzzing jobs."""
 
 import io
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nvmx_fuzz.codec import encode
-from nvmx_fuzz.files import BadFile, about, content_name
+from nvmx_fuzz.files import about, check_folder, content_name
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below *folder* in the order of their names, hidden ones left out; raises BadFile."""
-    if not folder.is_dir():
-        raise BadFile(folder, "is not a directory" if folder.exists() else "does not exist")
+    """All files below *folder* in the order of their names, hidden ones left out; raises BadFile.
+
+    What is neither a file nor a folder is among them, so that whoever reads it is told: nothing is passed
+    over in silence.
+    """
+    check_folder(folder)
+
+    def complain(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
     with about(folder):
-        return sorted(
-            path
-            for path in folder.rglob("*")
-            if path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
+        for place, folders, names in os.walk(folder, onerror=complain):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def files_of(names: Iterable[str]) -> list[str]:
     """The files that *names* stand for: themselves, and what is in those that are folders."""
     found: list[str] = []
     for name in names:
-        if Path(name).is_dir():
+        if os.path.isdir(name):  # not that of pathlib, which raises for a name that is too long
             found += [str(path) for path in files_in(Path(name))]
         else:
             found.append(name)
@@ -37,14 +44,22 @@ def files_of(names: Iterable[str]) -> list[str]:
 def encode_seeds(source: Path | None, target: Path) -> int:
     """Fill the folder *target* with the bytes of all scenarios below *source* (None: of none).
 
-    Text seeds keep their name, so that libFuzzer's log names them; bytes get that of their content,
-    as in any corpus. What *target* held before is removed.
-
     Returns:
         How many files there are now.
 
     Raises:
         BadFile: a seed is no scenario, or a folder cannot be used.
+    """
+    contents = read_seeds(source)
+    write_seeds(contents, target)
+    return len(contents)
+
+
+def read_seeds(source: Path | None) -> dict[str, bytes]:
+    """The bytes of all scenarios below *source* (None: of none) by name; raises BadFile.
+
+    Text seeds keep their name, so that libFuzzer's log names them; bytes get that of their content,
+    as in any corpus.
     """
     contents: dict[str, bytes] = {}
     for path in files_in(source) if source else ():
@@ -54,13 +69,17 @@ def encode_seeds(source: Path | None, target: Path) -> int:
         else:
             name = content_name(content)
         contents[name] = content
+    return contents
+
+
+def write_seeds(contents: Mapping[str, bytes], target: Path) -> None:
+    """Fill the folder *target* with files; what it held before is removed. Raises BadFile."""
     with about(target):
         target.mkdir(parents=True, exist_ok=True)
         for old in target.iterdir():
             old.unlink()
         for name, content in contents.items():
             (target / name).write_bytes(content)
-    return len(contents)
 
 
 def pack(contents: Mapping[str, bytes]) -> bytes:

@@ -35,11 +35,11 @@ class BadFile(Exception):  # noqa: N818 - it is the file that is bad
 
 
 class MissingLibraryError(Exception):
-    """A library of the extra "report" is not installed; the text is for the person who asked."""
+    """A library of an extra is not installed; the text is for the person who asked."""
 
-    def __init__(self, library: str) -> None:
-        """Say how to get *library*."""
-        super().__init__(f"{library} is not installed; try: pip install -e '.[report]'")
+    def __init__(self, library: str, extra: str = "report") -> None:
+        """Say how to get *library*, which *extra* brings."""
+        super().__init__(f"{library} is not installed; try: pip install -e '.[{extra}]'")
 
 
 def read_small_file(name: str) -> bytes:
@@ -112,10 +112,21 @@ def write_output(name: str, content: bytes) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, unless it is there; raises BadFile."""
-    if path.exists() and not path.is_dir():
-        raise BadFile(path, "is not a directory")
     with about(path):
+        if path.exists() and not path.is_dir():
+            raise BadFile(path, "is not a directory")
         path.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """Raise BadFile unless *path* is a folder."""
+    with about(path):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise BadFile(path, "does not exist") from None
+    if not stat.S_ISDIR(mode):
+        raise BadFile(path, "is not a directory")
 
 
 @contextmanager
@@ -125,6 +136,8 @@ def about(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadFile(path, _reason(error)) from None
+    except ValueError as error:  # a zero byte in the name
+        raise BadFile(path, str(error)) from None
 
 
 def _limited(name: str, content: bytes, size_max: int, kind: str) -> bytes:
