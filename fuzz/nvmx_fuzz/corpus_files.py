@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nvmx_fuzz.codec import encode
-from nvmx_fuzz.files import about, check_folder, content_name
+from nvmx_fuzz.files import about, check_folder, content_name, write_whole
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 
 
@@ -78,8 +78,8 @@ def write_seeds(contents: Mapping[str, bytes], target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for old in target.iterdir():
             old.unlink()
-        for name, content in contents.items():
-            (target / name).write_bytes(content)
+    for name, content in contents.items():
+        write_whole(target / name, content, is_lasting=False)
 
 
 def pack(contents: Mapping[str, bytes]) -> bytes:

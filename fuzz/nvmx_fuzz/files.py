@@ -6,6 +6,7 @@ same folder, forced to the disk, and renamed. Whoever is killed in between leave
 
 import hashlib
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ SIZE_MAX: Final = 1 << 18
 """No scenario comes near; whatever is larger is not one."""
 
 _SCENARIO: Final = "no scenario"
+_CONTENT_NAME: Final = re.compile("[0-9a-f]{40}")
 
 STANDARD_INPUT: Final = "-"
 STANDARD_OUTPUT: Final = "-"
@@ -73,14 +75,18 @@ def read_file(name: str, size_max: int, kind: str) -> bytes:
         raise BadFile(name, str(error)) from None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all; raises BadFile."""
+def write_whole(path: Path, content: bytes, *, is_lasting: bool = True) -> None:
+    """Write a file so that it is there whole or not at all; raises BadFile.
+
+    Without *is_lasting* that holds for whoever is killed, but not where the machine goes down.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with draft.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if is_lasting:
+                os.fsync(file.fileno())
         if path.exists():
             draft.chmod(stat.S_IMODE(path.stat().st_mode))
         draft.replace(path)
@@ -93,6 +99,19 @@ def write_whole(path: Path, content: bytes) -> None:
 def content_name(content: bytes) -> str:
     """The name that libFuzzer gives a file with this content, behind any prefix."""
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def is_kept(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a file, and no draft of one."""
+    return entry.is_file() and not entry.name.startswith(".")
+
+
+def is_whole(name: str, content: bytes) -> bool:
+    """Whether this can be all of a file with that name: one that is called after its content tells.
+
+    libFuzzer writes the files of a corpus under their names at once; one that is killed leaves a part.
+    """
+    return not _CONTENT_NAME.fullmatch(name) or name == content_name(content)
 
 
 def write_output(name: str, content: bytes) -> None:

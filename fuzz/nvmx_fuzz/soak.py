@@ -17,6 +17,7 @@ from nvmx_core.bugs.versions import FIXED
 from nvmx_fuzz.campaign import Campaign, Signals
 from nvmx_fuzz.core_choice import agree
 from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.kill_test import VICTIMS, kill_at_random
 from nvmx_fuzz.launcher import FuzzingProcess, Plan, output_folder
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.status import Status
@@ -107,6 +108,25 @@ def soak(plan: Plan, samples: int, stream: IO[str]) -> tuple[Status, list[Sample
     return campaign.status, watcher.samples
 
 
+def _kill(trials: int, seed: int, only: tuple[str, ...]) -> None:
+    """Kill the commands and show what came of it; exit status 1 when something was lost."""
+    problems = 0
+    click.echo("command            trials  killed  drafts  parts  lost or torn")
+    for victim in VICTIMS:
+        if only and victim.name not in only:
+            continue
+        found = kill_at_random(victim, trials, seed)
+        problems += len(found.problems)
+        click.echo(
+            f"{found.name:18} {found.trials:6}  {found.killed:6}  {found.drafts:6}  {found.parts:5}"
+            f"  {len(found.problems):12}"
+        )
+        for problem in found.problems:
+            click.echo(f"  {problem}")
+    if problems:
+        raise SystemExit(1)
+
+
 def table(samples: list[Sample]) -> list[str]:
     """The samples as a table in Markdown; the first one has no rate."""
     lines = [
@@ -134,8 +154,14 @@ def table(samples: list[Sample]) -> list[str]:
               metavar="DIR", help="The output folder of the campaign, and soak.jsonl.")  # fmt: skip
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(1), metavar="N",
               help="Seed of the randomness.")  # fmt: skip
-def main(runs: int, samples: int, out: Path, seed: int) -> None:
+@click.option("--kill", "kills", default=0, metavar="N",
+              help="Instead kill each command that writes at N random moments.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="COMMAND", help="With --kill: only this command.")
+def main(runs: int, samples: int, out: Path, seed: int, kills: int, only: tuple[str, ...]) -> None:
     """Fuzz L0 `fixed` for long, and tell what memory, open files and speed did meanwhile."""
+    if kills:
+        _kill(kills, seed, only)
+        return
     core, feedback = agree(None, "auto", FIXED)
     command = f"scripts/soak --runs {runs} --samples {samples} --out {out} --seed {seed}"
     plan = Plan(FIXED, core, 0, runs, seed_folder(), out, seed, feedback, command)
