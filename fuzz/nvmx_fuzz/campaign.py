@@ -24,8 +24,8 @@ from nvmx_fuzz.findings import Findings
 from nvmx_fuzz.history import HistoryWriter
 from nvmx_fuzz.launcher import FREE_BYTES_MIN, NO_SPACE, FuzzingProcess, Plan, free_bytes
 from nvmx_fuzz.model_errors import ModelErrors
-from nvmx_fuzz.progress import Inbox, Message, Totals
-from nvmx_fuzz.status import Reporter, Status
+from nvmx_fuzz.progress import OUT_OF_MEMORY, Inbox, Message, Totals
+from nvmx_fuzz.status import Reporter, Status, ran_out_of_memory
 from nvmx_fuzz.wording import counted
 
 POLL_SECONDS: Final = 0.2
@@ -186,6 +186,9 @@ class Campaign:
         who = f"job {process.number + 1}" if plan.is_shared else "the fuzzing process"
         if -exit_status in _KILLING:
             how = f"{who} was killed ({signal.Signals(-exit_status).name})"
+            status.killed = True
+        elif exit_status == OUT_OF_MEMORY or ran_out_of_memory(plan.log_of(process.number)):
+            how = f"{who} ran out of memory"
             status.killed = True
         else:
             how = f"status {exit_status}"

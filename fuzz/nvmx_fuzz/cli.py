@@ -22,6 +22,8 @@ from nvmx_fuzz.files import BadFile, MissingLibraryError
 PROGRAM: Final = "nvmx-fuzz"
 BAD_INPUT: Final = 2
 
+_NO_MEMORY: Final = "there is not enough memory"
+
 # The name of a subcommand, its module, and one line about it: imported only when it is used.
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("nvmx_fuzz.cli_run", "Fuzz until told to stop, and keep what is found."),
@@ -136,6 +138,12 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error.format_message())
     except (BadFile, MissingLibraryError) as error:
         return _fail(str(error))
+    except MemoryError:
+        return _fail(_NO_MEMORY)
+    except ImportError as error:
+        if "failed to map" not in str(error):
+            raise
+        return _fail(_NO_MEMORY)  # for a library
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted")
     except (BrokenPipeError, SystemExit):  # click exits when whoever read our output is gone

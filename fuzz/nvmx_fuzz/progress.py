@@ -19,6 +19,9 @@ REACH_MAX: Final = 256
 RULES_MAX: Final = 64
 """Room for that many rules."""
 
+OUT_OF_MEMORY: Final = 71
+"""The status of a fuzzing process that has no memory left; libFuzzer's own where its limit is reached."""
+
 _EXECUTIONS: Final = 0
 _STEPS: Final = 1
 _SKIPPED: Final = 2

@@ -16,6 +16,9 @@ LINE_SECONDS: Final = 5.0
 
 _TAIL_BYTES: Final = 4096
 _STATUS: Final = re.compile(rb"^#\d+\s+\S+\s+(?:cov: (\d+) )?ft: (\d+) corp: (\d+)/", re.MULTILINE)
+_NO_MEMORY: Final = re.compile(
+    rb"^MemoryError|Failed to mmap|out-of-memory|bad_alloc", re.MULTILINE
+)
 _RECENT: Final = 10
 
 
@@ -84,6 +87,17 @@ def read_coverage(log: Path) -> Coverage:
         return Coverage()
     counters, features, corpus = found[-1]
     return Coverage(int(counters or 0), int(features), int(corpus))
+
+
+def ran_out_of_memory(log: Path) -> bool:
+    """Whether the end of a log of libFuzzer says that there was no memory, in its words or atheris's."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(size - _TAIL_BYTES, 0))
+            return _NO_MEMORY.search(file.read()) is not None
+    except OSError:
+        return False
 
 
 class Rate:

@@ -17,7 +17,7 @@ import atheris
 from nvmx_fuzz import CODE_UNDER_TEST
 from nvmx_fuzz.core_choice import choose
 from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
-from nvmx_fuzz.progress import Message, Order, send
+from nvmx_fuzz.progress import OUT_OF_MEMORY, Message, Order, send
 
 TIMEOUT_SECONDS: Final = 25
 
@@ -48,7 +48,16 @@ def die_with(parent: int) -> None:
 
 def main(argument: str) -> int:
     """Fuzz as the order in *argument* says, once standard input brings a line."""
-    order = Order.from_json(argument)
+    try:
+        return fuzz(Order.from_json(argument))
+    except MemoryError:
+        os._exit(
+            OUT_OF_MEMORY
+        )  # past libFuzzer, which may wait for ever when it cannot get a thread
+
+
+def fuzz(order: Order) -> int:
+    """Load the model, say so, and fuzz when asked to."""
     die_with(order.parent)
     choose(order.core)
     with instrument(CODE_UNDER_TEST, order.feedback) as probes:

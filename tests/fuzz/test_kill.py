@@ -1,4 +1,4 @@
-"""Commands that are killed lose nothing and leave nothing half-written; `scripts/soak --kill 200` does more."""
+"""Commands that are killed lose nothing and leave nothing half-written; more: `scripts/soak --kill 200`."""
 
 from pathlib import Path
 
