@@ -188,7 +188,7 @@ class Campaign:
             how = f"{who} was killed ({signal.Signals(-exit_status).name})"
             status.killed = True
         elif exit_status == OUT_OF_MEMORY or ran_out_of_memory(plan.log_of(process.number)):
-            how = f"{who} ran out of memory"
+            how = f"{who} got no more memory or threads"
             status.killed = True
         else:
             how = f"status {exit_status}"

@@ -7,9 +7,11 @@ corpus files as it finds them.
 """
 
 import ctypes
+import errno
 import os
 import signal
 import sys
+import traceback
 from typing import Final
 
 import atheris
@@ -50,10 +52,11 @@ def main(argument: str) -> int:
     """Fuzz as the order in *argument* says, once standard input brings a line."""
     try:
         return fuzz(Order.from_json(argument))
-    except MemoryError:
-        os._exit(
-            OUT_OF_MEMORY
-        )  # past libFuzzer, which may wait for ever when it cannot get a thread
+    except Exception as error:  # noqa: BLE001 - whatever it is, the end is here
+        # Past libFuzzer, which waits for ever at the end of a process in which it got no thread.
+        traceback.print_exc()
+        is_short = isinstance(error, MemoryError) or os.strerror(errno.EAGAIN) in str(error)
+        os._exit(OUT_OF_MEMORY if is_short else 1)
 
 
 def fuzz(order: Order) -> int:

@@ -218,7 +218,7 @@ def test_such_a_file_in_place_of_a_folder(
 
 
 @pytest.mark.parametrize("command", [*FILE_COMMANDS, *FOLDER_COMMANDS, *NO_FOLDER_COMMANDS])
-@pytest.mark.parametrize("name", ["a\0b", "", "x" * 300, "absent"])
+@pytest.mark.parametrize("name", ["a\0b", "", "\udcff", "x" * 300, "absent"])
 def test_a_name_that_cannot_be(
     command: str,
     name: str,
