@@ -28,7 +28,7 @@ from nvmx_fuzz.corpus_features import (
     reached,
     union,
 )
-from nvmx_fuzz.corpus_files import files_in, files_of, pack
+from nvmx_fuzz.corpus_files import files_in, files_of, findings_of, pack
 from nvmx_fuzz.files import BadFile, about, content_name, make_folder, write_output, write_whole
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, Loaded, load
 from nvmx_fuzz.seeds import seed_folder
@@ -124,11 +124,14 @@ def _safe_stem(name: str, data: bytes) -> str:
 def merge_command(sources: tuple[str, ...], target: Path, keeps_all: bool, as_json: bool) -> int:
     """Bring corpora together in one folder, as bytes: what adds something, the smallest first.
 
-    Every situation, transition and edge of the sources is in the result. Exit status 2: some file could not
-    be read; the others are merged.
+    Every situation, transition and edge of the sources is in the result. The output folder of a campaign
+    stands for its seeds, its corpus and its findings, which are kept whatever they add. Exit status 2: some
+    file could not be read; the others are merged.
     """
     meter = FeatureMeter()
+    findings, bad_findings = _measured(meter, map(Path, findings_of(sources)))
     found, status = _measured(meter, map(Path, files_of(sources)))
+    found, status = findings + found, max(status, bad_findings)
     if not found and not status:
         raise BadFile(sources[0], "holds no scenarios; nothing is merged")
     if not found:
@@ -138,7 +141,10 @@ def merge_command(sources: tuple[str, ...], target: Path, keeps_all: bool, as_js
     known = union(there)
     names = {one.data for one in there}
     different = list({one.data: one for one in found if one.data not in names}.values())
-    kept = different if keeps_all else additions(different, known)
+    always = {one.data: one for one in findings if one.data not in names}
+    rest = [one for one in different if one.data not in always]
+    known |= union(list(always.values()))
+    kept = [*always.values(), *(rest if keeps_all else additions(rest, known))]
     _write_all(kept, target)
     _show_result("merged", found, kept, target, as_json)
     return max(status, bad)

@@ -5,10 +5,31 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.files import about, check_folder, content_name, write_whole
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
+
+CAMPAIGN_PARTS: Final = ("seeds", "corpus")
+
+
+def is_campaign(folder: Path) -> bool:
+    """Whether this is the output folder of a campaign (`campaign.py`)."""
+    return (folder / "progress.jsonl").is_file() and all(
+        (folder / part).is_dir() for part in CAMPAIGN_PARTS
+    )
+
+
+def findings_of(names: Iterable[str]) -> list[str]:
+    """The findings of those of *names* that are output folders of campaigns, as bytes."""
+    return [
+        str(path)
+        for name in names
+        if os.path.isdir(name) and is_campaign(Path(name)) and (Path(name) / "findings").is_dir()
+        for path in files_in(Path(name) / "findings")
+        if path.suffix == ".bin"
+    ]
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -31,11 +52,16 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def files_of(names: Iterable[str]) -> list[str]:
-    """The files that *names* stand for: themselves, and what is in those that are folders."""
+    """The files that *names* stand for: themselves, and what is in those that are folders.
+
+    The output folder of a campaign stands for what the campaign started from and what it kept.
+    """
     found: list[str] = []
     for name in names:
         if os.path.isdir(name):  # not that of pathlib, which raises for a name that is too long
-            found += [str(path) for path in files_in(Path(name))]
+            folder = Path(name)
+            parts = CAMPAIGN_PARTS if is_campaign(folder) else ("",)
+            found += [str(path) for part in parts for path in files_in(folder / part)]
         else:
             found.append(name)
     return found

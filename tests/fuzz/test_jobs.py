@@ -189,3 +189,43 @@ def test_a_number_of_jobs_that_cannot_be_is_refused(out: Path, jobs: str) -> Non
     assert process.returncode == 2
     assert "--jobs" in stderr
     assert not out.exists()
+
+
+# -- two machines ----------------------------------------------------------------------------------
+
+
+def test_output_folders_of_two_machines_become_one_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nvmx_fuzz import cli
+    from nvmx_fuzz.codec import encode
+    from nvmx_fuzz.corpus_features import FeatureMeter, union
+    from nvmx_fuzz.corpus_files import files_in
+    from nvmx_fuzz.scenario_files import load
+
+    one, two, merged = tmp_path / "one", tmp_path / "two", tmp_path / "merged"
+    assert run_json(one, "--l0", "bug3", "--no-seeds", "--seed", "1", "--runs", "1000")[0] == 1
+    assert run_json(two, "--l0", "bug3", "--seed", "2", "--runs", "1500", "--jobs", "2")[0] == 1
+    before = {path: path.read_bytes() for path in [*files_in(one), *files_in(two)]}
+    assert cli.main(["corpus", "merge", str(one), str(two), "--to", str(merged)]) == 0
+    capsys.readouterr()
+    assert {path: path.read_bytes() for path in before} == before
+    meter = FeatureMeter()
+
+    def features(*folders: Path) -> set[tuple[str, int, int]]:
+        paths = [path for folder in folders for path in files_in(folder)]
+        return union([meter.measure(str(path), load(str(path)).scenario) for path in paths])
+
+    sources = [folder / part for folder in (one, two) for part in ("seeds", "corpus")]
+    assert features(merged) >= features(*sources)
+    kept = {encode(load(str(path)).scenario) for path in files_in(merged)}
+    findings = {
+        p.read_bytes() for folder in (one, two) for p in (folder / "findings").glob("*.bin")
+    }
+    assert findings
+    assert findings <= kept
+    assert len(kept) < sum(len(files_in(folder)) for folder in sources)
+    # Again, as campaigns go on: nothing is new, nothing changes.
+    assert cli.main(["corpus", "merge", str(one), str(two), "--to", str(merged)]) == 0
+    assert {encode(load(str(path)).scenario) for path in files_in(merged)} == kept
+    capsys.readouterr()
