@@ -78,6 +78,7 @@ class _Goal:
         self._signals: Final = signals
         self._features: Final = features
         self.seconds = 0.0
+        self.executions = 0
 
     def show(self, status: Status) -> None:
         """Look whether the goal is reached."""
@@ -86,6 +87,7 @@ class _Goal:
         )  # fmt: skip
         if is_reached and not self.seconds:
             self.seconds = status.seconds
+            self.executions = status.progress.executions
             self._signals.count += 1
 
     def tell(self, line: str) -> None:
@@ -113,7 +115,7 @@ def campaign(
             done.run(goal)
         status = done.status
         return Turn(
-            status.progress.executions,
+            goal.executions or status.progress.executions,
             goal.seconds or status.seconds,
             _cpu_of_children() - before,
         )
