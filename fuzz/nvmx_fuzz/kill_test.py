@@ -180,7 +180,8 @@ def kill_at_random(victim: Victim, kills: int, seed: int) -> Outcome:
         usual = time.monotonic() - started
         while outcome.killed < kills and outcome.trials < _TRIALS_MAX * kills:
             folder = _copy(template, Path(base) / f"{outcome.trials}")
-            _trial(victim, folder, draw.uniform(0, usual), outcome)
+            took = _trial(victim, folder, draw.uniform(0, usual), outcome)
+            usual = (usual + took) / 2 if took else usual  # others use the machine as well
             shutil.rmtree(folder)
     return outcome
 
@@ -190,16 +191,19 @@ def _copy(template: Path, folder: Path) -> Path:
     return folder
 
 
-def _trial(victim: Victim, folder: Path, moment: float, outcome: Outcome) -> None:
+def _trial(victim: Victim, folder: Path, moment: float, outcome: Outcome) -> float:
+    """One kill; returns how long the command took if it had ended before, else 0."""
     before = {path.relative_to(folder): path.read_bytes() for path in _all_files(folder)}
+    started = time.monotonic()
     process = subprocess.Popen(
         [*_CLI, *victim.arguments], cwd=folder, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     with suppress(subprocess.TimeoutExpired):
         process.wait(moment)
+    took = 0.0 if process.poll() is None else time.monotonic() - started
     outcome.trials += 1
-    outcome.killed += process.poll() is None
+    outcome.killed += not took
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -207,6 +211,7 @@ def _trial(victim: Victim, folder: Path, moment: float, outcome: Outcome) -> Non
     if outcome.trials % _AGAIN == 0:
         problems += _done_now(victim, folder)
     outcome.problems += [f"after {moment:.3f} s: {problem}" for problem in problems]
+    return took
 
 
 def _done_now(victim: Victim, folder: Path) -> list[str]:
