@@ -26,10 +26,26 @@ MACHINE_PATH = re.compile(r"(?<![\w./~}<-])/(work|home|root|Users|mnt|opt)/\w")
 REGISTRY = re.compile(r"\b(py" + r"pi|python" + r"hosted|simple" + r"index)\b\.?", re.IGNORECASE)
 
 
+# What would run what a file says.
+RUNS_DATA = frozenset({"eval", "exec", "compile", "__import__"})
+MAY_RUN_DATA = {
+    # Compiled code beside its source, as Python's own .pyc files are.
+    "fuzz/nvmx_fuzz/instrumentation.py": ("marshal",),
+    # The name of a package, a constant.
+    "fuzz/nvmx_fuzz/bochs/helper.py": ("__import__",),
+}
+UNSAFE_MODULES = frozenset({"pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle"})
+
+
 def python_files() -> list[Path]:
     """Return all Python sources, the build script included."""
     found = [path for folder in PYTHON_FOLDERS for path in (ROOT / folder).rglob("*.py")]
     return sorted([*found, ROOT / "setup.py"])
+
+
+def shipped_files() -> list[Path]:
+    """Return the sources that users run."""
+    return [path for path in python_files() if path.relative_to(ROOT).parts[0] != "tests"]
 
 
 def text_files() -> list[Path]:
@@ -85,3 +101,30 @@ def test_text_is_finished_and_speaks_of_the_project_alone(path: Path) -> None:
 )
 def test_forbidden_text_is_recognised(line: str) -> None:
     assert any(pattern.search(line) for pattern in (UNFINISHED, MACHINE_PATH, REGISTRY))
+
+
+def unsafe_uses(source: str) -> list[str]:
+    """Names of what takes code or objects out of data, wherever they are called or imported."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found += [node.func.id] if node.func.id in RUNS_DATA else []
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name in UNSAFE_MODULES]
+        elif isinstance(node, ast.ImportFrom) and node.module in UNSAFE_MODULES:
+            found.append(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize("path", shipped_files(), ids=relative)
+def test_no_data_is_ever_taken_for_code(path: Path) -> None:
+    allowed = MAY_RUN_DATA.get(relative(path), ())
+    assert [name for name in unsafe_uses(path.read_text()) if name not in allowed] == []
+
+
+@pytest.mark.parametrize(
+    "source", ["eval(x)", "import pickle", "from marshal import loads", "exec(text, {})"]
+)
+def test_unsafe_uses_are_recognised(source: str) -> None:
+    assert unsafe_uses(source)
+    assert not unsafe_uses("re.compile(x); session.eval(y); import json")

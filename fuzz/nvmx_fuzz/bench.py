@@ -26,6 +26,7 @@ from nvmx_core.oracle.judge import judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bench_find import DEEP_GOALS, DEEP_SETTINGS, GOALS, SETTINGS, Search, searches
+from nvmx_fuzz.bench_jobs import JobsRow, compare_jobs
 from nvmx_fuzz.bench_rates import rates, scenarios
 from nvmx_fuzz.bench_scale import Row, rows
 from nvmx_fuzz.bench_settings import CHILD, campaign_setting
@@ -268,6 +269,8 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
               help="CPU seconds after which a run of --find, --deep or --hunt gives up.")  # fmt: skip
 @click.option("--scale", is_flag=True,
               help="Only measure growth: scenario length, corpus size, processes.")  # fmt: skip
+@click.option("--jobs", "jobs_turns", default=0, metavar="N",
+              help="Only compare campaigns of one and of two jobs, N turns of each.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     repeat: int,
@@ -278,6 +281,7 @@ def main(
     hunts_each: int,
     seconds: int,
     scale: bool,
+    jobs_turns: int,
     as_json: bool,
 ) -> None:
     """Measure executions and steps per second, on one core, and where the time goes."""
@@ -291,6 +295,9 @@ def main(
         methods = tuple(method for method in METHODS if not missing_for(method))
         bugs = [bug.name for bug in CATALOGUE]
         hunt_and_show(bugs, methods, hunts_each, seconds, None, 1, as_json)
+        return
+    if jobs_turns:
+        _show_jobs(list(compare_jobs(jobs_turns)), as_json)
         return
     if scale:
         _show_rows(rows(["python"] if why_not_compiled() else ["python", "compiled"]), as_json)
@@ -350,6 +357,19 @@ def _show_searches(found: list[Search], as_json: bool) -> None:
             f"{search.median_seconds:13.2f}{search.worst_seconds:8.2f}"
             f"{search.median_executions:19,.0f}"
         )
+
+
+def _show_jobs(found: list[JobsRow], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row in found], indent=2))
+        return
+    click.echo(f"{'':50}{'clock':>20}{'CPU of a job':>20}{'executions of a job':>22}")
+    for row in found:
+        clock, cpu, executions = (
+            f"{value:,.2f} ({times:.2f} x)" if value else ""
+            for value, times in zip(row.values, row.times, strict=True)
+        )
+        click.echo(f"{row.goal:25}{row.setting:25}{clock:>20}{cpu:>20}{executions:>22}")
 
 
 def _show_rows(found: Iterable[Row], as_json: bool) -> None:

@@ -1,30 +1,31 @@
-"""A campaign: one fuzzing process, and this one, which watches, keeps findings, and tells people.
+"""A campaign: one fuzzing process or several, and this one, which watches, keeps findings, and tells people.
 
 The split is for robustness. libFuzzer ends its process in many ways, none of which Python sees; the
 model in it is instrumented, so that running it for other purposes would count as coverage. Here
 nothing is instrumented: findings are shrunk, explained and written by this process. Whatever ends
-the fuzzing process, and whenever, the summary is printed and nothing found is lost.
+a fuzzing process, and whenever, the summary is printed and nothing found is lost; a campaign of several
+goes on with the others, and says so.
 
 The output folder holds ``corpus/`` (written by libFuzzer), ``findings/``, ``arrivals/`` (inputs on
 their way into ``findings/``), ``model-errors/``, ``seeds/`` (encoded anew at each start), ``progress.jsonl``
-(see ``history.py``), ``libfuzzer.log`` and ``summary.json``. A second campaign into the same folder goes
-on from there.
+(see ``history.py``), ``libfuzzer.log`` (``libfuzzer-2.log`` … of further jobs) and ``summary.json``. A
+second campaign into the same folder goes on from there.
 """
 
 import selectors
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from nvmx_fuzz.corpus_files import encode_seeds
+from nvmx_fuzz.corpus_files import read_seeds, write_seeds
 from nvmx_fuzz.findings import Findings
 from nvmx_fuzz.history import HistoryWriter
 from nvmx_fuzz.launcher import FREE_BYTES_MIN, NO_SPACE, FuzzingProcess, Plan, free_bytes
 from nvmx_fuzz.model_errors import ModelErrors
-from nvmx_fuzz.progress import Inbox, Message
-from nvmx_fuzz.status import Reporter, Status
+from nvmx_fuzz.progress import OUT_OF_MEMORY, Inbox, Message, Totals
+from nvmx_fuzz.status import Reporter, Status, ran_out_of_memory
 from nvmx_fuzz.wording import counted
 
 POLL_SECONDS: Final = 0.2
@@ -60,24 +61,33 @@ class Signals:
 
 
 class Campaign:
-    """One campaign from the start of its fuzzing process to its end.
+    """One campaign from the start of its fuzzing processes to the end of the last one.
 
     Attributes:
         status: what is known so far, for panel and summary.
     """
 
-    def __init__(self, plan: Plan, process: FuzzingProcess, signals: Signals) -> None:
-        """Carry out *plan* with *process*, until *signals* says stop. Raises BadFile."""
-        encode_seeds(plan.seeds, plan.encoded_seeds)
+    def __init__(
+        self,
+        plan: Plan,
+        processes: Sequence[FuzzingProcess],
+        signals: Signals,
+        seeds: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Carry out *plan* with *processes*, until *signals* says stop. Raises BadFile.
+
+        *seeds* are those of the plan, if they have been read.
+        """
+        write_seeds(read_seeds(plan.seeds) if seeds is None else seeds, plan.encoded_seeds)
         self.status: Final = Status(
             plan,
-            process.progress,
+            Totals([process.progress for process in processes]),
             Findings(plan.findings, plan.l0, plan.arrivals),
             ModelErrors(plan.model_errors, plan.l0),
         )
         self.status.findings.recall()
         self._history: Final = HistoryWriter(plan.out, plan.l0, plan.encoded_seeds, plan.corpus)
-        self._process: Final = process
+        self._processes: Final = processes
         self._signals: Final = signals
         self._stop_by = 0.0
         self._space_checked = 0.0
@@ -85,24 +95,27 @@ class Campaign:
     def run(self, reporter: Reporter) -> None:
         """Fuzz until the plan is fulfilled or someone stops it; raises BadFile."""
         status = self.status
-        messages = Inbox()
-        self._process.go()
+        for process in self._processes:
+            process.go()
         started = time.monotonic()
         with selectors.DefaultSelector() as selector:
-            selector.register(self._process.inbox, selectors.EVENT_READ)
-            received = None
-            while received != b"":
-                received = None
-                if selector.select(POLL_SECONDS):
-                    received = self._process.inbox.read(1 << 16)
-                for message in messages.feed(received or b""):
-                    if message.kind == "ready":
-                        started = time.monotonic()
-                    self._take(message, reporter)
-                    self._show(started, reporter)
+            for process in self._processes:
+                selector.register(process.inbox, selectors.EVENT_READ, (process, Inbox()))
+            while selector.get_map():
+                for key, _events in selector.select(POLL_SECONDS):
+                    process, messages = key.data
+                    received = process.inbox.read(1 << 16)
+                    for message in messages.feed(received):
+                        if message.kind == "ready" and not status.mode:
+                            started = time.monotonic()
+                        self._take(message, reporter)
+                        self._show(started, reporter)
+                    if not received:
+                        selector.unregister(process.inbox)
+                        is_last = not selector.get_map()
+                        self._note_end(process, is_last=is_last, reporter=reporter)
                 self._show(started, reporter)
                 self._stop_if_due()
-        self._note_end(self._process.wait())
         self._history.end(status)
 
     def _show(self, started: float, reporter: Reporter) -> None:
@@ -129,16 +142,18 @@ class Campaign:
                 reporter.tell(f"{what}: {finding.violation.sentence} ({steps}) -> {finding.scn}")
 
     def _stop_if_due(self) -> None:
-        """Ask the fuzzing process to end; when that takes too long, or on a second Ctrl-C, end it."""
+        """Ask the fuzzing processes to end; when that takes too long, or on a second Ctrl-C, end them."""
         if self._stop_by:
             if self._signals.count > 1 or time.monotonic() > self._stop_by:
-                self._process.kill()
+                for process in self._processes:
+                    process.kill()
             return
         reason = self._reason_to_stop()
         if reason:
             self.status.ended = reason
             self._stop_by = time.monotonic() + STOP_SECONDS
-            self._process.stop()
+            for process in self._processes:
+                process.stop()
 
     def _reason_to_stop(self) -> str:
         """Why the campaign should end now, or ""."""
@@ -153,20 +168,36 @@ class Campaign:
                 return NO_SPACE
         return ""
 
-    def _note_end(self, exit_status: int) -> None:
-        """Say why the fuzzing process ended, unless it was told to or its runs were done."""
-        status = self.status
+    def _note_end(self, process: FuzzingProcess, *, is_last: bool, reporter: Reporter) -> None:
+        """Say why a fuzzing process ended, unless it was told to or its runs were done.
+
+        The campaign has ended with the last one; while others go on people are told at once.
+        """
+        status, plan = self.status, self.status.plan
+        exit_status = process.wait()
         if status.ended:
             return
         if exit_status == 0:
-            status.ended = "all runs done"
+            if is_last:
+                status.ended = (
+                    "the other jobs have done their runs" if status.lost else "all runs done"
+                )
             return
+        who = f"job {process.number + 1}" if plan.is_shared else "the fuzzing process"
         if -exit_status in _KILLING:
-            status.ended = f"the fuzzing process was killed ({signal.Signals(-exit_status).name})"
+            how = f"{who} was killed ({signal.Signals(-exit_status).name})"
             status.killed = True
-            return
-        how = f"status {exit_status}"
-        if exit_status < 0:
-            how = f"signal {signal.Signals(-exit_status).name}"
-        status.ended = f"the fuzzing process ended by itself ({how})"
-        status.model_errors.crashed(f"{status.ended}; see {status.plan.log}")
+        elif exit_status == OUT_OF_MEMORY or ran_out_of_memory(plan.log_of(process.number)):
+            how = f"{who} got no more memory or threads"
+            status.killed = True
+        else:
+            how = f"status {exit_status}"
+            if exit_status < 0:
+                how = f"signal {signal.Signals(-exit_status).name}"
+            how = f"{who} ended by itself ({how})"
+            status.model_errors.crashed(f"{how}; see {plan.log_of(process.number)}")
+        if plan.is_shared:
+            status.lost.append(f"{how} after {status.seconds:.1f} s")
+            reporter.tell(how if is_last else f"{how}; the others go on")
+        if is_last:
+            status.ended = how

@@ -17,7 +17,7 @@ from nvmx_core.arch.rules import RULES
 from nvmx_fuzz.corpus_files import files_in
 from nvmx_fuzz.explain import about as about_l0
 from nvmx_fuzz.explain import explain
-from nvmx_fuzz.files import BadFile, read_small_file
+from nvmx_fuzz.files import BadFile, check_folder, read_small_file
 from nvmx_fuzz.history import FILE_NAME, Sample, Session, rates, read_history
 from nvmx_fuzz.nested_events import unknown_l0
 from nvmx_fuzz.pages import ShownReport, page, shown
@@ -125,8 +125,7 @@ class ReportMaker:
 
     def _history(self) -> list[Session]:
         folder = self._folder
-        if not folder.is_dir():
-            raise BadFile(folder, "is not a directory" if folder.exists() else "does not exist")
+        check_folder(folder)
         path = folder / FILE_NAME
         if not path.exists():
             raise BadFile(folder, f"holds no campaign: there is no {FILE_NAME} in it")

@@ -7,7 +7,9 @@ Exit status: 0 nothing found, 1 a finding, 2 wrong usage or bad input, 3 our own
 """
 
 import importlib
+import io
 import os
+import re
 import signal
 import sys
 from typing import Final, cast
@@ -21,6 +23,11 @@ from nvmx_fuzz.files import BadFile, MissingLibraryError
 
 PROGRAM: Final = "nvmx-fuzz"
 BAD_INPUT: Final = 2
+
+_UNDECODED: Final = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes that are no text."""
+
+_NO_MEMORY: Final = "there is not enough memory"
 
 # The name of a subcommand, its module, and one line about it: imported only when it is used.
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -114,6 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     if not _has_streams():
         return _fail("standard output is closed")
     signal.signal(signal.SIGTERM, _interrupt)
+    _prepare_streams()
+    if not all(map(_is_usable, sys.argv[1:] if argv is None else argv)):
+        return _fail("an argument is empty, or no text in UTF-8")
     try:
         choose("python" if _wants_python(argv) else None)
     except (NoCompiledCoreError, ValueError) as error:
@@ -134,6 +144,12 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error.format_message())
     except (BadFile, MissingLibraryError) as error:
         return _fail(str(error))
+    except MemoryError:
+        return _fail(_NO_MEMORY)
+    except ImportError as error:
+        if "failed to map" not in str(error):
+            raise
+        return _fail(_NO_MEMORY)  # for a library
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted")
     except (BrokenPipeError, SystemExit):  # click exits when whoever read our output is gone
@@ -155,6 +171,18 @@ def _has_streams() -> bool:
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)
     return sys.stdout is not None
+
+
+def _prepare_streams() -> None:
+    """Names of files may have letters that the output has not; they become escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_usable(word: str) -> bool:
+    """Whether an argument can be the name of something: it is text, and not empty."""
+    return word != "" and "\0" not in word and not _UNDECODED.search(word)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 from itertools import islice
-from pathlib import Path
 
 import click
 
@@ -13,8 +12,9 @@ from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.compare_report import lines, to_json
 from nvmx_fuzz.comparing import Comparison, live
+from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile
-from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
+from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
 
 MACHINES = ("bochs",)
@@ -79,14 +79,8 @@ def _names(files: tuple[str, ...]) -> list[str]:
     sources = files or ((str(folder),) if folder else ())
     names: list[str] = []
     for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            found = sorted(str(name) for name in path.rglob(f"*{TEXT_SUFFIX}"))
-            if not found:
-                raise BadFile(source, "holds no scenario")
-            names += found
-        elif source == "-" or path.exists():
-            names.append(source)
-        else:
-            raise BadFile(source, "no such file or directory")
+        found = files_of([source])
+        if not found:
+            raise BadFile(source, "holds no scenario")
+        names += found
     return names

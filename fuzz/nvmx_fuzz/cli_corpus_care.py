@@ -4,6 +4,7 @@ None of them removes or changes a file that was there; what they write is there 
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,8 +28,8 @@ from nvmx_fuzz.corpus_features import (
     reached,
     union,
 )
-from nvmx_fuzz.corpus_files import files_in, files_of, pack
-from nvmx_fuzz.files import BadFile, content_name, make_folder, write_output, write_whole
+from nvmx_fuzz.corpus_files import files_in, files_of, findings_of, pack
+from nvmx_fuzz.files import BadFile, about, content_name, make_folder, write_output, write_whole
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, Loaded, load
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.wording import counted
@@ -58,9 +59,8 @@ def add_command(files: tuple[str, ...], target: Path | None, force: bool, as_jso
     folder = target or seed_folder()
     if folder is None:
         raise BadFile("corpus", "there are no seeds beside this installation; give --to DIR")
-    make_folder(folder)
     meter = FeatureMeter()
-    there, status = _measured(meter, files_in(folder))
+    there, status = _measured(meter, _files_there(folder))
     known = union(there)
     names = {one.data: one.name for one in there}
     rows: list[dict[str, Any]] = []
@@ -100,8 +100,10 @@ def _add(
         row["refused"] = "adds nothing to what is there; --force adds it all the same"
     else:
         path = folder / f"{_safe_stem(loaded.name, one.data)}{TEXT_SUFFIX}"
-        if path.exists():
-            raise BadFile(loaded.name, f"{path} is there and is another scenario")
+        with about(path):
+            if os.path.lexists(path):
+                raise BadFile(loaded.name, f"{path} is there and is another scenario")
+        make_folder(folder)
         text = format_file(loaded.text) if loaded.text else format_scenario(loaded.scenario)
         write_whole(path, text.encode())
         row["added as"] = str(path)
@@ -122,19 +124,27 @@ def _safe_stem(name: str, data: bytes) -> str:
 def merge_command(sources: tuple[str, ...], target: Path, keeps_all: bool, as_json: bool) -> int:
     """Bring corpora together in one folder, as bytes: what adds something, the smallest first.
 
-    Every situation, transition and edge of the sources is in the result. Exit status 2: some file could not
-    be read; the others are merged.
+    Every situation, transition and edge of the sources is in the result. The output folder of a campaign
+    stands for its seeds, its corpus and its findings, which are kept whatever they add. Exit status 2: some
+    file could not be read; the others are merged.
     """
     meter = FeatureMeter()
+    findings, bad_findings = _measured(meter, map(Path, findings_of(sources)))
     found, status = _measured(meter, map(Path, files_of(sources)))
-    if not found:
+    found, status = findings + found, max(status, bad_findings)
+    if not found and not status:
         raise BadFile(sources[0], "holds no scenarios; nothing is merged")
+    if not found:
+        return status
+    there, bad = _measured(meter, _files_there(target))
     make_folder(target)
-    there, bad = _measured(meter, files_in(target))
     known = union(there)
     names = {one.data for one in there}
     different = list({one.data: one for one in found if one.data not in names}.values())
-    kept = different if keeps_all else additions(different, known)
+    always = {one.data: one for one in findings if one.data not in names}
+    rest = [one for one in different if one.data not in always]
+    known |= union(list(always.values()))
+    kept = [*always.values(), *(rest if keeps_all else additions(rest, known))]
     _write_all(kept, target)
     _show_result("merged", found, kept, target, as_json)
     return max(status, bad)
@@ -146,12 +156,14 @@ def merge_command(sources: tuple[str, ...], target: Path, keeps_all: bool, as_js
 @json_option
 def minimize_command(source: str, target: Path, as_json: bool) -> int:
     """Write few scenarios of DIR that together show all that DIR shows into another folder, as bytes."""
-    found, status = _measured(FeatureMeter(), files_in(Path(source)))
-    if not found:
-        raise BadFile(source, "holds no scenarios")
-    make_folder(target)
-    if files_in(target):
+    if _files_there(target):
         raise BadFile(target, "is not empty; minimize writes into a folder of its own")
+    found, status = _measured(FeatureMeter(), files_in(Path(source)))
+    if not found and not status:
+        raise BadFile(source, "holds no scenarios")
+    if not found:
+        return status
+    make_folder(target)
     kept = cover(found)
     _write_all(kept, target)
     _show_result("minimized", found, kept, target, as_json)
@@ -217,6 +229,12 @@ def pack_command(folder: str, archive: str, as_json: bool) -> int:
     else:
         click.echo(f"{archive}: {counted(len(contents), 'scenario')}")
     return 0
+
+
+def _files_there(folder: Path) -> list[Path]:
+    """What is in a folder that need not exist; raises BadFile for what is there and is none."""
+    with about(folder):
+        return files_in(folder) if os.path.lexists(folder) else []
 
 
 def _measured(meter: FeatureMeter, paths: Iterable[Path]) -> tuple[list[Measured], int]:

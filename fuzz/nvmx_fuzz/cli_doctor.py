@@ -15,6 +15,7 @@ from nvmx_fuzz.cli_options import json_option
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.version import revision
 
+_BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 _REPORT_HINT: Final = "try: pip install -e .[report]"
 
 
@@ -47,6 +48,7 @@ def diagnosis() -> dict[str, str]:
         "feedback": _feedback(),
         "C compiler": _compiler(),
         "pictures": _pictures(),
+        "browser": _browser(),
         "bochs": _bochs(),
         "baseline": _version("hypofuzz") or f"hypofuzz is missing; {_REPORT_HINT}",
         "mutants": _version("cosmic-ray") or "cosmic-ray is missing; scripts/mutation installs it",
@@ -78,6 +80,16 @@ def _pictures() -> str:
     if missing:
         return f"{' and '.join(missing)} missing; {_REPORT_HINT}"
     return f"jinja2 {_version('jinja2')}, matplotlib {_version('matplotlib')}"
+
+
+def _browser() -> str:
+    """What could take a picture of a report; to look at one any browser will do."""
+    found = [path for name in _BROWSERS if (path := shutil.which(name))]
+    return (
+        found[0]
+        if found
+        else "chromium is missing; for pictures of reports try: apt install chromium"
+    )
 
 
 def _bochs() -> str:

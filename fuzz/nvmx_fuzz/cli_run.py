@@ -16,7 +16,7 @@ from nvmx_fuzz import FEEDBACK_VARIABLE
 from nvmx_fuzz.cli_options import Seconds, json_option, l0_option
 from nvmx_fuzz.core_choice import CHOICES, NoCompiledCoreError, agree
 from nvmx_fuzz.files import BadFile, MissingLibraryError, write_whole
-from nvmx_fuzz.launcher import FuzzingProcess, Plan, output_folder
+from nvmx_fuzz.launcher import JOBS_MAX, FuzzingProcess, Plan, output_folder
 from nvmx_fuzz.seeds import seed_folder
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ _SEED_BITS: Final = 31
 @click.option("--time", "seconds", type=Seconds(), metavar="SECONDS",
               help="Stop after that long (default: run until stopped).")  # fmt: skip
 @click.option("--runs", type=click.IntRange(1), metavar="N",
-              help="Stop after so many executions.")  # fmt: skip
+              help="Stop after so many executions, those of all jobs together.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1, JOBS_MAX), default=1, metavar="N",
+              help="Fuzz in so many processes that share the corpus (default: 1). With more than one a seed"
+                   " does not repeat a campaign, for they look at each other's inputs.")  # fmt: skip
 @click.option("--corpus", type=click.Path(path_type=Path), metavar="DIR",
               help="Start from these scenarios, text or bytes (default: our own seeds).")  # fmt: skip
 @click.option("--no-seeds", is_flag=True, help="Start from nothing.")
@@ -54,6 +57,7 @@ def command(
     l0_name: str,
     seconds: float | None,
     runs: int | None,
+    jobs: int,
     corpus: Path | None,
     no_seeds: bool,
     out: Path | None,
@@ -81,7 +85,9 @@ def command(
     for library in ("jinja2", "matplotlib") if watch else ():
         if find_spec(library) is None:
             raise MissingLibraryError(library)
-    plan = _plan(l0_name, seconds or 0, runs or 0, corpus, no_seeds, out, seed, feedback, core)
+    plan = _plan(
+        l0_name, seconds or 0, runs or 0, jobs, corpus, no_seeds, out, seed, feedback, core
+    )
     watched_port = (port or 0) if watch else None
     return _campaign(plan, sys.stderr if as_json else sys.stdout, as_json, plain, watched_port)
 
@@ -90,6 +96,7 @@ def _plan(
     l0_name: str,
     seconds: float,
     runs: int,
+    jobs: int,
     corpus: Path | None,
     no_seeds: bool,
     out: Path | None,
@@ -109,6 +116,7 @@ def _plan(
     for option, value in (
         ("--time", f"{seconds:g}" if seconds else ""),
         ("--runs", str(runs) if runs else ""),
+        ("--jobs", str(jobs) if jobs > 1 else ""),
         ("--corpus", str(corpus or "")),
         ("--out", str(out or "")),
         ("--feedback", feedback or ""),
@@ -126,18 +134,27 @@ def _plan(
         seed=chosen_seed,
         feedback=mode,
         command=shlex.join(words),
+        jobs=min(jobs, runs or jobs),
     )
 
 
 def _campaign(
     plan: Plan, stream: IO[str], as_json: bool, plain: bool, watched_port: int | None
 ) -> int:
+    seeds = None
+    if plan.seeds is not None and plan.seeds != seed_folder():
+        # Somebody else's: they are read before anything is made, and ours while the processes start.
+        from nvmx_fuzz.corpus_files import read_seeds  # noqa: PLC0415 - imports the model
+
+        seeds = read_seeds(plan.seeds)
     with ExitStack() as stack:
         stack.enter_context(output_folder(plan))
         click.echo(f"seed {plan.seed}: {plan.command}", file=stream)
-        process = FuzzingProcess(plan)
-        stack.callback(process.kill)
-        # The fuzzing process loads its copy of the model while we load ours.
+        processes: list[FuzzingProcess] = []
+        for number in range(plan.jobs):
+            processes.append(FuzzingProcess(plan, number))
+            stack.callback(processes[-1].kill)
+        # The fuzzing processes load their copies of the model while we load ours.
         from nvmx_fuzz.campaign import Campaign, Signals  # noqa: PLC0415
         from nvmx_fuzz.nested_events import unknown_l0  # noqa: PLC0415
         from nvmx_fuzz.summary import exit_status, summarise, summary_text  # noqa: PLC0415
@@ -149,7 +166,7 @@ def _campaign(
         stack.enter_context(signals.listening())
         if watched_port is not None:
             stack.enter_context(_watched(plan.out, watched_port, stream, signals))
-        campaign = Campaign(plan, process, signals)
+        campaign = Campaign(plan, processes, signals, seeds)
         reporter = _reporter(stream, plain or as_json)
         stack.callback(reporter.close)
         problem: BadFile | OSError | None = None

@@ -1,39 +1,74 @@
 """Folders of scenarios: seeds as text, corpora as bytes; and archives of them for fuzzing jobs."""
 
 import io
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from nvmx_fuzz.codec import encode
-from nvmx_fuzz.files import BadFile, about, content_name
+from nvmx_fuzz.files import about, check_folder, content_name, write_whole
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 
 TRACE_SUFFIX: Final = ".trace"
 """The seeds of `fuzz_trace_reader`: beside scenarios, but none."""
 
+CAMPAIGN_PARTS: Final = ("seeds", "corpus")
+
+
+def is_campaign(folder: Path) -> bool:
+    """Whether this is the output folder of a campaign (`campaign.py`)."""
+    return (folder / "progress.jsonl").is_file() and all(
+        (folder / part).is_dir() for part in CAMPAIGN_PARTS
+    )
+
+
+def findings_of(names: Iterable[str]) -> list[str]:
+    """The findings of those of *names* that are output folders of campaigns, as bytes."""
+    return [
+        str(path)
+        for name in names
+        if os.path.isdir(name) and is_campaign(Path(name)) and (Path(name) / "findings").is_dir()
+        for path in files_in(Path(name) / "findings")
+        if path.suffix == ".bin"
+    ]
+
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below *folder* by name, hidden ones and traces left out; raises BadFile."""
-    if not folder.is_dir():
-        raise BadFile(folder, "is not a directory" if folder.exists() else "does not exist")
+    """All files below *folder* in the order of their names, hidden ones and traces left out; raises BadFile.
+
+    What is neither a file nor a folder is among them, so that whoever reads it is told: nothing is passed
+    over in silence.
+    """
+    check_folder(folder)
+
+    def complain(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
     with about(folder):
-        return sorted(
-            path
-            for path in folder.rglob("*")
-            if path.is_file()
-            and path.suffix != TRACE_SUFFIX
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
+        for place, folders, names in os.walk(folder, onerror=complain):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [
+                Path(place, name)
+                for name in names
+                if not name.startswith(".") and not name.endswith(TRACE_SUFFIX)
+            ]
+    return sorted(found)
 
 
 def files_of(names: Iterable[str]) -> list[str]:
-    """The files that *names* stand for: themselves, and what is in those that are folders."""
+    """The files that *names* stand for: themselves, and what is in those that are folders.
+
+    The output folder of a campaign stands for what the campaign started from and what it kept.
+    """
     found: list[str] = []
     for name in names:
-        if Path(name).is_dir():
-            found += [str(path) for path in files_in(Path(name))]
+        if os.path.isdir(name):  # not that of pathlib, which raises for a name that is too long
+            folder = Path(name)
+            parts = CAMPAIGN_PARTS if is_campaign(folder) else ("",)
+            found += [str(path) for part in parts for path in files_in(folder / part)]
         else:
             found.append(name)
     return found
@@ -42,14 +77,22 @@ def files_of(names: Iterable[str]) -> list[str]:
 def encode_seeds(source: Path | None, target: Path) -> int:
     """Fill the folder *target* with the bytes of all scenarios below *source* (None: of none).
 
-    Text seeds keep their name, so that libFuzzer's log names them; bytes get that of their content,
-    as in any corpus. What *target* held before is removed.
-
     Returns:
         How many files there are now.
 
     Raises:
         BadFile: a seed is no scenario, or a folder cannot be used.
+    """
+    contents = read_seeds(source)
+    write_seeds(contents, target)
+    return len(contents)
+
+
+def read_seeds(source: Path | None) -> dict[str, bytes]:
+    """The bytes of all scenarios below *source* (None: of none) by name; raises BadFile.
+
+    Text seeds keep their name, so that libFuzzer's log names them; bytes get that of their content,
+    as in any corpus.
     """
     contents: dict[str, bytes] = {}
     for path in files_in(source) if source else ():
@@ -59,13 +102,17 @@ def encode_seeds(source: Path | None, target: Path) -> int:
         else:
             name = content_name(content)
         contents[name] = content
+    return contents
+
+
+def write_seeds(contents: Mapping[str, bytes], target: Path) -> None:
+    """Fill the folder *target* with files; what it held before is removed. Raises BadFile."""
     with about(target):
         target.mkdir(parents=True, exist_ok=True)
         for old in target.iterdir():
             old.unlink()
-        for name, content in contents.items():
-            (target / name).write_bytes(content)
-    return len(contents)
+    for name, content in contents.items():
+        write_whole(target / name, content, is_lasting=False)
 
 
 def pack(contents: Mapping[str, bytes]) -> bytes:

@@ -15,7 +15,7 @@ from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.files import BadFile, content_name, write_whole
 from nvmx_fuzz.nested_events import NestedEvents
-from nvmx_fuzz.progress import Message, Order, Progress, send
+from nvmx_fuzz.progress import OUT_OF_MEMORY, Message, Order, Progress, send
 from nvmx_fuzz.rule_rows import RULE_INDEX, RULE_ROWS
 from nvmx_fuzz.state_feedback import StateFeedback
 
@@ -53,6 +53,8 @@ class Executions:
         self._steps += len(scenario.steps)
         try:
             verdict = self._target.run(scenario)
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)  # nobody's bug, and nothing more can be done here
         except Exception as error:  # noqa: BLE001 - whatever the model raises is our own bug
             self._report_model_error(data, error)
         else:

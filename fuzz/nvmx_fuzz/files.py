@@ -6,6 +6,7 @@ same folder, forced to the disk, and renamed. Whoever is killed in between leave
 
 import hashlib
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ SIZE_MAX: Final = 1 << 18
 """No scenario comes near; whatever is larger is not one."""
 
 _SCENARIO: Final = "no scenario"
+_CONTENT_NAME: Final = re.compile("[0-9a-f]{40}")
 
 STANDARD_INPUT: Final = "-"
 STANDARD_OUTPUT: Final = "-"
@@ -35,11 +37,11 @@ class BadFile(Exception):  # noqa: N818 - it is the file that is bad
 
 
 class MissingLibraryError(Exception):
-    """A library of the extra "report" is not installed; the text is for the person who asked."""
+    """A library of an extra is not installed; the text is for the person who asked."""
 
-    def __init__(self, library: str) -> None:
-        """Say how to get *library*."""
-        super().__init__(f"{library} is not installed; try: pip install -e '.[report]'")
+    def __init__(self, library: str, extra: str = "report") -> None:
+        """Say how to get *library*, which *extra* brings."""
+        super().__init__(f"{library} is not installed; try: pip install -e '.[{extra}]'")
 
 
 def read_small_file(name: str) -> bytes:
@@ -73,14 +75,18 @@ def read_file(name: str, size_max: int, kind: str) -> bytes:
         raise BadFile(name, str(error)) from None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all; raises BadFile."""
+def write_whole(path: Path, content: bytes, *, is_lasting: bool = True) -> None:
+    """Write a file so that it is there whole or not at all; raises BadFile.
+
+    Without *is_lasting* that holds for whoever is killed, but not where the machine goes down.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with draft.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if is_lasting:
+                os.fsync(file.fileno())
         if path.exists():
             draft.chmod(stat.S_IMODE(path.stat().st_mode))
         draft.replace(path)
@@ -93,6 +99,19 @@ def write_whole(path: Path, content: bytes) -> None:
 def content_name(content: bytes) -> str:
     """The name that libFuzzer gives a file with this content, behind any prefix."""
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def is_kept(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a file, and no draft of one."""
+    return entry.is_file() and not entry.name.startswith(".")
+
+
+def is_whole(name: str, content: bytes) -> bool:
+    """Whether this can be all of a file with that name: one that is called after its content tells.
+
+    libFuzzer writes the files of a corpus under their names at once; one that is killed leaves a part.
+    """
+    return not _CONTENT_NAME.fullmatch(name) or name == content_name(content)
 
 
 def write_output(name: str, content: bytes) -> None:
@@ -112,10 +131,21 @@ def write_output(name: str, content: bytes) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, unless it is there; raises BadFile."""
-    if path.exists() and not path.is_dir():
-        raise BadFile(path, "is not a directory")
     with about(path):
+        if path.exists() and not path.is_dir():
+            raise BadFile(path, "is not a directory")
         path.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """Raise BadFile unless *path* is a folder."""
+    with about(path):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise BadFile(path, "does not exist") from None
+    if not stat.S_ISDIR(mode):
+        raise BadFile(path, "is not a directory")
 
 
 @contextmanager
@@ -125,6 +155,8 @@ def about(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadFile(path, reason_of(error)) from None
+    except ValueError as error:  # a zero byte in the name
+        raise BadFile(path, str(error)) from None
 
 
 def _limited(name: str, content: bytes, size_max: int, kind: str) -> bytes:

@@ -88,7 +88,8 @@ class Findings:
         for path in arrived:
             with about(path):
                 data = path.read_bytes()
-            self.offer(data)
+            if path.name == content_name(data):  # else a draft of whoever was killed
+                self.offer(data)
             with about(path):
                 path.unlink(missing_ok=True)
 

@@ -136,6 +136,7 @@ def _start(status: Status) -> dict[str, Any]:
         "core": plan.core,
         "feedback": status.mode,
         "command": plan.command,
+        "jobs": plan.jobs,
         "reach": list(REACH_NAMES),
         "rules": [[row.oracle, row.rule] for row in RULE_ROWS],
     }
@@ -202,6 +203,7 @@ def _checked_start(path: Path, number: int, start: Any) -> dict[str, Any]:
     words = ("revision", "l0", "core", "feedback", "command")
     is_good = all(isinstance(start.get(name), str) for name in words)
     is_good = is_good and isinstance(start.get("seed"), int)
+    is_good = is_good and isinstance(start.get("jobs", 1), int)
     is_good = is_good and _is_list_of(start.get("reach"), str)
     is_good = is_good and _is_list_of(start.get("rules"), list)
     is_good = is_good and all(len(row) == 2 and _is_list_of(row, str) for row in start["rules"])

@@ -6,6 +6,7 @@ kept in a file of JSON lines as they come: a hunt that was cut off goes on where
 """
 
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,13 @@ from typing import Any, Final, NamedTuple
 
 from nvmx_fuzz import bench_settings
 from nvmx_fuzz.core_choice import why_not_compiled
-from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.files import BadFile, about, read_file
 from nvmx_fuzz.json_line import in_child
 
 GUIDED: Final = "nvmx-fuzz"
 METHODS: Final = (GUIDED, "random", "hypothesis", "hypofuzz", "atheris")
+RECORD_SIZE_MAX: Final = 1 << 28
+
 _IN_PYTHON: Final = ("hypofuzz", "atheris")
 """Guided by what they trace of Python code: a compiled core would leave them blind."""
 
@@ -71,25 +74,37 @@ def hunt(
     """
     cells = list(product(bugs, range(1, runs + 1), methods))
     known = {
-        (run.bug, run.seed, run.method): run
-        for run in (read(record) if record is not None and record.exists() else [])
-        if run.limit == seconds
+        (run.bug, run.seed, run.method): run for run in _recorded(record) if run.limit == seconds
     }
     yield from (known[cell] for cell in cells if cell in known)
     missing = [cell for cell in cells if cell not in known]
     with ThreadPoolExecutor(jobs) as pool:
         for run in pool.map(lambda cell: search(cell[2], cell[0], cell[1], seconds), missing):
             if record is not None:
-                with record.open("a") as stream:
+                with about(record), record.open("a") as stream:
                     stream.write(json.dumps(run._asdict()) + "\n")
             yield run
 
 
+def _recorded(record: Path | None) -> list[Run]:
+    """The runs that are there already, after a look whether more can be written; raises BadFile."""
+    if record is None:
+        return []
+    if os.path.lexists(record):
+        found = read(record)
+        if not os.access(record, os.W_OK):
+            raise BadFile(record, "cannot be written")
+        return found
+    with about(record), record.open("a"):
+        return []
+
+
 def read(record: Path) -> list[Run]:
     """The runs in a record; raises BadFile."""
+    content = read_file(str(record), RECORD_SIZE_MAX, "no record of a hunt")
     try:
-        return [Run(**json.loads(line)) for line in record.read_text().splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        return [Run(**json.loads(line)) for line in content.splitlines()]
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadFile(record, f"is no record of a hunt: {error}") from None
 
 

@@ -1,7 +1,10 @@
-"""Before a campaign: its plan, its folder, and the start of its fuzzing process.
+"""Before a campaign: its plan, its folder, and the start of its fuzzing processes.
 
-Nothing here imports the model, so that the fuzzing process starts at once and loads its own copy
+Nothing here imports the model, so that a fuzzing process starts at once and loads its own copy
 while its parent does the same.
+
+Several jobs write into one corpus folder, and each looks there for what the others wrote. Nothing is lost by
+that: libFuzzer removes a file only when it is its own and a smaller input shows all that it showed.
 """
 
 import fcntl
@@ -19,6 +22,14 @@ from nvmx_fuzz.files import BadFile, about, make_folder, write_whole
 from nvmx_fuzz.progress import MEMORY_SIZE, Order, Progress
 
 FREE_BYTES_MIN: Final = 1 << 20
+JOBS_MAX: Final = 256
+RELOAD_SECONDS: Final = 1
+"""How often a job among several looks for what the others found."""
+
+_SEEDS: Final = (1 << 31) - 1
+"""A prime, so that any stride below it gives different seeds; libFuzzer's own has 32 bits."""
+_SEED_STRIDE: Final = 0x5851F42D
+
 NO_SPACE: Final = f"no space left: less than {FREE_BYTES_MIN >> 20} MiB is free"
 
 
@@ -28,7 +39,9 @@ class Plan:
 
     *core* is the build of the model, "python" or "compiled".
     *seconds* and *runs* limit it (0: no limit); *seeds* is a folder of scenarios to start from, or
-    None; *out* is the folder for everything that it leaves. *command* repeats the campaign.
+    None; *out* is the folder for everything that it leaves. *command* repeats the campaign. *jobs* is
+    the number of fuzzing processes; where there are several each looks every *reload* seconds for what the
+    others found (0: never).
     """
 
     l0: str
@@ -40,6 +53,25 @@ class Plan:
     seed: int
     feedback: str
     command: str
+    jobs: int = 1
+    reload: int = RELOAD_SECONDS
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes work on the corpus."""
+        return self.jobs > 1
+
+    def runs_of(self, number: int) -> int:
+        """How many of the runs are those of a job; 0: without end. No job has none, see `cli_run`."""
+        return self.runs // self.jobs + (number < self.runs % self.jobs)
+
+    def seed_of(self, number: int) -> int:
+        """The seed of a job, a different one for each; the first one has that of the campaign."""
+        return (self.seed - 1 + number * _SEED_STRIDE) % _SEEDS + 1
+
+    def log_of(self, number: int) -> Path:
+        """Where libFuzzer's own output of a job goes."""
+        return self.log.with_stem(f"{self.log.stem}-{number + 1}") if number else self.log
 
     @property
     def corpus(self) -> Path:
@@ -68,7 +100,7 @@ class Plan:
 
     @property
     def log(self) -> Path:
-        """Where libFuzzer's own output goes."""
+        """Where libFuzzer's own output of the first job goes."""
         return self.out / "libfuzzer.log"
 
 
@@ -104,15 +136,17 @@ def output_folder(plan: Plan) -> Iterator[None]:
 
 
 class FuzzingProcess:
-    """The process in which libFuzzer runs.
+    """A process in which libFuzzer runs.
 
     Attributes:
+        number: its number among the jobs of the campaign, from 0.
         progress: its numbers, which stay readable when it is gone.
         inbox: what it tells, see `progress.Inbox`; at its end it has gone.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, number: int = 0) -> None:
         """Start it; it loads the model and then waits for `go`. Raises BadFile."""
+        self.number: Final = number
         memory = os.memfd_create("nvmx-fuzz")
         os.ftruncate(memory, MEMORY_SIZE)
         self.progress: Final = Progress(memory)
@@ -122,8 +156,9 @@ class FuzzingProcess:
             l0=plan.l0,
             core=plan.core,
             feedback=plan.feedback,
-            seed=plan.seed,
-            runs=plan.runs,
+            seed=plan.seed_of(number),
+            runs=plan.runs_of(number),
+            reload=plan.reload if plan.is_shared else 0,
             corpus=(str(plan.corpus), str(plan.encoded_seeds)),
             artifacts=str(plan.model_errors),
             arrivals=str(plan.arrivals),
@@ -132,10 +167,15 @@ class FuzzingProcess:
             parent=os.getpid(),
         )
         try:
-            self._process: Final = _start(order, plan.log)
+            self._process: Final = _start(order, plan.log_of(number))
         finally:
             os.close(memory)
             os.close(sender)
+
+    @property
+    def pid(self) -> int:
+        """Its number in the system."""
+        return self._process.pid
 
     def go(self) -> None:
         """Begin to fuzz."""
@@ -163,7 +203,7 @@ class FuzzingProcess:
 def _start(order: Order, log: Path) -> subprocess.Popen[bytes]:
     with about(log):
         output = log.open("wb")
-    # Ctrl-C goes to both processes, but only the parent decides; what is ignored stays ignored.
+    # Ctrl-C goes to all processes, but only the parent decides; what is ignored stays ignored.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with output:

@@ -52,11 +52,19 @@ def render(status: Status, rates: tuple[float, float]) -> Panel:
     state = "" if status.progress.executions else "starting   "
     return Panel(
         Group(_numbers(status, rates), _reach(status), _findings(status)),
-        title=f"nvmx-fuzz   L0 {plan.l0}   seed {plan.seed}",
+        title=f"nvmx-fuzz   L0 {plan.l0}   seed {plan.seed}{_jobs(status)}",
         subtitle=f"{state}{status.seconds:.0f} s{limit}   Ctrl-C stops",
         box=box.ROUNDED,
         padding=(1, 2),
     )
+
+
+def _jobs(status: Status) -> str:
+    """How many jobs work, if there is more than one."""
+    jobs, lost = status.plan.jobs, len(status.lost)
+    if jobs == 1:
+        return ""
+    return f"   {jobs - lost} of {jobs} jobs" if lost else f"   {jobs} jobs"
 
 
 def _numbers(status: Status, rates: tuple[float, float]) -> Table:

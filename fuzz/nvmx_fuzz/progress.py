@@ -19,6 +19,9 @@ REACH_MAX: Final = 256
 RULES_MAX: Final = 64
 """Room for that many rules."""
 
+OUT_OF_MEMORY: Final = 71
+"""The status of a fuzzing process that has no memory left; libFuzzer's own where its limit is reached."""
+
 _EXECUTIONS: Final = 0
 _STEPS: Final = 1
 _SKIPPED: Final = 2
@@ -31,13 +34,14 @@ MEMORY_SIZE: Final = 8 * _WORDS
 
 @dataclass(frozen=True)
 class Order:
-    """What the fuzzing process is to do; `runs` 0 is without end."""
+    """What a fuzzing process is to do; `runs` 0 is without end, `reload` 0 nobody else's corpus."""
 
     l0: str
     core: str
     feedback: str
     seed: int
     runs: int
+    reload: int
     corpus: tuple[str, ...]
     artifacts: str
     arrivals: str
@@ -110,6 +114,42 @@ class Progress:
     def fired(self, count: int) -> list[int]:
         """How many inputs broke each of the first *count* rules, in the order of RULE_ROWS."""
         return list(self._words[_FIRED : _FIRED + count])
+
+
+class Totals:
+    """The numbers of several fuzzing processes, added up."""
+
+    def __init__(self, parts: Sequence[Progress]) -> None:
+        """Add up *parts*, of which there is at least one."""
+        self._parts: Final = parts
+
+    @property
+    def executions(self) -> int:
+        """How many inputs were run."""
+        return sum(part.executions for part in self._parts)
+
+    @property
+    def steps(self) -> int:
+        """How many steps these inputs had."""
+        return sum(part.steps for part in self._parts)
+
+    @property
+    def skipped(self) -> int:
+        """How many of these steps could not apply."""
+        return sum(part.skipped for part in self._parts)
+
+    @property
+    def violating(self) -> int:
+        """How many inputs violated an oracle."""
+        return sum(part.violating for part in self._parts)
+
+    def reach(self, count: int) -> list[int]:
+        """The totals of the first *count* reach counters."""
+        return [sum(column) for column in zip(*(p.reach(count) for p in self._parts), strict=True)]
+
+    def fired(self, count: int) -> list[int]:
+        """How many inputs broke each of the first *count* rules, in the order of RULE_ROWS."""
+        return [sum(column) for column in zip(*(p.fired(count) for p in self._parts), strict=True)]
 
 
 @dataclass(frozen=True)

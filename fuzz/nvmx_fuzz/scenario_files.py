@@ -8,7 +8,7 @@ from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import ScenarioFile, parse_scenario
 from nvmx_core.scenario.words import ScenarioError
 from nvmx_fuzz.codec import SIZE_MAX, CodecError, decode, require_version
-from nvmx_fuzz.files import BadFile, read_small_file
+from nvmx_fuzz.files import BadFile, is_whole, read_small_file
 
 TEXT_SUFFIX: Final = ".scn"
 
@@ -26,7 +26,10 @@ class Loaded(NamedTuple):
 
 def load(name: str) -> Loaded:
     """Read a scenario of either form; ``-`` is standard input. Raises BadFile."""
-    return load_content(name, read_small_file(name))
+    content = read_small_file(name)
+    if not is_whole(Path(name).name, content):
+        raise BadFile(name, "is not whole: it is called after another content")
+    return load_content(name, content)
 
 
 def load_content(name: str, content: bytes) -> Loaded:

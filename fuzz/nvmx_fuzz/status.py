@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Protocol
 
@@ -10,12 +10,15 @@ from nvmx_core.l0.reach import REACH_COUNT
 from nvmx_fuzz.findings import Findings
 from nvmx_fuzz.launcher import Plan
 from nvmx_fuzz.model_errors import ModelErrors
-from nvmx_fuzz.progress import Progress
+from nvmx_fuzz.progress import Totals
 
 LINE_SECONDS: Final = 5.0
 
 _TAIL_BYTES: Final = 4096
 _STATUS: Final = re.compile(rb"^#\d+\s+\S+\s+(?:cov: (\d+) )?ft: (\d+) corp: (\d+)/", re.MULTILINE)
+_NO_MEMORY: Final = re.compile(
+    rb"^MemoryError|Failed to mmap|out-of-memory|bad_alloc", re.MULTILINE
+)
 _RECENT: Final = 10
 
 
@@ -32,11 +35,12 @@ class Status:
     """A campaign.
 
     `mode` and `probes` say how branches are counted, `seconds` how long it has been fuzzing,
-    `ended` why it no longer is, and `killed` whether somebody killed the fuzzing process.
+    `ended` why it no longer is, `killed` whether somebody killed a fuzzing process, and `lost` which of
+    several jobs ended before the others, and why.
     """
 
     plan: Plan
-    progress: Progress
+    progress: Totals
     findings: Findings
     model_errors: ModelErrors
     mode: str = ""
@@ -44,10 +48,13 @@ class Status:
     seconds: float = 0.0
     ended: str = ""
     killed: bool = False
+    lost: list[str] = field(default_factory=list)
 
     def coverage(self) -> Coverage:
-        """The newest numbers in libFuzzer's log."""
-        return read_coverage(self.plan.log)
+        """The newest numbers in libFuzzer's log; of several jobs the largest, as each knows most of all."""
+        plan = self.plan
+        logs = [read_coverage(plan.log_of(number)) for number in range(plan.jobs)]
+        return Coverage(*map(max, zip(*logs, strict=True)))
 
     def reach(self) -> list[int]:
         """How often each situation was reached, in the order of REACH_NAMES."""
@@ -80,6 +87,17 @@ def read_coverage(log: Path) -> Coverage:
         return Coverage()
     counters, features, corpus = found[-1]
     return Coverage(int(counters or 0), int(features), int(corpus))
+
+
+def ran_out_of_memory(log: Path) -> bool:
+    """Whether the end of a log of libFuzzer says that there was no memory, in its words or atheris's."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(size - _TAIL_BYTES, 0))
+            return _NO_MEMORY.search(file.read()) is not None
+    except OSError:
+        return False
 
 
 class Rate:
@@ -129,8 +147,10 @@ def status_line(status: Status, rates: tuple[float, float]) -> str:
     """All numbers in one line."""
     coverage = status.coverage()
     hit = sum(1 for count in status.reach() if count)
+    working = status.plan.jobs - len(status.lost)
+    jobs = f"  jobs {working}/{status.plan.jobs}" if status.plan.is_shared else ""
     return (
         f"{status.seconds:5.0f} s  {status.progress.executions} executions  {rates[0]:.0f}/s"
         f"  {rates[1]:.0f} steps/s  cov {coverage.counters}  ft {coverage.features}"
-        f"  corpus {coverage.corpus}  reach {hit}/{REACH_COUNT}  findings {len(status.findings)}"
+        f"  corpus {coverage.corpus}  reach {hit}/{REACH_COUNT}  findings {len(status.findings)}{jobs}"
     )

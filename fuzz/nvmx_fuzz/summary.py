@@ -37,6 +37,8 @@ def summarise(status: Status) -> Summary:
         "out": str(plan.out),
         "ended": status.ended,
         "killed": status.killed,
+        "jobs": plan.jobs,
+        "jobs_lost": status.lost,
         "core": plan.core,
         "feedback": status.mode,
         "probes": status.probes,
@@ -61,7 +63,7 @@ def summarise(status: Status) -> Summary:
 def exit_status(summary: Summary) -> int:
     """3 when the model contradicted itself, for then nothing else can be relied on.
 
-    Else 1 for findings; 2 when somebody killed the fuzzing process before there was one.
+    Else 1 for findings; 2 when somebody killed a fuzzing process before there was one.
     """
     if summary["model_errors"]:
         return OUR_OWN_BUG
@@ -102,10 +104,12 @@ def _finding(findings: Findings, finding: Finding) -> dict[str, Any]:
 
 
 def _numbers(summary: Summary) -> Iterator[str]:
+    jobs = f", {summary['jobs']} jobs" if summary["jobs"] > 1 else ""
     yield (
-        f"L0 {summary['l0']}, seed {summary['seed']}, {summary['core']} core, feedback {summary['feedback']}:"
-        f" {summary['ended']} after {summary['seconds']:.1f} s"
+        f"L0 {summary['l0']}, seed {summary['seed']}, {summary['core']} core, feedback"
+        f" {summary['feedback']}{jobs}: {summary['ended']} after {summary['seconds']:.1f} s"
     )
+    yield from summary["jobs_lost"]
     yield (
         f"executions  {summary['executions']:>12,}   {summary['executions_per_second']:>10,.0f}/s"
         f"   {summary['executions_violating']:,} of them broke a rule"

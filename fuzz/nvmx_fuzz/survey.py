@@ -17,6 +17,7 @@ from nvmx_core.bugs.versions import l0_class
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.oracle.judge import violations_of
 from nvmx_fuzz.codec import decode
+from nvmx_fuzz.files import is_kept, is_whole
 
 SLOWEST: Final = 8
 _CANDIDATES: Final = 3 * SLOWEST
@@ -86,9 +87,12 @@ class Survey:
 
     def _run(self, path: Path) -> KeptInput | None:
         try:
-            scenario = decode(path.read_bytes())
+            data = path.read_bytes()
         except OSError:
             return None  # a running campaign has replaced it
+        if not is_whole(path.name, data):
+            return None
+        scenario = decode(data)
         started = time.perf_counter()
         try:
             violations_of(scenario, self._l0)
@@ -100,6 +104,6 @@ class Survey:
 def _files(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_file())
+            return sorted(Path(entry.path) for entry in entries if is_kept(entry))
     except OSError:
         return []

@@ -14,6 +14,7 @@ from nvmx_core.l0.reach import REACH_COUNT
 from nvmx_core.machines.nested import Nested
 from nvmx_core.scenario.config import config_for
 from nvmx_fuzz.codec import decode
+from nvmx_fuzz.files import is_kept, is_whole
 from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
 
 LOOK_SECONDS: Final = 0.05
@@ -56,6 +57,8 @@ class TransitionCount:
             data = Path(path).read_bytes()
         except OSError:
             return  # libFuzzer replaced it by a smaller one
+        if not is_whole(os.path.basename(path), data):
+            return
         scenario = decode(data)
         nested = Nested(config_for(scenario.config), self._l0)
         try:
@@ -70,6 +73,6 @@ class TransitionCount:
 def _files(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.path for entry in entries if entry.is_file())
+            return sorted(entry.path for entry in entries if is_kept(entry))
     except OSError:
         return []

@@ -1,4 +1,4 @@
-"""The fuzzing process of a campaign: libFuzzer, the instrumented model, and nothing else.
+"""A fuzzing process of a campaign: libFuzzer, the instrumented model, and nothing else.
 
 `launcher.py` starts it as `python -m nvmx_fuzz.worker ORDER`. What must not be instrumented or lost
 is done by the process that started it: shrinking, explaining, writing findings. This one may end at
@@ -7,9 +7,11 @@ corpus files as it finds them.
 """
 
 import ctypes
+import errno
 import os
 import signal
 import sys
+import traceback
 from typing import Final
 
 import atheris
@@ -17,7 +19,7 @@ import atheris
 from nvmx_fuzz import CODE_UNDER_TEST
 from nvmx_fuzz.core_choice import choose
 from nvmx_fuzz.feedback import ExtraCounters, instrument, setup
-from nvmx_fuzz.progress import Message, Order, send
+from nvmx_fuzz.progress import OUT_OF_MEMORY, Message, Order, send
 
 TIMEOUT_SECONDS: Final = 25
 
@@ -33,7 +35,7 @@ def libfuzzer_arguments(order: Order) -> list[str]:
         f"-artifact_prefix={order.artifacts}{os.sep}",
         "-handle_int=0",  # when to stop is decided by the other process
         "-handle_term=0",
-        "-reload=0",  # nobody else writes into the corpus
+        f"-reload={order.reload}",
         *order.corpus,
     ]
 
@@ -48,7 +50,17 @@ def die_with(parent: int) -> None:
 
 def main(argument: str) -> int:
     """Fuzz as the order in *argument* says, once standard input brings a line."""
-    order = Order.from_json(argument)
+    try:
+        return fuzz(Order.from_json(argument))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the end is here
+        # Past libFuzzer, which waits for ever at the end of a process in which it got no thread.
+        traceback.print_exc()
+        is_short = isinstance(error, MemoryError) or os.strerror(errno.EAGAIN) in str(error)
+        os._exit(OUT_OF_MEMORY if is_short else 1)
+
+
+def fuzz(order: Order) -> int:
+    """Load the model, say so, and fuzz when asked to."""
     die_with(order.parent)
     choose(order.core)
     with instrument(CODE_UNDER_TEST, order.feedback) as probes:

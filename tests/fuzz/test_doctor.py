@@ -11,11 +11,13 @@ def test_what_is_missing_comes_with_the_command_that_mends_it(
     monkeypatch.setattr(cli_doctor, "find_spec", lambda _name: None)
     monkeypatch.setattr(cli_doctor, "_version", lambda _name: "")
     monkeypatch.setenv("CC", "no-such-compiler -m64")
+    monkeypatch.setenv("PATH", "")
     found = cli_doctor.diagnosis()
     assert found["C compiler"].startswith("no-such-compiler is missing; try: apt install")
     assert found["pictures"] == "jinja2 and matplotlib missing; try: pip install -e .[report]"
     assert found["bochs"].endswith("try: pip install -e .[bochs]")
     assert found["baseline"].endswith("try: pip install -e .[report]")
+    assert found["browser"].endswith("try: apt install chromium")
     assert "try: scripts/fuzz" in found["atheris"]
 
 

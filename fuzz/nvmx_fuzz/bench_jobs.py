@@ -1,0 +1,188 @@
+"""Measures what a second job is worth: `scripts/bench --jobs N`.
+
+Campaigns of one job and of two, with and without an exchange of inputs, take turns with the same seeds,
+so that what the machine does meanwhile hits all of them. Two quantities: executions a second, and the time
+until something is found from nothing, which is a broken rule of a bug that hides behind several steps, or a
+number of features on `fixed`.
+
+Both by the clock, which is what people wait for, and by the CPU time of a job, which is what the clock would
+show on a machine with a core for each job; and what is found also by the executions of a job, which no
+machine changes. Starting Python is nobody's fault, and is taken away.
+"""
+
+import resource
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from math import exp, log
+from pathlib import Path
+from statistics import fmean
+from typing import Final, NamedTuple
+
+from nvmx_core.bugs.planted import PLANTED
+from nvmx_core.bugs.versions import FIXED
+from nvmx_fuzz.campaign import Campaign, Signals
+from nvmx_fuzz.core_choice import agree
+from nvmx_fuzz.launcher import RELOAD_SECONDS, FuzzingProcess, Plan, output_folder
+from nvmx_fuzz.status import Status
+
+FEATURES: Final = 3000
+"""So many features are what one job has after some seconds on `fixed`."""
+
+RUNS: Final = 200_000
+_FIND_SECONDS: Final = 300
+
+
+class Setting(NamedTuple):
+    """How many jobs, and how often each looks for what the others found (seconds; 0: never)."""
+
+    jobs: int
+    reload: int
+
+    def __str__(self) -> str:
+        """For people."""
+        if self.jobs == 1:
+            return "1 job"
+        how = f"exchange every {self.reload} s" if self.reload else "no exchange"
+        return f"{self.jobs} jobs, {how}"
+
+
+SETTINGS: Final = (Setting(1, 0), Setting(2, RELOAD_SECONDS), Setting(2, 0))
+
+
+class Turn(NamedTuple):
+    """What one campaign came to; *cpu* is the CPU time of all its jobs."""
+
+    executions: int
+    seconds: float
+    cpu: float
+
+
+class JobsRow(NamedTuple):
+    """One quantity with one setting: by the clock, by the CPU time of a job, by its executions (0: a rate).
+
+    Rates are executions a second, times are seconds; all are geometric means. `times` says how many times
+    better than with one job each is.
+    """
+
+    goal: str
+    setting: str
+    values: tuple[float, float, float]
+    times: tuple[float, float, float]
+
+
+class _Goal:
+    """Watches a campaign, and asks it to stop when something is found."""
+
+    def __init__(self, signals: Signals, features: int) -> None:
+        self._signals: Final = signals
+        self._features: Final = features
+        self.seconds = 0.0
+        self.executions = 0
+
+    def show(self, status: Status) -> None:
+        """Look whether the goal is reached."""
+        is_reached = len(status.findings) if not self._features else (
+            status.coverage().features >= self._features
+        )  # fmt: skip
+        if is_reached and not self.seconds:
+            self.seconds = status.seconds
+            self.executions = status.progress.executions
+            self._signals.count += 1
+
+    def tell(self, line: str) -> None:
+        """Nobody listens."""
+
+    def close(self) -> None:
+        """There is nothing to undo."""
+
+
+def campaign(
+    l0: str, seed: int, setting: Setting, seconds: float, runs: int = 0, features: int = 0
+) -> Turn:
+    """One campaign from nothing, until *seconds* or *runs* are over or its goal is reached."""
+    core, feedback = agree(None, "auto", l0)
+    before = _cpu_of_children()
+    with tempfile.TemporaryDirectory(prefix="nvmx-bench-") as folder:
+        plan = Plan(
+            l0, core, seconds, runs, None, Path(folder), seed, feedback, "", *setting
+        )  # fmt: skip
+        signals = Signals()
+        goal = _Goal(signals, features)
+        with output_folder(plan):
+            processes = [FuzzingProcess(plan, number) for number in range(plan.jobs)]
+            done = Campaign(plan, processes, signals)
+            done.run(goal)
+        status = done.status
+        return Turn(
+            goal.executions or status.progress.executions,
+            goal.seconds or status.seconds,
+            _cpu_of_children() - before,
+        )
+
+
+def compare_jobs(turns: int) -> Iterator[JobsRow]:
+    """Rates over `RUNS` executions, and times to find; *turns* of everything."""
+    start = {s: campaign(FIXED, 1, s, 0, runs=s.jobs).cpu for s in SETTINGS}
+    rates = _taken(turns, start, FIXED, runs=RUNS, features=sys.maxsize)
+    yield from _rows("executions a second", [_rates(turn) for turn in rates], is_rate=True)
+    found = _taken(turns, start, FIXED, features=FEATURES)
+    yield from _rows(f"seconds to {FEATURES} features", [_times(turn) for turn in found])
+    each = [_taken(turns, start, bug) for bug in PLANTED]
+    yield from _rows("seconds to a finding", [_times(turn) for bug in each for turn in bug])
+
+
+Taken = dict[Setting, Turn]
+Values = dict[Setting, tuple[float, float, float]]
+
+
+def _taken(
+    turns: int, start: dict[Setting, float], l0: str, runs: int = 0, features: int = 0
+) -> list[Taken]:
+    """Each setting in turn; CPU time and executions are those of a job, without its start."""
+    taken = []
+    seconds = 0 if runs else _FIND_SECONDS
+    for seed in range(1, turns + 1):
+        sys.stderr.write(f"{l0}: turn {seed} of {turns}\n")
+        turn: Taken = {}
+        for setting in SETTINGS:
+            one = campaign(l0, seed, setting, seconds, runs, features)
+            cpu = max(one.cpu - start[setting], 1e-3) / setting.jobs
+            turn[setting] = Turn(one.executions // setting.jobs, one.seconds, cpu)
+        taken.append(turn)
+    return taken
+
+
+def _rates(turn: Taken) -> Values:
+    return {
+        s: (s.jobs * one.executions / one.seconds, s.jobs * one.executions / one.cpu, 0.0)
+        for s, one in turn.items()
+    }
+
+
+def _times(turn: Taken) -> Values:
+    return {s: (one.seconds, one.cpu, float(one.executions)) for s, one in turn.items()}
+
+
+def _rows(goal: str, taken: list[Values], *, is_rate: bool = False) -> Iterator[JobsRow]:
+    means = {s: _means([turn[s] for turn in taken]) for s in SETTINGS}
+    ones = means[SETTINGS[0]]
+    for setting, values in means.items():
+        ratios = (a / b if is_rate else b / a for a, b in zip(values, ones, strict=True))
+        yield JobsRow(goal, str(setting), values, _three(ratios))
+
+
+def _means(rows: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    return _three(
+        exp(fmean(log(max(v, 1e-3)) for v in column)) for column in zip(*rows, strict=True)
+    )
+
+
+def _three(values: Iterable[float]) -> tuple[float, float, float]:
+    one, two, three = values
+    return one, two, three
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
