@@ -1,10 +1,11 @@
 """Looks at the tree as it is, mutated or not: `python -m nvmx_fuzz.mutation_check INPUTS [--tests]`.
 
 Asked in turn, until one sees something wrong with `fixed`: the oracles on every scenario of the corpus, the
-recorded journals of these scenarios, the same for the recorded random scenarios, and a campaign of 10 CPU
-seconds that starts from the corpus (INPUTS is a list of files for libFuzzer). The last line of output says
-what was seen; exit status 1: seen, 0: not. With --tests, what none of them sees is shown to the tests of the
-rules too, which changes the line and not the status.
+recorded journals of these scenarios, the same for the recorded random scenarios, whether the oracles still
+find every bug of the catalogue by its smallest scenario, and a campaign of 10 CPU seconds that starts from
+the corpus (INPUTS is a list of files for libFuzzer). The last line of output says what was seen; exit status
+1: seen, 0: not. With --tests, what none of them sees is shown to the tests of the rules too, which changes
+the line and not the status.
 """
 
 import os
@@ -57,6 +58,20 @@ def generator_sees() -> str:
         if not changed and journals.digest(*verdicts) != known[name]:
             changed = f"journals: {name}"
     return changed
+
+
+def catalogue_sees() -> str:
+    """The first known bug that its smallest scenario shows no more: the part of L0 that judges is blunt."""
+    from nvmx_core.bugs.catalogue import CATALOGUE  # noqa: PLC0415
+    from nvmx_core.oracle.judge import violations_of  # noqa: PLC0415
+    from nvmx_fuzz import journals  # noqa: PLC0415
+    from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load  # noqa: PLC0415
+
+    for bug in CATALOGUE:
+        scenario = load(str(journals.CORPUS / "bugs" / f"{bug.name}{TEXT_SUFFIX}")).scenario
+        if bug.rule not in {violation.rule for violation in violations_of(scenario, bug.l0)}:
+            return f"bugs: {bug.name} is found no more"
+    return ""
 
 
 def campaign_sees(inputs: str) -> str:
@@ -113,7 +128,12 @@ def main(inputs: str, *options: str) -> int:
         os._exit(1)
 
     signal.signal(signal.SIGALRM, give_up)
-    seen = guarded(corpus_sees) or guarded(generator_sees) or campaign_sees(inputs)
+    seen = (
+        guarded(corpus_sees)
+        or guarded(generator_sees)
+        or guarded(catalogue_sees)
+        or campaign_sees(inputs)
+    )
     by_tests = tests_see() if not seen and "--tests" in options else ""
     sys.stdout.write(f"{seen or by_tests or 'nobody'}\n")
     return 1 if seen else 0

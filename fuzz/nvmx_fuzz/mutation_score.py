@@ -48,7 +48,7 @@ _KEPT_OPERATORS: Final = (
 )  # fmt: skip
 """One replacement for each operator: x & y becomes x | y, not also x ^ y, x << y and seven more."""
 
-SEEN: Final = ("oracles", "journals", "campaign")
+SEEN: Final = ("oracles", "journals", "bugs", "campaign")
 UNSEEN: Final = ("tests only", "nobody")
 _CONFIG: Final = """\
 [cosmic-ray]
@@ -206,6 +206,8 @@ def _mutant(item: Any, result: Any) -> Mutant:
     (spec,) = item.mutations
     old, new = ("", "")
     for line in (result.diff or "").splitlines():
+        if not line[1:].strip():
+            continue  # behind a change in the last line of a file Cosmic Ray shows its end as changed too
         if line.startswith("-") and not line.startswith("---"):
             old = line[1:].strip()
         elif line.startswith("+") and not line.startswith("+++"):
