@@ -2,11 +2,17 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from nvmx_fuzz import mutation_check
+from nvmx_core.bugs.catalogue import CATALOGUE
+from nvmx_core.oracle import judge
+from nvmx_fuzz import bench_settings, mutation_check, mutation_score
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.mutation_score import VERDICTS, Mutant, Verdicts, page
+from nvmx_fuzz.scenario_files import load
 
 
 def mutant(who: str, old: str = "a and b", module: str = "l0/routing.py") -> Mutant:
@@ -38,7 +44,7 @@ def test_the_score_leaves_out_what_is_equivalent() -> None:
         mutant("nobody", old="c | d"),
     ]
     text = page(found, Verdicts("l0/routing.py: c | d -> a or b => equivalent: no difference\n"))
-    assert "| all | 4 | 1 | 0 | 1 | 1 | 1 | 1 | 66.7 % |" in text
+    assert "| all | 4 | 1 | 0 | 0 | 1 | 1 | 1 | 1 | 66.7 % |" in text
     assert "| l0/routing.py: `a and b` becomes `a or b` | see it | none yet |" in text
     assert "| l0/routing.py: `c \\| d` becomes `a or b` | - | equivalent: no difference |" in text
 
@@ -46,6 +52,32 @@ def test_the_score_leaves_out_what_is_equivalent() -> None:
 def test_nobody_sees_anything_in_the_tree_as_it_is() -> None:
     assert mutation_check.corpus_sees() == ""
     assert mutation_check.generator_sees() == ""
+    assert mutation_check.catalogue_sees() == ""
+
+
+def test_an_oracle_that_finds_a_known_bug_no_more_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "violations_of", lambda _scenario, _l0: ())
+    assert mutation_check.catalogue_sees() == f"bugs: {CATALOGUE[0].name} is found no more"
+
+
+def test_what_the_unchanged_model_shows_too_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(load(str(ROOT / "corpus" / "bugs" / "bug1.scn")).scenario).hex()
+    found = {"found": True, "executions": 7, "data": data}
+    monkeypatch.setattr(bench_settings, "search", lambda *_: found)
+    seen = f"campaign: after 7 executions, {data}"
+    assert mutation_check.campaign_sees("none") == seen
+    assert mutation_check.campaign_sees("none", str(ROOT)) == seen
+    monkeypatch.setattr(mutation_check, "_REPLAY", "raise SystemExit(1)")
+    assert mutation_check.campaign_sees("none", str(ROOT)) == ""
+
+
+def test_a_change_in_the_last_line_of_a_file_has_both_lines() -> None:
+    spec = SimpleNamespace(module_path="nvmx_core/cpu/boundary.py")
+    diff = "--- a\n+++ b\n@@ -1,2 +1,2 @@\n-    return True\n-\n+    return False\n+\n"
+    found = mutation_score._mutant(
+        SimpleNamespace(mutations=(spec,)), SimpleNamespace(diff=diff, output="nobody\n")
+    )
+    assert found.key == "cpu/boundary.py: return True -> return False"
 
 
 def test_a_mutant_that_raises_is_seen() -> None:
