@@ -1,11 +1,12 @@
-"""Looks at the tree as it is, mutated or not: `python -m nvmx_fuzz.mutation_check INPUTS [--tests]`.
+"""Looks at the tree as it is, mutated or not: `python -m nvmx_fuzz.mutation_check INPUTS [OPTIONS]`.
 
 Asked in turn, until one sees something wrong with `fixed`: the oracles on every scenario of the corpus, the
 recorded journals of these scenarios, the same for the recorded random scenarios, whether the oracles still
 find every bug of the catalogue by its smallest scenario, and a campaign of 10 CPU seconds that starts from
 the corpus (INPUTS is a list of files for libFuzzer). The last line of output says what was seen; exit status
 1: seen, 0: not. With --tests, what none of them sees is shown to the tests of the rules too, which changes
-the line and not the status.
+the line and not the status. With --reference=TREE, what the campaign finds counts only if the model of that
+tree, which has no mutant, does not show it too.
 """
 
 import os
@@ -29,6 +30,12 @@ _RULE_TESTS: Final = (
     "tests/oracle",
     "tests/bugs",
 )
+_REPLAY: Final = """
+import sys
+from nvmx_fuzz.codec import decode
+from nvmx_core.oracle.judge import violations_of
+sys.exit(1 if violations_of(decode(bytes.fromhex(sys.argv[1]))) else 0)
+"""
 
 
 def corpus_sees() -> str:
@@ -74,8 +81,8 @@ def catalogue_sees() -> str:
     return ""
 
 
-def campaign_sees(inputs: str) -> str:
-    """What a short campaign finds."""
+def campaign_sees(inputs: str, reference: str = "") -> str:
+    """What a short campaign finds, unless the unchanged model in the tree *reference* breaks a rule on it."""
     setting = bench_settings.campaign_setting()
     try:
         found = bench_settings.search(
@@ -85,7 +92,15 @@ def campaign_sees(inputs: str) -> str:
         return f"campaign: {str(error).splitlines()[-1]}"
     if not found["found"]:
         return ""
+    if reference and _breaks_a_rule(found["data"], reference):
+        return ""
     return f"campaign: after {found['executions']} executions, {found['data']}"
+
+
+def _breaks_a_rule(data: str, tree: str) -> bool:
+    words = [sys.executable, "-P", "-c", _REPLAY, data]
+    environment = os.environ | {"PYTHONPATH": f"{tree}:{tree}/fuzz", "NVMX_CORE": "python"}
+    return subprocess.run(words, env=environment, check=False).returncode != 0
 
 
 def tests_see() -> str:
@@ -128,11 +143,13 @@ def main(inputs: str, *options: str) -> int:
         os._exit(1)
 
     signal.signal(signal.SIGALRM, give_up)
+    trees = [option.partition("=")[2] for option in options if option.startswith("--reference=")]
+    reference = trees[0] if trees else ""
     seen = (
         guarded(corpus_sees)
         or guarded(generator_sees)
         or guarded(catalogue_sees)
-        or campaign_sees(inputs)
+        or campaign_sees(inputs, reference)
     )
     by_tests = tests_see() if not seen and "--tests" in options else ""
     sys.stdout.write(f"{seen or by_tests or 'nobody'}\n")

@@ -106,14 +106,14 @@ def _configure(folder: Path, *, tests: bool) -> None:
             timeout=_TIMEOUT_SECONDS,
             python=sys.executable,
             inputs=folder / "inputs.txt",
-            options=" --tests" if tests else "",
+            options=f" --reference={ROOT}" + (" --tests" if tests else ""),
             kept="|".join(_KEPT_OPERATORS),
         )
     )
 
 
 def prepare_again(job: int, *, tests: bool) -> None:
-    """Forget the mutants that nobody saw, and copy all but the model anew: oracles, seeds and tests.
+    """Forget the mutants that nobody or only a campaign saw, and copy all but the model anew.
 
     Raises:
         ClickException: the model is not the one of the session.
@@ -129,7 +129,9 @@ def prepare_again(job: int, *, tests: bool) -> None:
     _compile(job)
     # Cosmic Ray can add and replace results, but has no call that removes one.
     with closing(sqlite3.connect(folder / "session.sqlite")) as session, session:
-        session.execute("DELETE FROM work_results WHERE test_outcome = 'SURVIVED'")
+        session.execute(
+            "DELETE FROM work_results WHERE test_outcome = 'SURVIVED' OR output LIKE '%campaign: %'"
+        )
 
 
 def tracked_files() -> list[str]:
@@ -294,7 +296,7 @@ def _row(title: str, found: list[Mutant], known: Verdicts) -> str:
               help="Mutants at the same time.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Begin anew, with the tree as it is now.")
 @click.option("--again", is_flag=True,
-              help="Show those that nobody saw to the oracles, seeds and tests of now.")  # fmt: skip
+              help="Show those that nobody or a campaign saw to all of now.")  # fmt: skip
 @click.option("--tests", is_flag=True,
               help="Show those that nobody saw to the tests of the rules too, for the verdict.")  # fmt: skip
 @click.option("--report", is_flag=True, help="Only write docs/MUTATION.md from what there is.")

@@ -8,8 +8,11 @@ import pytest
 
 from nvmx_core.bugs.catalogue import CATALOGUE
 from nvmx_core.oracle import judge
-from nvmx_fuzz import mutation_check, mutation_score
+from nvmx_fuzz import bench_settings, mutation_check, mutation_score
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.mutation_score import VERDICTS, Mutant, Verdicts, page
+from nvmx_fuzz.scenario_files import load
 
 
 def mutant(who: str, old: str = "a and b", module: str = "l0/routing.py") -> Mutant:
@@ -55,6 +58,17 @@ def test_nobody_sees_anything_in_the_tree_as_it_is() -> None:
 def test_an_oracle_that_finds_a_known_bug_no_more_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "violations_of", lambda _scenario, _l0: ())
     assert mutation_check.catalogue_sees() == f"bugs: {CATALOGUE[0].name} is found no more"
+
+
+def test_what_the_unchanged_model_shows_too_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(load(str(ROOT / "corpus" / "bugs" / "bug1.scn")).scenario).hex()
+    found = {"found": True, "executions": 7, "data": data}
+    monkeypatch.setattr(bench_settings, "search", lambda *_: found)
+    seen = f"campaign: after 7 executions, {data}"
+    assert mutation_check.campaign_sees("none") == seen
+    assert mutation_check.campaign_sees("none", str(ROOT)) == seen
+    monkeypatch.setattr(mutation_check, "_REPLAY", "raise SystemExit(1)")
+    assert mutation_check.campaign_sees("none", str(ROOT)) == ""
 
 
 def test_a_change_in_the_last_line_of_a_file_has_both_lines() -> None:
