@@ -218,10 +218,10 @@ class Injection(NestedCheck):
     def come_back_before_traps(self) -> None:
         """Enter with a pending MTF exit of L0's own: it comes before the traps (P6, P7), which stay pending.
 
-        An MTF exit that L1 injects does the same.
+        An MTF exit that L1 injects does the same, also when its entry was cancelled (M5).
         """
         vmcs02 = self.vmcs02
-        if not vmcs02[ENTRY_INTR_INFO] & VALID:
+        if not (self.mtf_injected or vmcs02[ENTRY_INTR_INFO] & VALID):
             vmcs02[ENTRY_INTR_INFO] = VALID | OTHER_EVENT << TYPE_SHIFT
             self.own_mtf = True
 

@@ -28,13 +28,14 @@ from nvmx_core.arch.exits import (
     MONITOR_TRAP_FLAG,
     NMI_WINDOW,
 )
-from nvmx_core.arch.state import RFLAGS_RF
+from nvmx_core.arch.fields import GUEST_INTERRUPTIBILITY, GUEST_PENDING_DBG
+from nvmx_core.arch.state import BLOCKING_BY_STI, PENDING_DBG_BS, RFLAGS_RF
 from nvmx_core.guests.memory import CODE_BASE, STACK, handler_rip
 from nvmx_core.journal import SMM_ENTRY
 from nvmx_core.l0.log import CANCEL, HIDDEN_EXIT, INJECT, REINJECT
 from nvmx_core.scenario.steps import AT_ENTRY, IN_DELIVERY, IN_EMULATION, Step
 from tests.nested_support import cancel_entry, drop_page, transparent
-from tests.support import control, enter, ept, event, inject, interrupt, nmi, run, smi
+from tests.support import control, enter, ept, event, inject, interrupt, nmi, rsm, run, smi, vmwrite
 
 ERROR: Final = 0x18
 
@@ -238,3 +239,15 @@ def test_p4_an_smi_comes_before_an_interrupt_exit() -> None:
     pair = transparent(*moves)
     assert SMM_ENTRY in pair.seen.kinds
     assert EXTERNAL_INTERRUPT_EXIT not in pair.seen.reasons
+
+
+def test_m5_a_cancelled_mtf_in_a_shadow_stays_that_of_l1() -> None:
+    """The MTF exit that comes before the traps is L1's own: L0 must not take it for one of its own."""
+    state = (
+        vmwrite(GUEST_INTERRUPTIBILITY, BLOCKING_BY_STI),
+        vmwrite(GUEST_PENDING_DBG, PENDING_DBG_BS),
+    )
+    moves = (*state, smi(AT_ENTRY), cancel_entry(), inject(OTHER_EVENT, 0), enter(), rsm())
+    pair = transparent(*moves, on="single-step")
+    assert SMM_ENTRY in pair.seen.kinds
+    assert pair.seen.exit.reason == MONITOR_TRAP_FLAG
