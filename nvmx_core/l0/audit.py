@@ -12,7 +12,12 @@ from nvmx_core.arch.controls import (
     WINDOW_CONTROLS,
 )
 from nvmx_core.arch.events import is_vectoring
-from nvmx_core.arch.fields import CPU_BASED, ENTRY_INTR_INFO, GUEST_INTERRUPTIBILITY
+from nvmx_core.arch.fields import (
+    CPU_BASED,
+    ENTRY_INTR_INFO,
+    GUEST_INTERRUPTIBILITY,
+    GUEST_RFLAGS,
+)
 from nvmx_core.arch.state import (
     ACTIVE,
     BLOCKING_BY_MOV_SS,
@@ -68,7 +73,7 @@ def waiting_events(vcpu: Vcpu) -> int:
     if vcpu.apic.irr and vcpu.mp_state <= HLT and vcpu.apic.deliverable() >= 0:
         if Vcpu.l1_wants_interrupts(vcpu):
             waiting |= WAITS_INTERRUPT
-        elif Vcpu.interrupts_open(vcpu):
+        elif _interrupts_open_after_entry(vcpu):
             waiting |= WAITS_FOR_L2
     return waiting
 
@@ -78,6 +83,16 @@ def _nmi_blocked_after_entry(vcpu: Vcpu) -> bool:
     if Vcpu.l1_wants_nmis(vcpu) or not is_vectoring(vcpu.vmcs02[ENTRY_INTR_INFO]):
         return Vcpu.nmi_blocked(vcpu)
     return vcpu.vmcs02[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_NMI != 0
+
+
+def _interrupts_open_after_entry(vcpu: Vcpu) -> bool:
+    """Whether L2 takes interrupts at the first boundary, as far as shadows go (O4).
+
+    L0 may put a shadow into vmcs02 for the sake of a debug trap that is held behind a soft event (O6).
+    """
+    if not is_vectoring(vcpu.vmcs02[ENTRY_INTR_INFO]):
+        return Vcpu.interrupts_open(vcpu)
+    return vcpu.vmcs02[GUEST_RFLAGS] & RFLAGS_IF != 0
 
 
 def highest_rank(vcpu: Vcpu) -> int:
