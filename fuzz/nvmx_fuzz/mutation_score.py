@@ -115,6 +115,8 @@ def _configure(folder: Path, *, tests: bool) -> None:
 def prepare_again(job: int, *, tests: bool) -> None:
     """Forget the mutants that nobody or only a campaign saw, and copy all but the model anew.
 
+    What a verdict calls equivalent stays unseen: there is nothing that anything new could show.
+
     Raises:
         ClickException: the model is not the one of the session.
     """
@@ -127,11 +129,15 @@ def prepare_again(job: int, *, tests: bool) -> None:
     _write_inputs(folder)
     _configure(folder, tests=tests)
     _compile(job)
+    known = verdicts()
+    again = [
+        (job_id,)
+        for job_id, mutant in _looked_at(folder / "session.sqlite")
+        if mutant.who in (*UNSEEN, "campaign") and not known.is_equivalent(mutant)
+    ]
     # Cosmic Ray can add and replace results, but has no call that removes one.
     with closing(sqlite3.connect(folder / "session.sqlite")) as session, session:
-        session.execute(
-            "DELETE FROM work_results WHERE test_outcome = 'SURVIVED' OR output LIKE '%campaign: %'"
-        )
+        session.executemany("DELETE FROM work_results WHERE job_id = ?", again)
 
 
 def tracked_files() -> list[str]:
@@ -195,13 +201,17 @@ def environment(tree: Path) -> dict[str, str]:
 
 def mutants() -> Iterator[Mutant]:
     """All that were looked at so far, in every session."""
+    for session in sorted(BUILD.glob("*/session.sqlite")):
+        yield from (mutant for _job_id, mutant in _looked_at(session))
+
+
+def _looked_at(session: Path) -> Iterator[tuple[str, Mutant]]:
     from cosmic_ray.work_db import WorkDB, use_db  # noqa: PLC0415 - of the extra "mutation"
 
-    for session in sorted(BUILD.glob("*/session.sqlite")):
-        with use_db(str(session), WorkDB.Mode.open) as work:
-            for item, result in work.completed_work_items:
-                if result.test_outcome is not None:
-                    yield _mutant(item, result)
+    with use_db(str(session), WorkDB.Mode.open) as work:
+        for item, result in work.completed_work_items:
+            if result.test_outcome is not None:
+                yield item.job_id, _mutant(item, result)
 
 
 def _mutant(item: Any, result: Any) -> Mutant:
@@ -253,6 +263,11 @@ class Verdicts:
     def is_equivalent(self, mutant: Mutant) -> bool:
         """Whether nobody can see it, because there is nothing to see."""
         return mutant.who in UNSEEN and self.of(mutant).startswith("equivalent")
+
+
+def verdicts() -> Verdicts:
+    """Those in docs/mutation-verdicts.txt."""
+    return Verdicts(VERDICTS.read_text() if VERDICTS.is_file() else "")
 
 
 def page(found: list[Mutant], known: Verdicts) -> str:
@@ -320,8 +335,7 @@ def command(sample: int, jobs: int, fresh: bool, again: bool, tests: bool, repor
         statuses = [process.wait() for process in processes]
         if any(statuses):
             raise click.ClickException("Cosmic Ray failed")
-    known = Verdicts(VERDICTS.read_text() if VERDICTS.is_file() else "")
-    text = page(list(mutants()), known)
+    text = page(list(mutants()), verdicts())
     prose = PAGE.read_text().partition(MARK)[0] if PAGE.is_file() else "# Mutation score\n\n"
     write_whole(PAGE, f"{prose}{MARK}\n\n{text}\n".encode())
 
