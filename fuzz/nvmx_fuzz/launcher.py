@@ -23,8 +23,11 @@ from nvmx_fuzz.progress import MEMORY_SIZE, Order, Progress
 
 FREE_BYTES_MIN: Final = 1 << 20
 JOBS_MAX: Final = 256
-RELOAD_SECONDS: Final = 1
-"""How often a job among several looks for what the others found."""
+RELOAD_SECONDS: Final = 10
+"""How often a job among several looks for what the others found.
+
+Not at once: what is found in the first seconds each job finds by itself, and jobs that share it look alike.
+"""
 
 _SEEDS: Final = (1 << 31) - 1
 """A prime, so that any stride below it gives different seeds; libFuzzer's own has 32 bits."""
