@@ -17,7 +17,7 @@ LINE_SECONDS: Final = 5.0
 _TAIL_BYTES: Final = 4096
 _STATUS: Final = re.compile(rb"^#\d+\s+\S+\s+(?:cov: (\d+) )?ft: (\d+) corp: (\d+)/", re.MULTILINE)
 _NO_MEMORY: Final = re.compile(
-    rb"^MemoryError|Failed to mmap|out-of-memory|bad_alloc", re.MULTILINE
+    rb"^MemoryError|Failed to mmap|failed to map segment|out-of-memory|bad_alloc", re.MULTILINE
 )
 _RECENT: Final = 10
 

@@ -62,7 +62,7 @@ def test_smis_come_and_go_alike(worker: Worker, steps: str) -> None:
 
 REASONS = {
     "apic-eoi-by-msr", "control-that-the-model-fixes", "cr0-bits", "mov-cr8-in-32-bit-code",
-    "post-interrupt-in-delivery", "privilege", "real-mode",
+    "post-interrupt-in-delivery", "privilege", "real-mode", "rip-outside-of-code",
 }  # fmt: skip
 """Why a scenario of the corpus may not be realisable."""
 

@@ -114,21 +114,31 @@ def test_two_processes_compare_alike() -> None:
     assert reports[0] == reports[1]
 
 
+def interruptible() -> None:
+    """Ctrl-C ends it, also where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @needs_bochs
 def test_workers_that_die_in_a_live_comparison_are_incidents() -> None:
     process = subprocess.Popen(
         [*COMMAND, "--time", "100000", "--seed", "1", "--json"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        preexec_fn=interruptible,  # noqa: PLW1509 - no threads here
     )  # fmt: skip
-    dead: list[int] = []
-    for _ in range(2):
-        worker = worker_of(process.pid, dead)
-        wait_until_it_compares(worker)
-        os.kill(worker, signal.SIGSEGV)
-        dead.append(worker)
-    wait_until_it_compares(worker_of(process.pid, dead))
-    process.send_signal(signal.SIGINT)  # as a person ends it
-    report = json.loads(process.communicate(timeout=120)[0])
+    try:
+        dead: list[int] = []
+        for _ in range(2):
+            worker = worker_of(process.pid, dead)
+            wait_until_it_compares(worker)
+            os.kill(worker, signal.SIGSEGV)
+            dead.append(worker)
+        wait_until_it_compares(worker_of(process.pid, dead))
+        process.send_signal(signal.SIGINT)  # as a person ends it
+        report = json.loads(process.communicate(timeout=120)[0])
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 1
     assert report["restarts"] == 2
     assert report["verdicts"]["incident"] in (1, 2)  # one may have died between two batches

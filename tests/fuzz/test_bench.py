@@ -73,4 +73,7 @@ def test_power_refuses_what_is_no_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert power.main(str(tmp_path / "none")) == 2
+    assert "no such file or directory" in capsys.readouterr().err
+    (tmp_path / "other").write_text("{}\n")
+    assert power.main(str(tmp_path / "other")) == 2
     assert "is no record of a hunt" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_a_hostile_file_name_stays_text(tmp_path: Path, capsys: pytest.CaptureFi
         ([*EXPLAIN, "--format", "svg", "-o", "."], "is a directory, not a file"),
         ([*EXPLAIN, "--format", "svg", "-o", "no/such/folder"], "no such file or directory"),
         (["explain", "--format", "svg", "no.scn"], "no.scn: no such file or directory"),
-        (["explain", "--format", "html", "nul\0name"], "embedded null"),
+        (["explain", "--format", "html", "nul\0name"], "an argument is empty, or no text"),
     ],
 )
 def test_bad_input_gets_one_line(
