@@ -100,6 +100,9 @@ PF_WRITE: Final = 1 << 1
 PF_USER: Final = 1 << 2
 PF_FETCH: Final = 1 << 4
 
+_SYSTEM_PAGES: Final = 1 << GDT | 1 << TSS
+"""What the processor reads for itself it reads as supervisor (SDM: Determination of Access Rights)."""
+
 ERROR_IDT: Final = 1 << 1
 ERROR_EXT: Final = 1 << 0
 
@@ -327,7 +330,7 @@ class Delivery(ProcessorState):
             error_code = PF_WRITE if access == EPT_WRITE else 0
             if access == EPT_FETCH:
                 error_code = PF_FETCH
-            if self.cpl and self.event_info == NO_EVENT:
+            if self.cpl and self.event_info == NO_EVENT and not bit & _SYSTEM_PAGES:
                 error_code |= PF_USER
             self.fault_error_code = error_code
             self.fault_payload = page_address(page)

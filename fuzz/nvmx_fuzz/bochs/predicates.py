@@ -18,12 +18,11 @@ from nvmx_core.arch.exits import (
     MSR_LOAD_FAIL,
     MWAIT_EXIT,
     PML_FULL,
+    TASK_SWITCH,
+    TASK_SWITCH_BY_IRET,
     XSETBV_EXIT,
 )
-from nvmx_core.arch.state import (
-    PENDING_DBG_B,
-    RFLAGS_RF,
-)
+from nvmx_core.arch.state import INTERRUPT_SHADOW, PENDING_DBG_B, RFLAGS_RF
 from nvmx_core.cpu.entry_checks import QUALIFICATION_LINK_POINTER
 from nvmx_core.journal import EXIT, RECORD_FIELDS, VMFAIL, Record
 from nvmx_fuzz.compare import Difference
@@ -120,6 +119,20 @@ def old_conditions_in_dr6(found: Difference) -> bool:
 def nmi_under_sti(found: Difference) -> bool:
     """Only the qualification of G7 differs."""
     return found.entry_rule == "G7" and found.fields() == ("qualification",)
+
+
+def shadow_before_old_task(found: Difference) -> bool:
+    """Exit 9 by IRET: the same but for the shadow that IRET stood in and the trap that it holds."""
+    blocking = field(found.bare, "interruptibility")
+    return (
+        is_exit(found.bare, TASK_SWITCH)
+        and is_exit(found.other, TASK_SWITCH)
+        and set(found.fields()) <= {"interruptibility", "pending debug exceptions"}
+        and field(found.bare, "qualification") >> 30 == TASK_SWITCH_BY_IRET >> 30
+        and blocking & INTERRUPT_SHADOW != 0
+        and field(found.other, "interruptibility") == blocking & ~INTERRUPT_SHADOW
+        and field(found.other, "pending debug exceptions") == 0
+    )
 
 
 def order_of_guest_checks(found: Difference) -> bool:

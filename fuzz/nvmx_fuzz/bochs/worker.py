@@ -96,6 +96,10 @@ def _compare(session: Any, content: bytes) -> Outcome:
     return Outcome(DIFFERENT if found else SAME, "", found, tuple(realised.entry_rules), journal)
 
 
+_BATCH: Final = 200
+"""So many scenarios take far less than `SECONDS_MAX`: only what hangs is cut off."""
+
+
 class Worker:
     """The parent's side: compares scenarios, starts the process anew when it ends."""
 
@@ -131,7 +135,7 @@ class Worker:
         while done < len(scenarios):
             self._position.value = -1
             try:
-                self._connection.send(scenarios[done:])
+                self._connection.send(scenarios[done : done + _BATCH])
                 if not self._connection.poll(SECONDS_MAX):
                     self._process.kill()
                 outcomes = self._connection.recv()
@@ -144,7 +148,7 @@ class Worker:
                     done += lost + 1
                 continue
             yield from outcomes
-            return
+            done += len(outcomes)
 
     def _bury(self) -> str:
         self._process.join()
