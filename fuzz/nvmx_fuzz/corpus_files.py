@@ -74,20 +74,6 @@ def files_of(names: Iterable[str]) -> list[str]:
     return found
 
 
-def encode_seeds(source: Path | None, target: Path) -> int:
-    """Fill the folder *target* with the bytes of all scenarios below *source* (None: of none).
-
-    Returns:
-        How many files there are now.
-
-    Raises:
-        BadFile: a seed is no scenario, or a folder cannot be used.
-    """
-    contents = read_seeds(source)
-    write_seeds(contents, target)
-    return len(contents)
-
-
 def read_seeds(source: Path | None) -> dict[str, bytes]:
     """The bytes of all scenarios below *source* (None: of none) by name; raises BadFile.
 
