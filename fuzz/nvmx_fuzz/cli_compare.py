@@ -6,7 +6,7 @@ from itertools import islice
 
 import click
 
-from nvmx_fuzz.bochs.helper import BochsUnavailableError
+from nvmx_fuzz.bochs.helper import BochsMissingError, BochsUnavailableError
 from nvmx_fuzz.bochs.worker import Worker
 from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.codec import encode
@@ -31,7 +31,7 @@ MACHINES = ("bochs",)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Where the new scenarios begin.")  # fmt: skip
 @click.option("--where-possible", is_flag=True,
-              help="Without the machine say so, and succeed.")  # fmt: skip
+              help="Where the machine is not installed say so, and succeed.")  # fmt: skip
 @json_option
 def command(
     files: tuple[str, ...],
@@ -53,7 +53,7 @@ def command(
     try:
         worker = Worker()
     except BochsUnavailableError as error:
-        if where_possible:
+        if where_possible and isinstance(error, BochsMissingError):
             click.echo(f"nothing compared: {error}")
             return 0
         raise click.ClickException(str(error)) from None

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from nvmx_core.arch.exits import FAILED_ENTRY, exit_name
 from nvmx_core.arch.rules import RULES
-from nvmx_core.journal import EXIT, RECORD_FIELDS, RECORD_NAMES, Record
+from nvmx_core.journal import EXIT, L1_ENTRY, RECORD_FIELDS, RECORD_NAMES, Record
 from nvmx_fuzz.decode_words import record_word
 from nvmx_fuzz.explain_records import record_text
 from nvmx_fuzz.explain_rules import by_situation
@@ -18,20 +18,36 @@ _EVENT: Final = "what happens"
 """Stands for the fields of two records of different kinds."""
 
 
+class Entry(NamedTuple):
+    """An entry of L1 as the model saw it.
+
+    ``rule`` is the rule that it broke, or ""; ``secondary`` its secondary processor-based VM-execution
+    controls; ``log_is_full`` whether the log of page modifications had no room.
+    """
+
+    rule: str = ""
+    secondary: int = 0
+    log_is_full: bool = False
+
+
 class Difference(NamedTuple):
     """The first difference of two journals.
 
-    ``place`` counts records; a record that a machine does not have is empty. ``entry_rule`` is the rule
-    that the last entry of L1 broke in the model, or ""; ``injected`` the event that it injected; ``before``
-    the record in front of the difference.
+    ``place`` counts records; a record that a machine does not have is empty. ``entry`` is the last entry of
+    L1, ``injected`` the event that it injected, ``before`` the record in front of the difference.
     """
 
     place: int
     bare: Record
     other: Record
-    entry_rule: str
+    entry: Entry
     injected: int = 0
     before: Record = ()
+
+    @property
+    def entry_rule(self) -> str:
+        """The rule that the last entry of L1 broke in the model, or ""."""
+        return self.entry.rule
 
     def fields(self) -> tuple[str, ...]:
         """The names of the fields that differ; none if the records are of different kinds."""
@@ -97,20 +113,19 @@ def _shown(record: Record, fields: tuple[str, ...]) -> str:
 
 
 def first_difference(
-    bare: Sequence[Record], other: Sequence[Record], entry_rules: Sequence[str], entry_kind: int
+    bare: Sequence[Record], other: Sequence[Record], entries: Sequence[Entry]
 ) -> Difference | None:
-    """The first difference, or None; *entry_rules* has one rule for each record of kind *entry_kind*."""
+    """The first difference, or None; *entries* has one for each record `L1_ENTRY`."""
     if bare == other:
         return None
-    entries = injected = 0
+    entry, injected = Entry(), 0
+    following = iter(entries)
     for index in range(max(len(bare), len(other))):
         ours = bare[index] if index < len(bare) else ()
         theirs = other[index] if index < len(other) else ()
         if ours != theirs:
-            rule = entry_rules[entries - 1] if 0 < entries <= len(entry_rules) else ""
             before = bare[index - 1] if index else ()
-            return Difference(index, ours, theirs, rule, injected, before)
-        if ours[0] == entry_kind:
-            entries += 1
-            injected = ours[1]
+            return Difference(index, ours, theirs, entry, injected, before)
+        if ours[0] == L1_ENTRY:
+            entry, injected = next(following), ours[1]
     return None

@@ -85,6 +85,11 @@ def without_the_extra(folder: Path) -> dict[str, str]:
     (folder / "keystone.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'keystone'\")\n"
     )
+    return before_all(folder)
+
+
+def before_all(folder: Path) -> dict[str, str]:
+    """An environment that imports from a folder first."""
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": path}
 
@@ -98,6 +103,21 @@ def test_where_possible_succeeds_without_the_machine(tmp_path: Path) -> None:
     finished = compare("--where-possible", **without_the_extra(tmp_path))
     assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.stdout.startswith("nothing compared: ")
+
+
+@needs_bochs
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("raise SystemExit(7)", "the emulator ends with status 7 when it starts"),
+        ("raise ImportError('the library is broken')", "the library is broken"),
+    ],
+)
+def test_where_possible_does_not_excuse_what_is_broken(
+    tmp_path: Path, statement: str, says: str
+) -> None:
+    (tmp_path / "keystone.py").write_text(f"{statement}\n")
+    assert refused("--where-possible", **before_all(tmp_path)).endswith(says)
 
 
 @needs_bochs

@@ -7,7 +7,7 @@ import pytest
 
 from nvmx_core.journal import L1_ENTRY, RETIRE, VMFAIL
 from nvmx_fuzz.bochs import helper
-from nvmx_fuzz.compare import first_difference
+from nvmx_fuzz.compare import Entry, first_difference
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,12 +33,12 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_equal_journals_have_no_difference() -> None:
-    assert first_difference([(RETIRE, 1)], [(RETIRE, 1)], [], L1_ENTRY) is None
+    assert first_difference([(RETIRE, 1)], [(RETIRE, 1)], []) is None
 
 
 def test_the_first_difference_names_its_fields_and_the_rule_of_the_entry() -> None:
     entry = (L1_ENTRY, 0x80000202, 0, 0)
-    found = first_difference([entry, (VMFAIL, 7)], [entry, (VMFAIL, 8)], ["C1"], L1_ENTRY)
+    found = first_difference([entry, (VMFAIL, 7)], [entry, (VMFAIL, 8)], [Entry("C1")])
     assert found is not None
     assert found.fields() == ("VM-instruction error",)
     assert (found.entry_rule, found.injected, found.before) == ("C1", 0x80000202, entry)
@@ -46,6 +46,6 @@ def test_the_first_difference_names_its_fields_and_the_rule_of_the_entry() -> No
 
 
 def test_a_record_that_is_missing_is_a_difference() -> None:
-    found = first_difference([(RETIRE, 1)], [], [], L1_ENTRY)
+    found = first_difference([(RETIRE, 1)], [], [])
     assert found is not None
     assert found.key() == "L2 instruction retired / nothing"

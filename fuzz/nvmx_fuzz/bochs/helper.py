@@ -42,6 +42,10 @@ class BochsUnavailableError(Exception):
     """The machine `bochs` cannot be used here; the message says why and what to do."""
 
 
+class BochsMissingError(BochsUnavailableError):
+    """It is not installed, or there is none for this platform: nothing that is here is broken."""
+
+
 def library_version() -> str:
     """The version of the installed package.
 
@@ -50,7 +54,7 @@ def library_version() -> str:
     try:
         version = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        raise BochsUnavailableError(
+        raise BochsMissingError(
             f"{DISTRIBUTION} is not installed; try: pip install -e .[bochs]"
         ) from None
     if version not in LAYOUTS:
@@ -58,7 +62,7 @@ def library_version() -> str:
             f"{DISTRIBUTION} {version} is not known here; try: pip install {DISTRIBUTION}=={max(LAYOUTS)}"
         )
     if sys.platform != "linux" or os.uname().machine != "x86_64":
-        raise BochsUnavailableError("the machine bochs runs on x86-64 Linux only")
+        raise BochsMissingError("the machine bochs runs on x86-64 Linux only")
     return version
 
 
@@ -79,7 +83,7 @@ def library_path() -> str:
         path = folder / f"_{PACKAGE}{suffix}"
         if path.exists():
             return str(path)
-    raise BochsUnavailableError(f"{DISTRIBUTION} has no build for Python {sys.version_info[:2]}")
+    raise BochsMissingError(f"{DISTRIBUTION} has no build for Python {sys.version_info[:2]}")
 
 
 def helper_path() -> Path:
@@ -102,7 +106,7 @@ def helper_path() -> Path:
 def _compile(target: Path) -> None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
-        raise BochsUnavailableError(
+        raise BochsMissingError(
             "the machine bochs needs a C compiler for its helper; install one (cc) or set CC"
         )
     try:

@@ -6,8 +6,10 @@ A predicate is narrow: it names the records and fields, never only the rule.
 from collections.abc import Callable
 from typing import Final
 
+from nvmx_core.arch.controls import SECONDARY_PML, SECONDARY_VIRTUAL_INTR_DELIVERY
 from nvmx_core.arch.events import (
     EXTERNAL_INTERRUPT,
+    NMI,
     TYPE_MASK,
     TYPE_SHIFT,
     VALID,
@@ -24,7 +26,8 @@ from nvmx_core.arch.exits import (
 )
 from nvmx_core.arch.state import INTERRUPT_SHADOW, PENDING_DBG_B, RFLAGS_RF
 from nvmx_core.cpu.entry_checks import QUALIFICATION_LINK_POINTER
-from nvmx_core.journal import EXIT, RECORD_FIELDS, VMFAIL, Record
+from nvmx_core.journal import DELIVER, EXIT, RECORD_FIELDS, RETIRE, VMFAIL, Record
+from nvmx_core.oracle.exit_info import BOUNDARY_REASONS
 from nvmx_fuzz.compare import Difference
 
 Predicate = Callable[[Difference], bool]
@@ -83,14 +86,21 @@ def xsetbv_outside_cpl_0(found: Difference) -> bool:
 
 
 def virtual_interrupt_not_reported(found: Difference) -> bool:
-    """The event in delivery is an interrupt; Bochs reports another one."""
+    """The event in delivery is a virtual interrupt; Bochs reports none, or another event.
+
+    With virtual-interrupt delivery every other interrupt exits (C3), so that an interrupt in delivery which
+    was not injected is a virtual one.
+    """
+    fields = set(found.fields())
     vectoring = field(found.bare, "IDT-vectoring info")
     return (
-        bool(found.fields())
-        and set(found.fields())
+        found.entry.secondary & SECONDARY_VIRTUAL_INTR_DELIVERY != 0
+        and "IDT-vectoring info" in fields
+        and fields
         <= {"IDT-vectoring info", "IDT-vectoring error code", "instruction length", "rflags"}
-        and vectoring & VALID != 0
-        and vectoring & TYPE_MASK == EXTERNAL_INTERRUPT << TYPE_SHIFT
+        and vectoring & (VALID | TYPE_MASK) == VALID | EXTERNAL_INTERRUPT << TYPE_SHIFT
+        and vectoring != found.injected
+        and (field(found.bare, "rflags") ^ field(found.other, "rflags")) & ~RFLAGS_RF == 0
     )
 
 
@@ -146,8 +156,13 @@ def order_of_guest_checks(found: Difference) -> bool:
 
 
 def posted_without_virtual_interrupts(found: Difference) -> bool:
-    """The model refuses the entry by C4, Bochs does not."""
-    return found.entry_rule == "C4" and found.bare[:1] == (VMFAIL,)
+    """The model refuses the entry by C4, without virtual interrupts; Bochs enters."""
+    return (
+        found.entry_rule == "C4"
+        and found.entry.secondary & SECONDARY_VIRTUAL_INTR_DELIVERY == 0
+        and found.bare == (VMFAIL, 7)
+        and found.other[:1] not in ((), (VMFAIL,))
+    )
 
 
 def entry_to_smm(found: Difference) -> bool:
@@ -158,10 +173,23 @@ def entry_to_smm(found: Difference) -> bool:
 
 
 def full_log(found: Difference) -> bool:
-    """Bochs exits for a full log where the model does not, or in another delivery."""
-    if not is_exit(found.other, PML_FULL):
+    """With a full log Bochs exits at a walk that writes nothing, before what the model does next.
+
+    The model then goes on: it retires, delivers or exits by what came after the walk, which no exit of a
+    boundary or of an entry is. Both may exit for the log in different deliveries.
+    """
+    bare = found.bare
+    if not (
+        found.entry.log_is_full
+        and found.entry.secondary & SECONDARY_PML
+        and is_exit(found.other, PML_FULL)
+    ):
         return False
     vectoring = "IDT-vectoring info"
-    return not is_exit(found.bare, PML_FULL) or (
-        field(found.bare, vectoring) != field(found.other, vectoring)
+    if is_exit(bare, PML_FULL):
+        return field(bare, vectoring) != field(found.other, vectoring)
+    return bare[:1] in ((RETIRE,), (DELIVER,)) or (
+        bare[:1] == (EXIT,)
+        and not is_exit(bare, *BOUNDARY_REASONS, INVALID_STATE, MSR_LOAD_FAIL)
+        and field(bare, "interruption info") & TYPE_MASK != NMI << TYPE_SHIFT
     )

@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from nvmx_core.journal import L1_ENTRY
 from nvmx_core.scenario.config import (
     HLT_ACTIVITY,
     MTF_OFFERED,
@@ -23,7 +22,7 @@ from nvmx_core.scenario.config import (
     WFS_ACTIVITY,
     ZERO_LENGTH,
 )
-from nvmx_fuzz.bochs.helper import BochsUnavailableError
+from nvmx_fuzz.bochs.helper import BochsMissingError, BochsUnavailableError
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.compare import Difference, first_difference
 
@@ -63,12 +62,15 @@ def serve(connection: Connection, position: Any) -> None:
 
         session = Session()
     except BochsUnavailableError as error:
-        connection.send(str(error))
+        connection.send(error)
+        return
+    except ModuleNotFoundError as error:
+        connection.send(BochsMissingError(f"{error}; try: pip install -e .[bochs]"))
         return
     except ImportError as error:
-        connection.send(f"{error}; try: pip install -e .[bochs]")
+        connection.send(BochsUnavailableError(str(error)))
         return
-    connection.send("")
+    connection.send(None)
     while True:
         try:
             batch = connection.recv()
@@ -91,9 +93,10 @@ def _compare(session: Any, content: bytes) -> Outcome:
     except NotRealisableError as error:
         return Outcome(NOT_REALISABLE, error.reason)
     run = run_realised(session, realised)
-    found = first_difference(realised.journal, run.journal, realised.entry_rules, L1_ENTRY)
+    found = first_difference(realised.journal, run.journal, realised.entries)
     journal = zlib.crc32(marshal.dumps(run.journal, 2))  # version 2 depends on the values alone
-    return Outcome(DIFFERENT if found else SAME, "", found, tuple(realised.entry_rules), journal)
+    rules = tuple(entry.rule for entry in realised.entries)
+    return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
 
 
 _BATCH: Final = 200
@@ -125,9 +128,12 @@ class Worker:
             problem = self._connection.recv()
         except EOFError:
             self._process.join()
-            problem = f"the emulator ends with status {self._process.exitcode} when it starts"
+            status = self._process.exitcode
+            problem = BochsUnavailableError(
+                f"the emulator ends with status {status} when it starts"
+            )
         if problem:
-            raise BochsUnavailableError(problem)
+            raise problem
 
     def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
         """The outcome of each scenario, in order."""

@@ -41,6 +41,7 @@ from nvmx_core.scenario.steps import (
     VMPTRLD,
     Scenario,
 )
+from nvmx_fuzz.compare import Entry
 from nvmx_fuzz.realise import l1_program as l1
 from nvmx_fuzz.realise import schedule
 from nvmx_fuzz.realise.arrivals import ArrivalRecorder
@@ -65,8 +66,8 @@ class Realised(NamedTuple):
     """What a runner needs, and what the model expects to be seen.
 
     ``stacks``: L2's real stack pointer and the model's at each exit, in order; ``pins``: the pin-based
-    controls then, which say whether bit 12 of an exit means anything. ``entry_rules``: the rule that each
-    entry of L1 broke, "" for none.
+    controls then, which say whether bit 12 of an exit means anything. ``entries``: those of L1, as
+    the model saw them.
     """
 
     script: list[Operation]
@@ -74,7 +75,7 @@ class Realised(NamedTuple):
     journal: list[Record]
     stacks: list[tuple[int, int]]
     pins: list[int]
-    entry_rules: list[str]
+    entries: list[Entry]
 
 
 def fit(scenario: Scenario, capability_flags: int) -> Scenario:
@@ -107,7 +108,7 @@ class Recorder(ArrivalRecorder):
                 script.append(operation)
         script.append((l1.END, 0, 0, 0))
         items = [*self.schedule, (schedule.STOP, 0, 0)]
-        return Realised(script, items, self.journal, self.stacks, self.pins, self.entry_rules)
+        return Realised(script, items, self.journal, self.stacks, self.pins, self.entries)
 
     # -- L1 -------------------------------------------------------------------------------------------
 
@@ -159,12 +160,13 @@ class Recorder(ArrivalRecorder):
         if not self.entered:  # refused before the checks that read the VMCS
             self.script.append(self.enter_operation)
             self.schedule.insert(position, (schedule.VMFAIL, 0, 0))
-            self.entry_rules.append("E0")
+            self.entries.append(Entry("E0"))
 
     def vm_entry(self) -> int:
         self._write_vmcs()
         self.script.append(self.enter_operation)
-        self.entry_rules.append(self._broken_rule())
+        secondary = self.l1.vmcs[SECONDARY]
+        self.entries.append(Entry(self._broken_rule(), secondary, self.memory.pml_full))
         self.entered = True
         real = self._region()
         self.esp = real.rsp

@@ -1,6 +1,6 @@
 """What the recorder of a scenario knows while it goes along: script, schedule, L2's real stack."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nvmx_core.arch.fields import POISON
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
@@ -19,6 +19,9 @@ from nvmx_fuzz.realise.script import (
     pointer_to,
 )
 from nvmx_fuzz.realise.vmcs import NotRealisableError, default_stack
+
+if TYPE_CHECKING:
+    from nvmx_fuzz.compare import Entry
 
 POP_FLAGS: Final = INSTRUCTION_INDEX["popf"]
 POP_SS: Final = INSTRUCTION_INDEX["pop-ss"]
@@ -39,7 +42,7 @@ class Recording(Bare):
         self.schedule: list[schedule.Item] = []
         self.stacks: list[tuple[int, int]] = []
         self.pins: list[int] = []
-        self.entry_rules: list[str] = []
+        self.entries: list[Entry] = []
         self.real_regions: list[RealRegion] = [RealRegion(), RealRegion()]
         self.tables: RealTables = RealTables()
         self.moment: int = IN_STEP
