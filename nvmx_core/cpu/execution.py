@@ -262,7 +262,8 @@ class Execution(Boundary):
     def _read_frame(self) -> Frame | None:
         """The frame on top of the stack: it cannot raise the privilege.
 
-        Outside CPL 0 it leaves IOPL, VIF and VIP alone, and IF too unless CPL <= IOPL (SDM: IRET).
+        Outside CPL 0 it leaves IOPL, VIF and VIP alone, and IF too unless CPL <= IOPL; in real mode CPL
+        stays 0, whatever the frame says (SDM: IRET).
         """
         if not self._access(STACK, EPT_READ):
             return None
@@ -271,7 +272,9 @@ class Execution(Boundary):
             rip, rflags, cpl = self.memory.frames[depth - 1]
         else:
             rip, rflags, cpl = CODE_BASE, BOTTOM_FLAGS, self.cpl
-        if cpl < self.cpl:
+        if self.real_mode:
+            cpl = 0
+        elif cpl < self.cpl:
             self.fault_error_code = 0
             self.raise_fault(GP)
             return None
