@@ -95,8 +95,8 @@ from nvmx_core.guests.memory import (
     GDT,
     HANDLER,
     HANDLER_BASE,
+    OLD_TASK_SELECTOR,
     STACK,
-    TASK_GATE_SELECTOR,
     TSS,
     Frame,
 )
@@ -194,7 +194,7 @@ class Execution(Boundary):
                 return
         elif action == INTERRUPT_RETURN and self.rflags & RFLAGS_NT and not self.real_mode:
             if self._finds_old_task():
-                self.vm_exit(TASK_SWITCH, TASK_GATE_SELECTOR | TASK_SWITCH_BY_IRET, length)
+                self.vm_exit(TASK_SWITCH, OLD_TASK_SELECTOR | TASK_SWITCH_BY_IRET, length)
             return
         elif action == INTERRUPT_RETURN:
             frame = self._pop_frame()

@@ -36,7 +36,9 @@ GATE_TASK: Final = 2
 GATE_PRIVILEGED: Final = 3
 GATE_NAMES: Final = ("present", "not-present", "task", "dpl-0")
 
+# Selectors of TSSs in L2's GDT: a task gate wants a free one, an IRET that returns to a task a busy one.
 TASK_GATE_SELECTOR: Final = 0x40
+OLD_TASK_SELECTOR: Final = 0x48
 NO_PAGE: Final = -1
 
 Frame = tuple[int, int, int]

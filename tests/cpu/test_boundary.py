@@ -65,6 +65,7 @@ from nvmx_core.guests.memory import (
     CODE_BASE,
     DATA,
     GATE_TASK,
+    OLD_TASK_SELECTOR,
     TASK_GATE_SELECTOR,
     handler_rip,
 )
@@ -249,11 +250,11 @@ def test_p2_before_p7_for_a_virtualized_eoi() -> None:
 TASK_SWITCHES: Final[dict[str, tuple[tuple[Step, ...], int]]] = {
     "by a task gate": (
         (gate(0x40, GATE_TASK), inject(EXTERNAL_INTERRUPT, 0x40), enter()),
-        TASK_SWITCH_BY_IDT_GATE,
+        TASK_SWITCH_BY_IDT_GATE | TASK_GATE_SELECTOR,
     ),
     "by IRET": (
         (vmwrite(GUEST_RFLAGS, RFLAGS_FIXED | RFLAGS_IF | RFLAGS_NT), enter(), run("iret")),
-        TASK_SWITCH_BY_IRET,
+        TASK_SWITCH_BY_IRET | OLD_TASK_SELECTOR,
     ),
 }
 
@@ -261,10 +262,10 @@ TASK_SWITCHES: Final[dict[str, tuple[tuple[Step, ...], int]]] = {
 @pytest.mark.parametrize("name", TASK_SWITCHES)
 def test_p3_no_task_switch_gets_as_far_as_a_t_flag_trap(name: str) -> None:
     """Each is exit 9 before a TSS is loaded: no #DB, delivered or intercepted, and DR6 is as it was."""
-    moves, source = TASK_SWITCHES[name]
+    moves, qualification = TASK_SWITCHES[name]
     seen = play(intercept(DB), *moves)
     assert seen.exit.reason == TASK_SWITCH
-    assert seen.exit.qualification == TASK_GATE_SELECTOR | source
+    assert seen.exit.qualification == qualification
     assert (seen.exit.pending_dbg, seen.exit.dr6) == (0, 0)
     assert (seen.delivered, seen.retired) == ([], 0)
 

@@ -21,7 +21,7 @@ from nvmx_core.arch.state import (
     RFLAGS_VIF,
     RFLAGS_VIP,
 )
-from nvmx_core.guests.memory import CODE_BASE, GDT, TASK_GATE_SELECTOR, TSS, page_address
+from nvmx_core.guests.memory import CODE_BASE, GDT, OLD_TASK_SELECTOR, TSS, page_address
 from nvmx_core.journal import RETIRE
 from nvmx_core.scenario.steps import IN_EMULATION, Step
 from tests.nested_support import transparent
@@ -158,7 +158,7 @@ def test_i1_iret_with_nt_is_a_task_switch_exit() -> None:
     """Exit 9 by IRET: the selector of the back link, source 1, the instruction's length; nothing is done."""
     seen = play(with_flags(RFLAGS_IF | RFLAGS_NT), enter(), run("iret"))
     assert seen.exit.reason == TASK_SWITCH
-    assert seen.exit.qualification == TASK_GATE_SELECTOR | TASK_SWITCH_BY_IRET
+    assert seen.exit.qualification == OLD_TASK_SELECTOR | TASK_SWITCH_BY_IRET
     assert seen.exit.qualification >> 30 == 1
     assert (seen.exit.vectoring, seen.exit.interruption) == (0, 0)
     assert (seen.exit.rip, seen.exit.length) == (CODE_BASE, 2)
@@ -196,7 +196,7 @@ def test_i1_l1_ends_the_nesting_and_the_iret_runs_again() -> None:
 def test_v11_the_task_switch_of_iret_is_reflected_as_it_is(off: str) -> None:
     moves = (with_flags(RFLAGS_IF | RFLAGS_NT), enter(), run("iret"), enter(), run("iret"))
     pair = transparent(*moves, off=off)
-    assert pair.seen.exits[0].qualification == TASK_GATE_SELECTOR | TASK_SWITCH_BY_IRET
+    assert pair.seen.exits[0].qualification == OLD_TASK_SELECTOR | TASK_SWITCH_BY_IRET
     assert pair.seen.exits[0].length == 2
 
 

@@ -14,6 +14,7 @@ from nvmx_core.guests.memory import (
     GATE_TASK,
     GDT,
     IDT_HIGH,
+    OLD_TASK_SELECTOR,
     PAGE_COUNT,
     TASK_GATE_SELECTOR,
     TSS,
@@ -45,10 +46,8 @@ KERNEL_STACK: Final = 0x800
 USER_STACK: Final = 0xE00
 """Offsets into the stack page at which the stacks of CPL 0 and of CPL 3 start."""
 
-OTHER_TASK_FREE: Final = 0x89
-OTHER_TASK_BUSY: Final = 0x8B
-"""The type of L2's other task: a gate wants it free, an IRET that returns to it busy."""
-OTHER_TASK_TYPE: Final = page_address(GDT) + TASK_GATE_SELECTOR + 5
+_TSS_FREE: Final = 0x89
+_TSS_BUSY: Final = 0x8B
 
 LAST_LOADED_MSR: Final = 64
 ALWAYS_MAPPED: Final = (
@@ -178,13 +177,14 @@ def _write_l2_tables(memory: bytearray) -> None:
         _descriptor(0, limit, 0x93, 0x4),
         _descriptor(0, 0xFFFFF, 0xFB, 0xC),
         _descriptor(0, limit, 0xF3, 0x4),
-        _descriptor(tss, 0x67, 0x8B, 0),
+        _descriptor(tss, 0x67, _TSS_BUSY, 0),
         0,
         0,
-        _descriptor(tss + 0x100, 0x67, OTHER_TASK_FREE, 0),  # what the task gates name
+        _descriptor(tss + 0x100, 0x67, _TSS_FREE, 0),  # what the task gates name
+        _descriptor(tss + 0x200, 0x67, _TSS_BUSY, 0),  # what IRET with NT returns to
     )
     _write_words(memory, page_address(GDT), gdt)
-    _write_words(memory, tss, (TASK_GATE_SELECTOR,), "I")  # the link, for IRET with NT
+    _write_words(memory, tss, (OLD_TASK_SELECTOR,), "I")  # the link
     stack = page_address(4) + KERNEL_STACK
     _write_words(memory, tss + 4, (stack, layout.L2_STACK_SELECTOR), "I")
 

@@ -19,7 +19,6 @@ from nvmx_core.guests.memory import (
 from nvmx_fuzz.realise import l1_program as l1
 from nvmx_fuzz.realise import layout, schedule
 from nvmx_fuzz.realise.code import CODE as INSTRUCTION_CODE
-from nvmx_fuzz.realise.image import OTHER_TASK_BUSY, OTHER_TASK_FREE, OTHER_TASK_TYPE
 from nvmx_fuzz.realise.recording import IRET, POP_FLAGS, POP_SS, Recording
 from nvmx_fuzz.realise.vmcs import NotRealisableError, default_stack
 
@@ -52,23 +51,11 @@ class L2Recorder(Recording):
         virtualizes = cpu.vmcs[SECONDARY] & SECONDARY_VIRTUALIZE_APIC_ACCESSES
         if virtualizes and rip >> 12 == page_address(max(apic_page, 0)) >> 12 and apic_page >= 0:
             raise NotRealisableError("fetch-from-apic-page")
-        returns_to_task = instruction == IRET and cpu.rflags & RFLAGS_NT != 0
-        if returns_to_task:
-            self.schedule.append((schedule.POKE_BYTE, OTHER_TASK_TYPE, OTHER_TASK_BUSY))
         self.schedule.append((schedule.RUN, rip, 0))
         self.instruction = instruction
         self.l2_cpl = cpu.cpl
         super().execute(instruction, operand)
-        if returns_to_task:
-            self._free_other_task()
         self._follow()
-
-    def _free_other_task(self) -> None:
-        """Behind IRET with NT the task that it found is as before."""
-        if self.l1_is_current():
-            self.script.append((l1.STORE_BYTES, OTHER_TASK_TYPE, OTHER_TASK_FREE, 1))
-        else:
-            self.schedule.append((schedule.POKE_BYTE, OTHER_TASK_TYPE, OTHER_TASK_FREE))
 
     def _place_code(self, rip: int, code: bytes) -> None:
         page = rip - page_address(CODE) >> 12

@@ -188,7 +188,7 @@ def _guest_segments() -> tuple[tuple[int, int], ...]:
         (0x080C, 0), (0x480C, 0), (0x4820, 0x10000), (0x6812, 0),
         (0x080E, layout.L2_TSS_SELECTOR), (0x480E, layout.L2_TSS_LIMIT), (0x4822, 0x8B),
         (0x6814, page_address(TSS)),
-        (0x6816, page_address(GDT)), (0x4810, 0x47), (0x6818, L2_IDT), (0x4812, 256 * 8 - 1),
+        (0x6816, page_address(GDT)), (0x4810, 0x4F), (0x6818, L2_IDT), (0x4812, 256 * 8 - 1),
     )  # fmt: skip
 
 
