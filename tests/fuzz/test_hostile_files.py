@@ -165,8 +165,8 @@ def places(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("command", FILE_COMMANDS)
-def test_a_file_that_is_none(
+@pytest.mark.parametrize("command", [*FILE_COMMANDS, *NO_FOLDER_COMMANDS])
+def test_such_a_file_in_place_of_a_file_or_folder(
     command: str,
     name: str,
     tmp_path: Path,
@@ -176,7 +176,7 @@ def test_a_file_that_is_none(
     path = tmp_path / name
     KINDS[name](path)
     before = tree(tmp_path)
-    line = refusal(words_of(command, FILE=path, **places), capsys)
+    line = refusal(words_of(command, FILE=path, FOLDER=path, **places), capsys)
     assert str(path) in line
     assert tree(tmp_path) == before
 
@@ -198,23 +198,6 @@ def test_a_folder_with_such_a_file(
     assert str(folder) in line
     assert tree(folder) == before
     assert not places["RESULT"].exists()
-
-
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("command", NO_FOLDER_COMMANDS)
-def test_such_a_file_in_place_of_a_folder(
-    command: str,
-    name: str,
-    tmp_path: Path,
-    places: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = tmp_path / name
-    KINDS[name](path)
-    before = tree(tmp_path)
-    line = refusal(words_of(command, FOLDER=path, **places), capsys)
-    assert str(path) in line
-    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("command", [*FILE_COMMANDS, *FOLDER_COMMANDS, *NO_FOLDER_COMMANDS])
