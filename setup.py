@@ -10,6 +10,7 @@ import os
 import sys
 from glob import glob
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import Extension, setup
 
@@ -39,11 +40,19 @@ branch = Extension(
     optional=True,
 )
 
+
+def helper_source() -> str:
+    """The digest of the helper's source, by the file that will look at it."""
+    path = Path(__file__).resolve().parent / "fuzz/nvmx_fuzz/bochs/helper.py"
+    return str(run_path(str(path))["source_digest"]())
+
+
 # No module of Python: a library that `nvmx_fuzz.bochs.helper` loads.
 helper = Extension(
     "nvmx_fuzz.bochs._helper",
     sources=["fuzz/nvmx_fuzz/bochs/_helper.c"],
     depends=glob("fuzz/nvmx_fuzz/bochs/_helper_*.h"),
+    define_macros=[("NVMX_SOURCE", f'"{helper_source()}"')],
     extra_compile_args=["-O2"],
     libraries=["dl"],
     optional=True,

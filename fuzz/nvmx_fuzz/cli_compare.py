@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from itertools import islice
 
 import click
@@ -26,7 +27,7 @@ MACHINES = ("bochs",)
               help="The machine that `bare` is compared with.")  # fmt: skip
 @click.option("--time", "seconds", type=Seconds(), metavar="S",
               help="Compare new scenarios too, for S seconds; the files are their seeds.")  # fmt: skip
-@click.option("--count", "number", type=click.IntRange(min=1), metavar="N",
+@click.option("--count", "number", type=click.IntRange(1, sys.maxsize), metavar="N",
               help="The same, for N scenarios.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Where the new scenarios begin.")  # fmt: skip
@@ -71,7 +72,11 @@ def command(
     else:
         for line in lines(comparison, machine, took):
             click.echo(line)
-    return 1 if comparison.findings else 0
+    if comparison.findings:
+        return 1
+    if not comparison.compared:
+        raise click.ClickException("nothing was compared: no scenario can be realised")
+    return 0
 
 
 def _names(files: tuple[str, ...]) -> list[str]:

@@ -7,10 +7,14 @@ one scenario of each kind.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.exits import FAILED_ENTRY, exit_name
+from nvmx_core.arch.capabilities import Capabilities
+from nvmx_core.arch.exits import FAILED_ENTRY, exit_fields, exit_name
+from nvmx_core.arch.fields import EXIT_QUALIFICATION, EXIT_REASON, FIELD_COUNT
 from nvmx_core.arch.rules import RULES
 from nvmx_core.journal import EXIT, L1_ENTRY, RECORD_FIELDS, RECORD_NAMES, Record
+from nvmx_fuzz import entry_reading
 from nvmx_fuzz.decode_words import record_word
+from nvmx_fuzz.entry_reading import Row
 from nvmx_fuzz.explain_records import record_text
 from nvmx_fuzz.explain_rules import by_situation
 
@@ -19,30 +23,44 @@ _EVENT: Final = "what happens"
 
 
 class Entry(NamedTuple):
-    """An entry of L1 as the model saw it.
+    """An entry of L1, with all that decides about it.
 
-    ``rule`` is the rule that it broke, or ""; ``secondary`` its secondary processor-based VM-execution
-    controls; ``log_is_full`` whether the log of page modifications had no room.
+    ``rule`` is the rule that the model says it broke, or ""; ``vmcs``, ``vtpr`` and ``caps`` are the VMCS,
+    the virtual TPR and the processor then, ``info_reason`` the reason that the exit information stems from.
+    ``monitor_was_lost``: a TLB flush came between MONITOR and MWAIT in this stay in L2.
     """
 
     rule: str = ""
-    secondary: int = 0
-    log_is_full: bool = False
+    vmcs: tuple[int, ...] = (0,) * FIELD_COUNT
+    vtpr: int = 0
+    caps: Capabilities = Capabilities(*(False,) * len(Capabilities._fields))
+    info_reason: int = 0
+    monitor_was_lost: bool = False
+
+    def forbidden_by(self) -> tuple[Row, ...]:
+        """What forbids it by the second reading of the checks, which asks nobody else."""
+        return entry_reading.forbidden_by(
+            entry_reading.Entry(list(self.vmcs), self.vtpr, self.caps)
+        )
+
+    def exit_of_failure(self, reason: int, qualification: int) -> Record:
+        """The exit information when it fails: only reason and qualification are written (E0)."""
+        vmcs = list(self.vmcs)
+        vmcs[EXIT_REASON], vmcs[EXIT_QUALIFICATION] = reason, qualification
+        return exit_fields(vmcs, self.info_reason)
 
 
 class Difference(NamedTuple):
     """The first difference of two journals.
 
-    ``place`` counts records; a record that a machine does not have is empty. ``entry`` is the last entry of
-    L1, ``injected`` the event that it injected, ``before`` the record in front of the difference.
+    A record that a machine does not have is empty. ``entry`` is the last entry of L1; ``history`` are the
+    records in front of the difference, in which both agree.
     """
 
-    place: int
     bare: Record
     other: Record
     entry: Entry
-    injected: int = 0
-    before: Record = ()
+    history: tuple[Record, ...] = ()
 
     @property
     def entry_rule(self) -> str:
@@ -118,14 +136,13 @@ def first_difference(
     """The first difference, or None; *entries* has one for each record `L1_ENTRY`."""
     if bare == other:
         return None
-    entry, injected = Entry(), 0
+    entry = Entry()
     following = iter(entries)
     for index in range(max(len(bare), len(other))):
         ours = bare[index] if index < len(bare) else ()
         theirs = other[index] if index < len(other) else ()
         if ours != theirs:
-            before = bare[index - 1] if index else ()
-            return Difference(index, ours, theirs, entry, injected, before)
+            return Difference(ours, theirs, entry, tuple(bare[:index]))
         if ours[0] == L1_ENTRY:
-            entry, injected = next(following), ours[1]
+            entry = next(following)
     return None

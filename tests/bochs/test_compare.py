@@ -1,5 +1,6 @@
 """The machine `bochs` beside `bare`; skipped where the extra is not installed."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -60,27 +61,35 @@ def test_smis_come_and_go_alike(worker: Worker, steps: str) -> None:
     assert compare(worker, f"{steps}\n").verdict == SAME
 
 
-REASONS = {
-    "apic-eoi-by-msr", "control-that-the-model-fixes", "cr0-bits", "mov-cr8-in-32-bit-code",
-    "post-interrupt-in-delivery", "privilege", "real-mode", "rip-outside-of-code",
+REFUSED: dict[str, dict[str, int]] = {
+    "bugs": {},
+    "entry_checks": {
+        "control-that-the-model-fixes": 3, "cr0-bits": 1, "privilege": 1, "real-mode": 4,
+    },
+    "lessons": {"real-mode": 1},
+    "nested_events": {
+        "apic-eoi-by-msr": 3, "cr0-bits": 2, "mov-cr8-in-32-bit-code": 3, "real-mode": 1,
+        "post-interrupt-in-delivery": 1, "rip-outside-of-code": 1,
+    },
 }  # fmt: skip
-"""Why a scenario of the corpus may not be realisable."""
+"""Which scenarios of the corpus are not realisable: how many for which reason."""
 
 
-@pytest.mark.parametrize("folder", ["bugs", "entry_checks", "lessons", "nested_events"])
+@pytest.mark.parametrize("folder", REFUSED)
 def test_the_corpus_shows_listed_differences_only(worker: Worker, folder: str) -> None:
     """Every seed and every smallest scenario of a bug runs on Bochs too."""
     files = sorted((ROOT / "corpus" / folder).rglob("*.scn"))
     outcomes = list(worker.compare([encode(load(str(file)).scenario) for file in files]))
-    assert len(outcomes) > 20
+    refused: Counter[str] = Counter()
     for file, outcome in zip(files, outcomes, strict=True):
         if outcome.verdict == DIFFERENT:
             assert outcome.difference is not None
             assert known(outcome.difference), f"{file}: {outcome.difference.key()}"
         elif outcome.verdict == NOT_REALISABLE:
-            assert outcome.reason in REASONS, file
+            refused[outcome.reason] += 1
         else:
             assert outcome.verdict == SAME, f"{file}: {outcome.reason}"
+    assert refused == REFUSED[folder]
 
 
 def test_two_processes_agree_with_each_other(worker: Worker) -> None:

@@ -75,7 +75,9 @@ def test_a_folder_without_scenarios_is_named(tmp_path: Path) -> None:
     assert refused(tmp_path).endswith(f"{tmp_path}: holds no scenario")
 
 
-@pytest.mark.parametrize("option", [("--time", "0"), ("--count", "0"), ("--machine", "kvm")])
+@pytest.mark.parametrize(
+    "option", [("--time", "0"), ("--count", "0"), ("--count", str(1 << 63)), ("--machine", "kvm")]
+)
 def test_a_wrong_option_is_named(option: tuple[str, str]) -> None:
     assert option[0] in refused(*option)
 
@@ -118,6 +120,18 @@ def test_where_possible_does_not_excuse_what_is_broken(
 ) -> None:
     (tmp_path / "keystone.py").write_text(f"{statement}\n")
     assert refused("--where-possible", **before_all(tmp_path)).endswith(says)
+
+
+@needs_bochs
+def test_a_comparison_of_nothing_is_no_success(tmp_path: Path) -> None:
+    path = tmp_path / "real-mode.scn"
+    path.write_text("version 1\nconfig real-mode=on\nL1 enter\n")
+    finished = compare(path)
+    assert finished.returncode == 2
+    assert "0 scenarios compared" in finished.stdout
+    assert finished.stderr.splitlines() == [
+        "nvmx-fuzz: nothing was compared: no scenario can be realised"
+    ]
 
 
 @needs_bochs

@@ -1,6 +1,9 @@
 """What is said when the machine `bochs` cannot be used, and what names a difference."""
 
 import importlib.metadata
+import os
+import shutil
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,45 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         helper._compile(tmp_path / "helper.so")
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """A copy of the source in a folder of its own, and what is compiled of it instead of a library."""
+    folder = tmp_path / "site" / "package" / "bochs"
+    folder.mkdir(parents=True)
+    parts = tuple(Path(shutil.copy(part, folder)) for part in helper.PARTS)
+    made: list[Path] = []
+    monkeypatch.setattr(helper, "SOURCE", parts[0])
+    monkeypatch.setattr(helper, "PARTS", parts)
+    monkeypatch.setattr(helper, "_compile", made.append)
+    return made
+
+
+def build_of(digest: str) -> Path:
+    """What a build would have put beside the source."""
+    path = helper.SOURCE.with_name(f"_helper{EXTENSION_SUFFIXES[0]}")
+    path.write_bytes(b"ELF" + digest.encode() + b"end")
+    return path
+
+
+def test_the_helper_of_the_build_is_used_whatever_the_times_of_files(compiled: list[Path]) -> None:
+    built = build_of(helper.source_digest())
+    for part in helper.PARTS:
+        os.utime(part, (1 << 32, 1 << 32))
+    assert helper.helper_path() == built
+    assert compiled == []
+
+
+def test_a_helper_of_another_source_is_compiled_anew(compiled: list[Path]) -> None:
+    build_of(helper.source_digest())
+    with helper.PARTS[-1].open("a") as stream:
+        stream.write("/* changed */")
+    assert helper.helper_path() == compiled[0]
+
+
+def test_the_build_writes_down_its_source() -> None:
+    assert helper.source_digest().encode() in helper.helper_path().read_bytes()
+
+
 def test_equal_journals_have_no_difference() -> None:
     assert first_difference([(RETIRE, 1)], [(RETIRE, 1)], []) is None
 
@@ -41,7 +83,7 @@ def test_the_first_difference_names_its_fields_and_the_rule_of_the_entry() -> No
     found = first_difference([entry, (VMFAIL, 7)], [entry, (VMFAIL, 8)], [Entry("C1")])
     assert found is not None
     assert found.fields() == ("VM-instruction error",)
-    assert (found.entry_rule, found.injected, found.before) == ("C1", 0x80000202, entry)
+    assert (found.entry_rule, found.history) == ("C1", (entry,))
     assert found.key() == "VMfail: VM-instruction error [C1]"
 
 

@@ -114,6 +114,9 @@ void bx_instr_after_execution(unsigned id, void *instruction) {
     }
 }
 
+/* What this was compiled from, for whoever looks whether it is up to date. */
+const char nvmx_source[] = NVMX_SOURCE;
+
 /* -- called from Python ---------------------------------------------------------------------------------- */
 
 static const struct {
@@ -147,6 +150,7 @@ static const struct {
     {(void **)&real_tpr, "_ZN8BX_CPU_C22VMX_TPR_VirtualizationEv"},
     {(void **)&real_smm, "_ZN8BX_CPU_C28enter_system_management_modeEv"},
     {(void **)&real_restore, "_ZN8BX_CPU_C19smram_restore_stateEPKj"},
+    {(void **)&real_log_page, "_ZN8BX_CPU_C29vmx_page_modification_loggingEmmj"},
     {(void **)&vmread, "_ZN8BX_CPU_C8VMread32Ej"},
     {(void **)&vmwrite, "_ZN8BX_CPU_C9VMwrite32Ejj"},
     {(void **)&cpu, "bx_cpu"},

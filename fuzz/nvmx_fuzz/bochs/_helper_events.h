@@ -163,3 +163,9 @@ void save_guest(u32 reason, u32 vector) {
     }
     held_trap = 0;
 }
+
+/* Mend: a full log exits when a flag has to be set, and every accessed flag of the image is set (X1). */
+void log_page(u64, u64, unsigned) __asm__("_ZN8BX_CPU_C29vmx_page_modification_loggingEmmj");
+void log_page(u64 linear, u64 physical, unsigned sets_dirty) {
+    if (!running || sets_dirty) real_log_page(linear, physical, sets_dirty);
+}

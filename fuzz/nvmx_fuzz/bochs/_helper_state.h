@@ -139,6 +139,7 @@ static void (*real_save_guest)(u32, u32);
 static void (*real_tpr)(void);
 static void (*real_smm)(void);
 static int (*real_restore)(const u32 *);
+static void (*real_log_page)(u64, u64, unsigned);
 static u32 (*vmread)(unsigned);
 static void (*vmwrite)(unsigned, u32);
 

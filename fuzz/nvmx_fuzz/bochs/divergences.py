@@ -12,7 +12,6 @@ from nvmx_fuzz.bochs.predicates import (
     Predicate,
     entry_to_smm,
     failed_entry_information,
-    full_log,
     held_conditions_with_int1,
     monitor_disarmed,
     nmi_under_sti,
@@ -158,13 +157,6 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         posted_without_virtual_interrupts,
     ),
     Divergence(
-        "full log of page modifications", ("X1",), BOCHS_WRONG,
-        "A full log exits when an accessed or dirty flag of the EPT has to be set "
-        "(SDM: Page-Modification Logging); Bochs exits on any walk of the EPT.",
-        "L1 control pml on / L1 pml-log full / L1 enter / L2 nop",
-        full_log,
-    ),
-    Divergence(
         "INT1 behind MOV SS reports held conditions", ("B2", "Y1"), UNDECIDED,
         "The manual does not say whether a #DB of INT1 takes up conditions that MOV SS holds "
         "(SDM: Basic VM-Exit Information); Bochs adds them.",
@@ -182,6 +174,12 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
 )  # fmt: skip
 
 MENDS: Final[tuple[Mend, ...]] = (
+    Mend(
+        ("X1",), "A full log of page modifications exits when a dirty flag of the EPT has to be set "
+        "(SDM: Page-Modification Logging).",
+        "It exits at every walk of the EPT.",
+        "L1 control pml on / L1 pml-log full / L1 enter / L2 nop",
+    ),
     Mend(
         ("O11",), "An interrupt pending at the entry exits although IF = 0.",
         "It computes what is masked before it is in VMX non-root operation.",

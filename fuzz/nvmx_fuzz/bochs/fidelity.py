@@ -25,6 +25,9 @@ CORPUS: Final = ROOT / "corpus"
 DRAWN: Final = 8000
 """Random scenarios that count for the checks of VM entry (E, C, G)."""
 
+COVERAGE: Final = "## Rules that ran on both\n"
+"""The heading behind the tables, of what a run has shown."""
+
 MEASURED: Final = "## Measured\n"
 """The heading of the end of the page."""
 
@@ -44,7 +47,7 @@ NOT_SHOWN: Final = {
 
 def main() -> int:
     """Write the page; returns the exit status."""
-    text = "\n".join([*_head(), *_divergences(), *_mends(), *_coverage()])
+    text = "\n".join([*tables(), *_coverage()])
     PAGE.write_text(f"{text}\n\n{_measured(PAGE.read_text())}")
     sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
     return 0
@@ -58,6 +61,7 @@ def _measured(page: str) -> str:
 
 def tables() -> Iterator[str]:
     """The lines that come from the tables alone, without a run."""
+    yield from _head()
     yield from _divergences()
     yield from _mends()
 
@@ -66,7 +70,12 @@ def _head() -> Iterator[str]:
     yield "# Fidelity"
     yield ""
     yield "How far the model processor and Bochs agree, written by `python -m nvmx_fuzz.bochs.fidelity`."
-    yield "`nvmx-fuzz compare` fails on any difference that is not listed here."
+    yield "`nvmx-fuzz compare` fails on any difference that is not listed here. A listed one ends the"
+    yield "comparison of its scenario; what would come behind it is not compared."
+    yield ""
+    yield "Both sides share what is not in question: which bits and fields of an exit are undefined (they are"
+    yield "left out on both by one function, `L1.observe_exit`), what L1 writes, and the stack pointer, which"
+    yield "the model counts in frames."
     yield ""
 
 
@@ -84,7 +93,9 @@ def _divergences() -> Iterator[str]:
 def _mends() -> Iterator[str]:
     yield "## What the helper mends in Bochs"
     yield ""
-    yield "Each of these would hide what comes after it. On its scenario both processors agree since."
+    yield "Each of these would hide what comes after it. On its scenario both processors agree since. Where a"
+    yield "mend has part in a rule, agreement means that the model does what the helper does, which is our"
+    yield "own reading of the manual in C, not what Bochs does. The table of rules below says which they are."
     yield ""
     yield "| rule | as it should be | what Bochs does | who is right | scenario |"
     yield "|---|---|---|---|---|"
@@ -99,8 +110,7 @@ def _coverage() -> Iterator[str]:
     shown = [rule for rule in RULES if rule[0] in TOPICS]
     covered = [rule for rule in shown if same[rule] or known[rule]]
     realisable = [rule for rule in shown if rule not in NOT_SHOWN]
-    yield "## Rules that ran on both"
-    yield ""
+    yield COVERAGE
     yield (
         f"{len(covered)} of {len(realisable)} rules that can be shown have a scenario that ran on both "
         f"machines: one of the "
@@ -109,8 +119,12 @@ def _coverage() -> Iterator[str]:
     yield ""
     yield "| rule | agree | known difference | not realisable | |"
     yield "|---|---|---|---|---|"
+    mended = {rule for entry in MENDS for rule in entry.rules}
     for rule in shown:
-        note = NOT_SHOWN.get(rule, "" if rule in covered else "no scenario of the corpus cites it")
+        note = "a mend of the helper has part in it" if rule in mended else ""
+        if rule not in covered:
+            note = "no scenario of the corpus cites it"
+        note = NOT_SHOWN.get(rule, note)
         yield f"| {rule} {RULES[rule].title} | {same[rule]} | {known[rule]} | {refused[rule]} | {note} |"
 
 

@@ -91,20 +91,24 @@ def helper_path() -> Path:
 
     Raises: BochsUnavailableError.
     """
-    changed = max(part.stat().st_mtime for part in PARTS)
+    digest = source_digest()
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         built = SOURCE.with_name(f"_helper{suffix}")
-        if built.exists() and built.stat().st_mtime >= changed:
+        if built.exists() and digest.encode() in built.read_bytes():
             return built
-    digest = hashlib.sha256(b"".join(part.read_bytes() for part in PARTS)).hexdigest()[:16]
     target = SOURCE.parents[3] / "build" / f"bochs-helper-{digest}.so"
     if not target.exists():
         _compile(target)
     return target
 
 
+def source_digest() -> str:
+    """What the compiled helper says it was made from, see `nvmx_source`; the build asks here too."""
+    return hashlib.sha256(b"".join(part.read_bytes() for part in PARTS)).hexdigest()[:32]
+
+
 def _compile(target: Path) -> None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    compiler = os.environ.get("CC", "").strip() or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         raise BochsMissingError(
             "the machine bochs needs a C compiler for its helper; install one (cc) or set CC"
@@ -113,7 +117,8 @@ def _compile(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             output = Path(folder) / target.name
-            options = ["-O2", "-shared", "-fPIC", "-o", str(output), str(SOURCE), "-ldl"]
+            made_from = f'-DNVMX_SOURCE="{source_digest()}"'
+            options = ["-O2", "-shared", "-fPIC", made_from, "-o", str(output), str(SOURCE), "-ldl"]
             done = subprocess.run(
                 [*compiler.split(), *options], capture_output=True, text=True, check=False
             )

@@ -1,42 +1,63 @@
 """What each known divergence looks like: predicates on the first difference of two journals.
 
-A predicate is narrow: it names the records and fields, never only the rule.
+A predicate is narrow: it names the records and fields, and states itself what makes the divergence. Where
+that is a check of VM entry it asks the second reading of the checks (`entry_reading.py`), never the model,
+which is what is being judged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from nvmx_core.arch.controls import SECONDARY_PML, SECONDARY_VIRTUAL_INTR_DELIVERY
+from nvmx_core.arch.controls import SECONDARY_VIRTUAL_INTR_DELIVERY
 from nvmx_core.arch.events import (
+    DF,
     EXTERNAL_INTERRUPT,
-    NMI,
+    GP,
+    HARDWARE_EXCEPTION,
+    PF,
     TYPE_MASK,
     TYPE_SHIFT,
     VALID,
+    VECTOR_MASK,
 )
 from nvmx_core.arch.exits import (
     BASIC_REASON_MASK,
+    EXCEPTION_NMI,
     INVALID_STATE,
     MSR_LOAD_FAIL,
     MWAIT_EXIT,
-    PML_FULL,
     TASK_SWITCH,
     TASK_SWITCH_BY_IRET,
+    TRIPLE_FAULT,
     XSETBV_EXIT,
 )
-from nvmx_core.arch.state import INTERRUPT_SHADOW, PENDING_DBG_B, RFLAGS_RF
-from nvmx_core.cpu.entry_checks import QUALIFICATION_LINK_POINTER
-from nvmx_core.journal import DELIVER, EXIT, RECORD_FIELDS, RETIRE, VMFAIL, Record
-from nvmx_core.oracle.exit_info import BOUNDARY_REASONS
+from nvmx_core.arch.fields import (
+    ENTRY_INTR_INFO,
+    ENTRY_MSR_LOAD_BAD,
+    GUEST_PENDING_DBG,
+    SECONDARY,
+)
+from nvmx_core.arch.state import (
+    BLOCKING_BY_MOV_SS,
+    INTERRUPT_SHADOW,
+    PENDING_DBG_B,
+    PENDING_DBG_BS,
+    RFLAGS_RF,
+)
+from nvmx_core.journal import DELIVER, EXIT, RECORD_FIELDS, VMFAIL, Record
+from nvmx_fuzz import entry_reading
 from nvmx_fuzz.compare import Difference
+from nvmx_fuzz.entry_reading import Row
 
 Predicate = Callable[[Difference], bool]
 """Whether a difference is an instance of a divergence."""
 
-_EXIT_INFORMATION: Final = frozenset(
-    {"interruption info", "interruption error code", "IDT-vectoring info", "IDT-vectoring error code",
-     "instruction length", "guest linear address", "guest physical address"}
-)  # fmt: skip
+# In the order of a record of an exit.
+_INFORMATION: Final = RECORD_FIELDS[EXIT][2:9]
+_LINK_POINTER: Final = 4
+"""The qualification of a failed entry that tells of the link pointer."""
+_UNDER_STI: Final = 3
+"""That of an NMI under STI."""
 
 
 def field(record: Record, name: str) -> int:
@@ -50,19 +71,65 @@ def is_exit(record: Record, *reasons: int) -> bool:
     return bool(record) and record[0] == EXIT and record[1] & BASIC_REASON_MASK in reasons
 
 
-def unchecked(*rules: str) -> Predicate:
-    """The model refuses the entry by one of the rules, Bochs enters."""
-    return lambda found: (
-        found.entry_rule in rules
-        and (is_exit(found.bare, INVALID_STATE) and not is_exit(found.other, INVALID_STATE))
+def _bochs_asks(row: Row, found: Difference) -> bool:
+    """Whether Bochs has a check of the guest state that the second reading lists."""
+    if row.rule in ("G8", "G9"):
+        return False
+    if row.rule == "G4":
+        return "activity=1" not in row.terms.split()
+    if row.rule == "G10":
+        low = list(found.entry.vmcs)
+        low[GUEST_PENDING_DBG] &= 0xFFFF_FFFF
+        return row in _guest_rows(low, found)
+    return True
+
+
+def _guest_rows(vmcs: list[int], found: Difference) -> tuple[Row, ...]:
+    entry = found.entry
+    return entry_reading.forbidden_by(entry_reading.Entry(vmcs, entry.vtpr, entry.caps))
+
+
+def unchecked(rule: str) -> Predicate:
+    """The entry breaks only checks of the guest state that Bochs lacks, one of them *rule*; Bochs enters."""
+
+    def matches(found: Difference) -> bool:
+        if found.entry_rule != rule or not is_exit(found.bare, INVALID_STATE):
+            return False
+        rows = found.entry.forbidden_by()
+        return (
+            any(row.rule == rule for row in rows)
+            and not any(_bochs_asks(row, found) for row in rows)
+            and field(found.bare, "qualification") == 0
+            and _enters(found)
+        )
+
+    return matches
+
+
+def _enters(found: Difference) -> bool:
+    """Whether Bochs gets past the guest state; what it loads then may still fail."""
+    loads = found.entry.vmcs[ENTRY_MSR_LOAD_BAD] == 0
+    return found.other[:1] not in ((), (VMFAIL,)) and not is_exit(
+        found.other, INVALID_STATE, *((MSR_LOAD_FAIL,) if loads else ())
     )
 
 
+def _differs_in_rf_only(found: Difference) -> bool:
+    return (field(found.bare, "rflags") ^ field(found.other, "rflags")) & ~RFLAGS_RF == 0
+
+
 def _not_rewritten(found: Difference) -> set[str]:
-    """The fields that differ, without those that a failed entry of Bochs writes anew."""
-    fields = set(found.fields()) - _EXIT_INFORMATION
-    if (field(found.bare, "rflags") ^ field(found.other, "rflags")) == RFLAGS_RF:
-        fields.discard("rflags")
+    """The fields that differ, without those that a failed entry of Bochs writes anew.
+
+    Those count when the model shows what the VMCS held, and Bochs that there is no event.
+    """
+    fields = set(found.fields())
+    kept = found.bare[1:10] == found.entry.exit_of_failure(*found.bare[1:3])
+    cleared = not field(found.other, "interruption info") | field(found.other, "IDT-vectoring info")
+    if kept and cleared:
+        fields -= set(_INFORMATION)
+        if _differs_in_rf_only(found):
+            fields.discard("rflags")
     return fields
 
 
@@ -71,18 +138,56 @@ def failed_entry_information(found: Difference) -> bool:
     if not is_exit(found.bare, INVALID_STATE, MSR_LOAD_FAIL):
         return False
     fields = _not_rewritten(found)
-    if found.entry_rule == "G7":
+    if _tells_of_sti(found):
         fields.discard("qualification")
     return bool(found.fields()) and not fields
 
 
-def xsetbv_outside_cpl_0(found: Difference) -> bool:
-    """Bochs exits where the model raises #GP."""
+def _tells_of_sti(found: Difference) -> bool:
+    """The model's qualification says that the NMI came under STI, as is the case; that of Bochs is 0."""
     return (
-        is_exit(found.other, XSETBV_EXIT)
-        and not is_exit(found.bare, XSETBV_EXIT)
-        and (field(found.other, "ss_dpl") == 3)
+        is_exit(found.bare, INVALID_STATE)
+        and (field(found.bare, "qualification"), field(found.other, "qualification"))
+        == (_UNDER_STI, 0)
+        and _UNDER_STI in _qualifications(found.entry.forbidden_by())
     )
+
+
+def _qualifications(rows: Iterable[Row]) -> set[int]:
+    return {row.qualification for row in rows}
+
+
+def nmi_under_sti(found: Difference) -> bool:
+    """Only the qualification differs, by what an NMI under STI makes it."""
+    return found.fields() == ("qualification",) and _tells_of_sti(found)
+
+
+def order_of_guest_checks(found: Difference) -> bool:
+    """Two guest-state checks fail, one of them that of the link pointer; each reports its own."""
+    qualifications = {field(found.bare, "qualification"), field(found.other, "qualification")}
+    return (
+        is_exit(found.bare, INVALID_STATE)
+        and _not_rewritten(found) == {"qualification"}
+        and qualifications == {0, _LINK_POINTER}
+        and qualifications <= _qualifications(found.entry.forbidden_by())
+    )
+
+
+def xsetbv_outside_cpl_0(found: Difference) -> bool:
+    """Bochs exits at CPL 3 where the model raises #GP: delivers it, exits for it, or in its delivery."""
+    bare = found.bare
+    if not is_exit(found.other, XSETBV_EXIT) or field(found.other, "ss_dpl") != 3:
+        return False
+    if bare[:1] == (DELIVER,):  # a fault in its delivery may come in its place
+        return field(bare, "vector") in (GP, PF, DF)
+    return is_exit(bare, TRIPLE_FAULT) or any(
+        _is_exception(field(bare, name), GP) for name in ("interruption info", "IDT-vectoring info")
+    )
+
+
+def _is_exception(info: int, vector: int) -> bool:
+    wanted = VALID | HARDWARE_EXCEPTION << TYPE_SHIFT | vector
+    return info & (VALID | TYPE_MASK | VECTOR_MASK) == wanted
 
 
 def virtual_interrupt_not_reported(found: Difference) -> bool:
@@ -94,41 +199,49 @@ def virtual_interrupt_not_reported(found: Difference) -> bool:
     fields = set(found.fields())
     vectoring = field(found.bare, "IDT-vectoring info")
     return (
-        found.entry.secondary & SECONDARY_VIRTUAL_INTR_DELIVERY != 0
+        found.entry.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY != 0
         and "IDT-vectoring info" in fields
         and fields
         <= {"IDT-vectoring info", "IDT-vectoring error code", "instruction length", "rflags"}
         and vectoring & (VALID | TYPE_MASK) == VALID | EXTERNAL_INTERRUPT << TYPE_SHIFT
-        and vectoring != found.injected
-        and (field(found.bare, "rflags") ^ field(found.other, "rflags")) & ~RFLAGS_RF == 0
+        and vectoring != found.entry.vmcs[ENTRY_INTR_INFO]
+        and _differs_in_rf_only(found)
     )
 
 
 def held_conditions_with_int1(found: Difference) -> bool:
-    """An INT1 that exits; Bochs reports conditions that MOV SS holds."""
-    info = field(found.bare, "interruption info")
-    return found.fields() == ("qualification",) and info == VALID | 0x501
+    """An INT1 that exits behind MOV SS; Bochs reports the conditions that are held as well."""
+    ours, theirs = field(found.bare, "qualification"), field(found.other, "qualification")
+    return (
+        found.fields() == ("qualification",)
+        and is_exit(found.bare, EXCEPTION_NMI)
+        and field(found.bare, "interruption info") == VALID | 0x501
+        and field(found.bare, "interruptibility") & BLOCKING_BY_MOV_SS != 0
+        and theirs & ours == ours
+        and (theirs ^ ours) & ~(PENDING_DBG_B | PENDING_DBG_BS) == 0
+    )
 
 
 def monitor_disarmed(found: Difference) -> bool:
-    """Only MWAIT's qualification differs: armed in the model, not in Bochs."""
+    """Only MWAIT's qualification differs: armed in the model, lost by a TLB flush in Bochs."""
     return (
         is_exit(found.bare, MWAIT_EXIT)
         and found.fields() == ("qualification",)
-        and field(found.bare, "qualification") == 1
-        and field(found.other, "qualification") == 0
+        and (field(found.bare, "qualification"), field(found.other, "qualification")) == (1, 0)
+        and found.entry.monitor_was_lost
     )
 
 
 def old_conditions_in_dr6(found: Difference) -> bool:
-    """Only B0 to B3 of DR6 differ."""
-    differing = field(found.bare, "dr6") ^ field(found.other, "dr6")
-    return found.fields() == ("dr6",) and differing != 0 and not differing & ~PENDING_DBG_B
-
-
-def nmi_under_sti(found: Difference) -> bool:
-    """Only the qualification of G7 differs."""
-    return found.entry_rule == "G7" and found.fields() == ("qualification",)
+    """Only B0 to B3 of DR6 differ: Bochs has cleared some that were there before this #DB."""
+    ours, theirs = field(found.bare, "dr6"), field(found.other, "dr6")
+    shown = [record for record in found.history if "dr6" in RECORD_FIELDS[record[0]]]
+    before = field(shown[-1], "dr6") if shown else 0
+    return (
+        found.fields() == ("dr6",)
+        and ours & theirs == theirs
+        and (ours ^ theirs) & ~(before & PENDING_DBG_B) == 0
+    )
 
 
 def shadow_before_old_task(found: Difference) -> bool:
@@ -145,51 +258,21 @@ def shadow_before_old_task(found: Difference) -> bool:
     )
 
 
-def order_of_guest_checks(found: Difference) -> bool:
-    """Two guest-state checks fail; each reports its own qualification."""
-    qualifications = {field(found.bare, "qualification"), field(found.other, "qualification")}
-    return (
-        is_exit(found.bare, INVALID_STATE)
-        and _not_rewritten(found) == {"qualification"}
-        and qualifications == {0, QUALIFICATION_LINK_POINTER}
-    )
-
-
 def posted_without_virtual_interrupts(found: Difference) -> bool:
-    """The model refuses the entry by C4, without virtual interrupts; Bochs enters."""
+    """Of the checks on controls only that of C4 on virtual interrupts fails; Bochs enters."""
     return (
-        found.entry_rule == "C4"
-        and found.entry.secondary & SECONDARY_VIRTUAL_INTR_DELIVERY == 0
-        and found.bare == (VMFAIL, 7)
+        found.bare == (VMFAIL, 7)
+        and found.entry_rule == "C4"
+        and [row.terms for row in found.entry.forbidden_by()] == ["posted=1 virtual-interrupts=0"]
         and found.other[:1] not in ((), (VMFAIL,))
     )
 
 
 def entry_to_smm(found: Difference) -> bool:
-    """Both refuse the entry by G12, in different classes of failure."""
-    if found.entry_rule != "G12" or found.bare[:1] != (VMFAIL,):
-        return False
-    return is_exit(found.other, INVALID_STATE) or found.other[:1] == (VMFAIL,)
-
-
-def full_log(found: Difference) -> bool:
-    """With a full log Bochs exits at a walk that writes nothing, before what the model does next.
-
-    The model then goes on: it retires, delivers or exits by what came after the walk, which no exit of a
-    boundary or of an entry is. Both may exit for the log in different deliveries.
-    """
-    bare = found.bare
-    if not (
-        found.entry.log_is_full
-        and found.entry.secondary & SECONDARY_PML
-        and is_exit(found.other, PML_FULL)
-    ):
-        return False
-    vectoring = "IDT-vectoring info"
-    if is_exit(bare, PML_FULL):
-        return field(bare, vectoring) != field(found.other, vectoring)
-    return bare[:1] in ((RETIRE,), (DELIVER,)) or (
-        bare[:1] == (EXIT,)
-        and not is_exit(bare, *BOUNDARY_REASONS, INVALID_STATE, MSR_LOAD_FAIL)
-        and field(bare, "interruption info") & TYPE_MASK != NMI << TYPE_SHIFT
+    """Of the checks on controls only G12 fails; Bochs fails in the guest state."""
+    return (
+        found.bare == (VMFAIL, 7)
+        and found.entry_rule == "G12"
+        and [row.rule for row in found.entry.forbidden_by()] == ["G12"]
+        and is_exit(found.other, INVALID_STATE)
     )

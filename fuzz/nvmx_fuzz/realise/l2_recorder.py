@@ -23,6 +23,7 @@ from nvmx_fuzz.realise.recording import IRET, POP_FLAGS, POP_SS, Recording
 from nvmx_fuzz.realise.vmcs import NotRealisableError, default_stack
 
 _MONITOR: Final = INSTRUCTION_INDEX["monitor"]
+_MOV_CR3: Final = INSTRUCTION_INDEX["mov-cr3"]
 _MWAIT: Final = INSTRUCTION_INDEX["mwait"]
 
 
@@ -35,6 +36,7 @@ class L2Recorder(Recording):
             for address, value in self.tables.l2_changes(self.memory):
                 self.schedule.append((schedule.POKE, address, value))
             self.schedule.append((schedule.FLUSH, 0, 0))
+            self._flush()
 
     def execute(self, instruction: int, operand: int) -> None:
         code = INSTRUCTION_CODE[instruction]
@@ -87,6 +89,13 @@ class L2Recorder(Recording):
             raise NotRealisableError("mwait-behind-monitor")
         self.eax_changed |= executes and code.changes_eax
         self.monitored |= executes and instruction == _MONITOR
+        if executes and instruction == _MOV_CR3:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Note that L2's translations go: a monitor that was armed before may be lost (P14)."""
+        if self.monitored:
+            self.entries[-1] = self.entries[-1]._replace(monitor_was_lost=True)
 
     def _check_pages(self, stack: bool, gdt: bool) -> None:
         memory = self.memory

@@ -165,8 +165,12 @@ class Recorder(ArrivalRecorder):
     def vm_entry(self) -> int:
         self._write_vmcs()
         self.script.append(self.enter_operation)
-        secondary = self.l1.vmcs[SECONDARY]
-        self.entries.append(Entry(self._broken_rule(), secondary, self.memory.pml_full))
+        l1, checker = self.l1, self.cpu.checker
+        self.entries.append(
+            Entry(
+                self._broken_rule(), tuple(l1.vmcs), self.memory.vtpr, checker.caps, l1.info_reason
+            )
+        )
         self.entered = True
         real = self._region()
         self.esp = real.rsp
