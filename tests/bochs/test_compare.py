@@ -152,6 +152,23 @@ def test_a_crash_is_an_incident_and_the_rest_goes_on() -> None:
     assert outcomes == expected
 
 
+def test_a_process_that_hangs_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker()
+    scenarios = [random_bytes(seed) for seed in range(100)]
+    try:
+        monkeypatch.setattr(worker._connection, "poll", lambda _seconds: False)
+        outcomes = list(worker.compare(scenarios))  # a new process has a new connection
+        expected = list(worker.compare(scenarios))
+    finally:
+        worker.close()
+    assert worker.restarts == 1
+    lost = [index for index, outcome in enumerate(outcomes) if outcome.verdict == INCIDENT]
+    assert len(lost) <= 1  # none, if it was ended before it had begun
+    for index in lost:
+        expected[index] = outcomes[index]
+    assert outcomes == expected
+
+
 def test_a_process_that_is_gone_is_replaced() -> None:
     worker = Worker()
     try:

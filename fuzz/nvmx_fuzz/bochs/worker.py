@@ -33,6 +33,8 @@ BOCHS_CAPABILITIES: Final = (
 
 SECONDS_MAX: Final = 60.0
 """A batch that takes longer hangs."""
+START_SECONDS_MAX: Final = 300.0
+"""A start that takes longer hangs; it may compile the helper first."""
 
 SAME: Final = "same"
 DIFFERENT: Final = "different"
@@ -125,6 +127,8 @@ class Worker:
         self._process.start()
         theirs.close()
         try:
+            if not self._connection.poll(START_SECONDS_MAX):
+                self._process.kill()
             problem = self._connection.recv()
         except EOFError:
             self._process.join()
