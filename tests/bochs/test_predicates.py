@@ -88,19 +88,26 @@ def rewritten(record: Record, **values: int) -> Record:
 
 # -- checks of the guest state that Bochs lacks -------------------------------------------------------------
 
-BROKEN = {
-    "G4": entry("G4", GUEST_ACTIVITY=1, ENTRY_INTR_INFO=UD),
-    "G8": entry("G8", GUEST_INTERRUPTIBILITY=8, ENTRY_INTR_INFO=NMI),
-    "G9": entry("G9", GUEST_RFLAGS=0x302, GUEST_INTERRUPTIBILITY=1),
-    "G10": entry("G10", GUEST_PENDING_DBG=1 << 33),
-}
+BROKEN = (
+    entry("G4", GUEST_ACTIVITY=1, ENTRY_INTR_INFO=UD),
+    entry("G4", GUEST_ACTIVITY=2, ENTRY_INTR_INFO=0x80000012),
+    entry("G8", GUEST_INTERRUPTIBILITY=8, ENTRY_INTR_INFO=NMI),
+    entry("G9", GUEST_RFLAGS=0x302, GUEST_INTERRUPTIBILITY=1),
+    entry("G10", GUEST_PENDING_DBG=1 << 33),
+)
 
 
-@pytest.mark.parametrize("rule", BROKEN)
-def test_an_entry_that_bochs_does_not_check(rule: str) -> None:
-    broken = BROKEN[rule]
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda of: of.rule)
+def test_an_entry_that_bochs_does_not_check(broken: Entry) -> None:
     for theirs in (ENTERED, an_exit(CPUID_EXIT), (DELIVER, 6, 0, 0, 0, 0, 0)):
-        assert unchecked(rule)(Difference(failure(broken), theirs, broken))
+        assert unchecked(broken.rule)(Difference(failure(broken), theirs, broken))
+
+
+def test_an_activity_state_of_its_own() -> None:
+    for broken in BROKEN[:2]:
+        found = Difference(failure(broken), ENTERED, broken)
+        into_hlt, into_shutdown = (unchecked("G4", activity)(found) for activity in (1, 2))
+        assert into_hlt != into_shutdown
 
 
 @pytest.mark.parametrize(
@@ -144,14 +151,13 @@ def test_an_entry_that_bochs_checks(checked: Entry) -> None:
     assert not unchecked(checked.rule)(Difference(failure(checked), ENTERED, checked))
 
 
-@pytest.mark.parametrize("rule", BROKEN)
-def test_a_bochs_that_does_not_enter(rule: str) -> None:
-    broken = BROKEN[rule]
-    ours = failure(broken)
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda of: of.rule)
+def test_a_bochs_that_does_not_enter(broken: Entry) -> None:
+    matches, ours = unchecked(broken.rule), failure(broken)
     for theirs in ((), (VMFAIL, 8), an_exit(INVALID_STATE), an_exit(MSR_LOAD_FAIL)):
-        assert not unchecked(rule)(Difference(ours, theirs, broken))
-    assert not unchecked(rule)(Difference(failure(broken, 4), ENTERED, broken))
-    assert not unchecked(rule)(Difference(ENTERED, ours, broken))
+        assert not matches(Difference(ours, theirs, broken))
+    assert not matches(Difference(failure(broken, 4), ENTERED, broken))
+    assert not matches(Difference(ENTERED, ours, broken))
 
 
 def test_an_entry_that_bochs_does_not_check_may_fail_to_load_msrs() -> None:
@@ -296,6 +302,7 @@ XSETBV = an_exit(XSETBV_EXIT, ss_dpl=3)
         (DELIVER, 13, 0, 0, 0, 0, 0),
         (DELIVER, 14, 0, 0, 0, 0, 0),
         an_exit(0, interruption_info=GP),
+        an_exit(0, interruption_info=0x80000B08),
         in_delivery(GP),
         an_exit(TRIPLE_FAULT),
     ],

@@ -8,6 +8,7 @@ tables.
 
 from typing import Final, NamedTuple
 
+from nvmx_core.arch.state import HLT, SHUTDOWN
 from nvmx_fuzz.bochs.predicates import (
     Predicate,
     entry_to_smm,
@@ -74,7 +75,14 @@ DIVERGENCES: Final[tuple[Divergence, ...]] = (
         "Non-Register "
         "State); Bochs does not ask.",
         "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject hardware-exception 0xd / L1 enter",
-        unchecked("G4"),
+        unchecked("G4", HLT),
+    ),
+    Divergence(
+        "vector 18 into shutdown", ("G4",), BOCHS_WRONG,
+        "Shutdown takes NMIs and #MC only, which is vector 18 of type 3 (SDM: Checks on Guest Non-Register "
+        "State); Bochs looks at the vector alone.",
+        "L1 vmwrite GUEST_ACTIVITY 0x2 / L1 inject external-interrupt 0x12 / L1 enter",
+        unchecked("G4", SHUTDOWN),
     ),
     Divergence(
         "NMI under virtual-NMI blocking", ("G8",), BOCHS_WRONG,

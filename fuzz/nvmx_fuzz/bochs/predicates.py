@@ -14,6 +14,7 @@ from nvmx_core.arch.events import (
     EXTERNAL_INTERRUPT,
     GP,
     HARDWARE_EXCEPTION,
+    MC,
     PF,
     TYPE_MASK,
     TYPE_SHIFT,
@@ -34,15 +35,18 @@ from nvmx_core.arch.exits import (
 from nvmx_core.arch.fields import (
     ENTRY_INTR_INFO,
     ENTRY_MSR_LOAD_BAD,
+    GUEST_ACTIVITY,
     GUEST_PENDING_DBG,
     SECONDARY,
 )
 from nvmx_core.arch.state import (
     BLOCKING_BY_MOV_SS,
+    HLT,
     INTERRUPT_SHADOW,
     PENDING_DBG_B,
     PENDING_DBG_BS,
     RFLAGS_RF,
+    SHUTDOWN,
 )
 from nvmx_core.journal import DELIVER, EXIT, RECORD_FIELDS, VMFAIL, Record
 from nvmx_fuzz import entry_reading
@@ -76,7 +80,9 @@ def _bochs_asks(row: Row, found: Difference) -> bool:
     if row.rule in ("G8", "G9"):
         return False
     if row.rule == "G4":
-        return "activity=1" not in row.terms.split()
+        activity = found.entry.vmcs[GUEST_ACTIVITY]
+        by_vector = activity == SHUTDOWN and found.entry.vmcs[ENTRY_INTR_INFO] & VECTOR_MASK == MC
+        return not (activity == HLT or by_vector)
     if row.rule == "G10":
         low = list(found.entry.vmcs)
         low[GUEST_PENDING_DBG] &= 0xFFFF_FFFF
@@ -89,11 +95,16 @@ def _guest_rows(vmcs: list[int], found: Difference) -> tuple[Row, ...]:
     return entry_reading.forbidden_by(entry_reading.Entry(vmcs, entry.vtpr, entry.caps))
 
 
-def unchecked(rule: str) -> Predicate:
-    """The entry breaks only checks of the guest state that Bochs lacks, one of them *rule*; Bochs enters."""
+def unchecked(rule: str, *activities: int) -> Predicate:
+    """The entry breaks only checks of the guest state that Bochs lacks, one of them *rule*; Bochs enters.
+
+    With *activities* it is an entry into one of these.
+    """
 
     def matches(found: Difference) -> bool:
         if found.entry_rule != rule or not is_exit(found.bare, INVALID_STATE):
+            return False
+        if activities and found.entry.vmcs[GUEST_ACTIVITY] not in activities:
             return False
         rows = found.entry.forbidden_by()
         return (
@@ -180,8 +191,12 @@ def xsetbv_outside_cpl_0(found: Difference) -> bool:
         return False
     if bare[:1] == (DELIVER,):  # a fault in its delivery may come in its place
         return field(bare, "vector") in (GP, PF, DF)
-    return is_exit(bare, TRIPLE_FAULT) or any(
-        _is_exception(field(bare, name), GP) for name in ("interruption info", "IDT-vectoring info")
+    info = field(bare, "interruption info")
+    return (
+        is_exit(bare, TRIPLE_FAULT)
+        or _is_exception(info, GP)
+        or _is_exception(info, DF)
+        or _is_exception(field(bare, "IDT-vectoring info"), GP)
     )
 
 
