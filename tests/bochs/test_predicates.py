@@ -210,6 +210,12 @@ def test_of_two_checks_that_fail_either_is_reported() -> None:
     two = entry("G5", GUEST_INTERRUPTIBILITY=3, VMCS_LINK_POINTER=0)
     assert order_of_guest_checks(Difference(failure(two), failure(two, 4), two))
     assert order_of_guest_checks(Difference(failure(two, 4), failure(two), two))
+    both = entry(
+        "G7", GUEST_RFLAGS=0x202, GUEST_INTERRUPTIBILITY=1, ENTRY_INTR_INFO=NMI, VMCS_LINK_POINTER=0
+    )
+    assert order_of_guest_checks(Difference(failure(both, 3), failure(both, 4), both))
+    assert not order_of_guest_checks(Difference(failure(both, 5), failure(both, 4), both))
+    assert not order_of_guest_checks(Difference(failure(both, 3), failure(both), both))
     for one in (
         entry("G5", GUEST_INTERRUPTIBILITY=3),
         entry("E0", VMCS_LINK_POINTER=0),

@@ -175,13 +175,12 @@ def nmi_under_sti(found: Difference) -> bool:
 
 def order_of_guest_checks(found: Difference) -> bool:
     """Two guest-state checks fail, one of them that of the link pointer; each reports its own."""
-    qualifications = {field(found.bare, "qualification"), field(found.other, "qualification")}
-    return (
-        is_exit(found.bare, INVALID_STATE)
-        and _not_rewritten(found) == {"qualification"}
-        and qualifications == {0, _LINK_POINTER}
-        and qualifications <= _qualifications(found.entry.forbidden_by())
-    )
+    ours, theirs = field(found.bare, "qualification"), field(found.other, "qualification")
+    if not is_exit(found.bare, INVALID_STATE) or _not_rewritten(found) != {"qualification"}:
+        return False
+    allowed = _qualifications(found.entry.forbidden_by())
+    of_bochs = {0 if value == _UNDER_STI else value for value in allowed}
+    return ours in allowed and theirs in of_bochs and _LINK_POINTER in (ours, theirs)
 
 
 def xsetbv_outside_cpl_0(found: Difference) -> bool:
