@@ -60,6 +60,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def scenarios_in(folder: Path) -> list[Path]:
     """The files that a folder of scenarios or the output folder of a campaign stands for; raises BadFile."""
+    check_folder(folder)
     parts = CAMPAIGN_PARTS if is_campaign(folder) else ("",)
     return [path for part in parts for path in files_in(folder / part)]
 
