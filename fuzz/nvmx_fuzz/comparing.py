@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bochs.divergences import Divergence, known
-from nvmx_fuzz.bochs.worker import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome, Worker
 from nvmx_fuzz.codec import SIZE_MAX, decode, encode
 from nvmx_fuzz.generate import random_bytes
 from nvmx_fuzz.mutate import mutate
+from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Comparer, Outcome
 from nvmx_fuzz.shrink import shrink
 
 BATCH: Final = 200
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 class Comparison:
     """Counts, what was found, and how fast."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Comparer) -> None:
         self._worker: Final = worker
         self._digest: Final = hashlib.sha256()
         self.verdicts: Counter[str] = Counter()

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from nvmx_core.scenario.config import (
     HLT_ACTIVITY,
@@ -24,7 +24,8 @@ from nvmx_core.scenario.config import (
 )
 from nvmx_fuzz.bochs.helper import BochsMissingError, BochsUnavailableError
 from nvmx_fuzz.codec import decode
-from nvmx_fuzz.compare import Difference, first_difference
+from nvmx_fuzz.compare import first_difference
+from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome
 
 BOCHS_CAPABILITIES: Final = (
     ZERO_LENGTH | HLT_ACTIVITY | SHUTDOWN_ACTIVITY | WFS_ACTIVITY | MTF_OFFERED | STI_BLOCKS_NMI
@@ -33,25 +34,6 @@ BOCHS_CAPABILITIES: Final = (
 
 SECONDS_MAX: Final = 60.0
 """A batch that takes longer hangs."""
-
-SAME: Final = "same"
-DIFFERENT: Final = "different"
-NOT_REALISABLE: Final = "not realisable"
-INCIDENT: Final = "incident"
-
-
-class Outcome(NamedTuple):
-    """What became of one scenario.
-
-    SAME, DIFFERENT with the difference, NOT_REALISABLE or INCIDENT with the reason; ``entry_rules`` are
-    those that its entries broke in the model, ``journal`` is a checksum of what Bochs showed.
-    """
-
-    verdict: str
-    reason: str = ""
-    difference: Difference | None = None
-    entry_rules: tuple[str, ...] = ()
-    journal: int = 0
 
 
 def serve(connection: Connection, position: Any) -> None:
