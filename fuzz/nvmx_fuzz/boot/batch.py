@@ -8,7 +8,7 @@ from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.emulator import Ended
 from nvmx_fuzz.boot.image import boot_image
-from nvmx_fuzz.boot.wire import REFUSALS, Line, whole_lines
+from nvmx_fuzz.boot.wire import REFUSALS, Line, remarks, whole_lines
 from nvmx_fuzz.realise.script import Operation
 
 Start = Callable[[bytes], Ended]
@@ -61,11 +61,12 @@ class Batch:
         while first < len(scripts):
             ended = self._run(image, first)
             lines = {line.number: line for line in whole_lines(ended.text) if line.kind == "#"}
-            reached = max(lines, default=first - 1) + 1
+            said = remarks(ended.text)
+            reached = max([*lines, *said], default=first - 1) + 1
             for number in range(first, min(reached, len(scripts))):
                 line = lines.get(number)
-                answers[number] = Answer(line, "" if line else "its line was cut")
-            lost = 0 if lines else lost + 1
+                answers[number] = Answer(line, "" if line else said.get(number, "its line was cut"))
+            lost = 0 if reached > first else lost + 1
             if lost == LOST_MAX:
                 raise BootError(f"the image brings nothing {LOST_MAX} times: {ended.reason}")
             if reached < len(scripts):
@@ -76,6 +77,8 @@ class Batch:
     def _run(self, image: bytes, first: int) -> Ended:
         self.boots += 1
         ended = self._start(with_first(image, first))
+        if -1 in remarks(ended.text):
+            raise BootError(remarks(ended.text)[-1])
         for line in whole_lines(ended.text):
             if line.kind == "!":
                 raise BootError(REFUSALS.get(line.number, "the image refuses to start"))

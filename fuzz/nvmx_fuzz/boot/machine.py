@@ -12,6 +12,7 @@ from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.iso import iso_of_image
 from nvmx_fuzz.boot.reading import journal_of, visible
 from nvmx_fuzz.boot.standalone import Standalone
+from nvmx_fuzz.boot.linux import disc_with_kvm
 from nvmx_fuzz.boot.moved import stand_alone_moved
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.compare import first_difference
@@ -20,6 +21,7 @@ from nvmx_fuzz.realise.vmcs import NotRealisableError
 
 BATCH_MAX: Final = 500
 """Scenarios of one boot."""
+_EMULATED_LINUX: Final = Settings(megabytes=512, silent_seconds=30.0, start_seconds=120.0)
 _EMULATED: Final = Settings(megabytes=128, silent_seconds=3.0, start_seconds=60.0)
 
 
@@ -78,6 +80,15 @@ def _outcome(expected: Standalone, answer: Answer) -> Outcome:
     found = first_difference(visible(expected.realised.journal), shown, expected.realised.entries)
     journal = zlib.crc32(marshal.dumps(shown, 2))  # version 2 depends on the values alone
     return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
+
+
+def kvm_bochs() -> BootingMachine:
+    """The image below a stock Linux KVM, which runs inside the full Bochs."""
+
+    def start(image: bytes) -> Ended:
+        return run_disc(disc_with_kvm(image), _EMULATED_LINUX, LAST_LINE)
+
+    return BootingMachine(Batch(start, doorbell=True))
 
 
 def bochs_boot() -> BootingMachine:

@@ -8,6 +8,7 @@ values that are not zero, as ``INDEX:VALUE``; all numbers are hexadecimal.
     v  VMfail: its number                                          z  end: IRR and ISR, eight words each
     i n u  interrupt, NMI, exception that L1 took: vector, interrupted RIP, how many records stood then
 
+A monitor that runs the image adds ``%NUMBER REASON`` for a scenario that brought nothing, and ``%! REASON`` when none can run.
 Anything else on the line is no part of it: boot loaders and kernels write there too.
 """
 
@@ -25,6 +26,9 @@ REFUSALS: Final = {
 _LINE: Final = re.compile(r"([#@!$][^*#@!$\r\n]*) \*([0-9a-f]{1,8})(?=[\r\n])")
 _PAIR: Final = re.compile(r"([0-9a-f]+):([0-9a-f]+)")
 _COUNTS: Final = {"x": 23, "s": 256, "v": 1, "z": 16, "i": 3, "n": 3, "u": 3, "m": 13}
+
+
+_REMARK: Final = re.compile(r"^%([0-9a-f]+|!) ([^\r\n]+)\r?$", re.MULTILINE)
 
 
 class RawRecord(NamedTuple):
@@ -60,6 +64,13 @@ def whole_lines(text: str) -> Iterator[Line]:
         line = _line(body)
         if line:
             yield line
+
+
+def remarks(text: str) -> dict[int, str]:
+    """What a monitor says of scenarios that brought nothing, by number; -1 for "none can run"."""
+    return {
+        -1 if match[1] == "!" else int(match[1], 16): match[2] for match in _REMARK.finditer(text)
+    }
 
 
 def _line(body: str) -> Line | None:
