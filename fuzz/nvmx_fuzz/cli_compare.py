@@ -6,18 +6,16 @@ from itertools import islice
 
 import click
 
-from nvmx_fuzz.bochs.helper import BochsMissingError, BochsUnavailableError
-from nvmx_fuzz.bochs.worker import Worker
 from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.compare_report import lines, to_json
 from nvmx_fuzz.comparing import Comparison, live
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.machines import MACHINES, open_machine
+from nvmx_fuzz.outcomes import MissingError, UnavailableError
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
-
-MACHINES = ("bochs",)
 
 
 @click.command("compare")
@@ -44,19 +42,34 @@ def command(
 ) -> int:
     """Run scenarios on `bare` and as machine code on another processor, and report where they differ.
 
-    Every kind of difference is shown once, by its smallest scenario, unless docs/FIDELITY.md lists it.
+    Every kind of difference is shown once, by its smallest scenario, unless docs/FIDELITY.md or docs/KVM.md
+    lists it. bochs runs in this process; bochs-boot boots an image on the full Bochs; kvm boots it below this
+    host's KVM, kvm-bochs below a stock Linux KVM inside Bochs.
     Without FILE the seeds of the project are compared.
     """
     contents = [encode(load(name).scenario) for name in _names(files)]
     if not contents:
         raise click.UsageError("no scenario to compare", click.get_current_context())
     try:
-        worker = Worker()
-    except BochsUnavailableError as error:
-        if where_possible and isinstance(error, BochsMissingError):
+        comparison, took = _compared(machine, contents, seconds, number, seed)
+    except UnavailableError as error:
+        if where_possible and isinstance(error, MissingError):
             click.echo(f"nothing compared: {error}")
             return 0
         raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(to_json(comparison, machine, took), indent=2))
+    else:
+        for line in lines(comparison, machine, took):
+            click.echo(line)
+    return 1 if comparison.findings else 0
+
+
+def _compared(
+    machine: str, contents: list[bytes], seconds: float | None, number: int | None, seed: int
+) -> tuple[Comparison, float]:
+    """The comparison, and how many seconds new scenarios took. Raises: UnavailableError."""
+    worker = open_machine(machine)
     comparison = Comparison(worker)
     try:
         comparison.add(contents)
@@ -66,12 +79,7 @@ def command(
             took = comparison.add_live(new, seconds or math.inf)
     finally:
         worker.close()
-    if as_json:
-        click.echo(json.dumps(to_json(comparison, machine, took), indent=2))
-    else:
-        for line in lines(comparison, machine, took):
-            click.echo(line)
-    return 1 if comparison.findings else 0
+    return comparison, took
 
 
 def _names(files: tuple[str, ...]) -> list[str]:

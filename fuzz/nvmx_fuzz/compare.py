@@ -115,7 +115,7 @@ def _shown(record: Record, fields: tuple[str, ...]) -> str:
 def first_difference(
     bare: Sequence[Record], other: Sequence[Record], entries: Sequence[Entry]
 ) -> Difference | None:
-    """The first difference, or None; *entries* has one for each record `L1_ENTRY`."""
+    """The first difference, or None; *entries* has one for each record `L1_ENTRY`, or none is asked about."""
     if bare == other:
         return None
     entry, injected = Entry(), 0
@@ -127,5 +127,5 @@ def first_difference(
             before = bare[index - 1] if index else ()
             return Difference(index, ours, theirs, entry, injected, before)
         if ours[0] == L1_ENTRY:
-            entry, injected = next(following), ours[1]
+            entry, injected = next(following, Entry()), ours[1]
     return None

@@ -17,7 +17,6 @@ from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Compar
 from nvmx_fuzz.shrink import shrink
 
 BATCH: Final = 200
-SHRINK_RUNS: Final = 300
 KINDS_MAX: Final = 50
 """More kinds of unlisted difference than anybody reads in one report; the others are only counted."""
 SLICE_SECONDS: Final = 5.0
@@ -103,24 +102,30 @@ class Comparison:
         return time.monotonic() - started
 
     def _keep(self, content: bytes, outcome: Outcome) -> None:
-        divergence = divergence_of(outcome)
-        if divergence:
-            self.divergences[divergence.name] += 1
+        known = self._worker.known(content, outcome)
+        if known:
+            self.divergences[known] += 1
             return
         key = key_of(outcome)
         self.unlisted[key] += 1
         if key in self.findings or len(self.findings) >= KINDS_MAX:
             return
         scenario = decode(content)
-        small = shrink(scenario, lambda candidate: self._shows(candidate, key), SHRINK_RUNS)
+        self.findings[key] = self._smallest(Finding(key, scenario, outcome))
+
+    def _smallest(self, finding: Finding) -> Finding:
+        runs, key = self._worker.shrink_runs, finding.key
+        if not runs:
+            return finding
+        small = shrink(finding.scenario, lambda candidate: self._shows(candidate, key), runs)
         again = next(self._worker.compare([encode(small)]))
-        if key_of(again) != key:  # an incident that does not happen again
-            small, again = scenario, outcome
-        self.findings[key] = Finding(key, small, again)
+        # An incident need not happen again.
+        return Finding(key, small, again) if key_of(again) == key else finding
 
     def _shows(self, scenario: Scenario, key: str) -> bool:
-        outcome = next(self._worker.compare([encode(scenario)]))
-        return key_of(outcome) == key and not divergence_of(outcome)
+        content = encode(scenario)
+        outcome = next(self._worker.compare([content]))
+        return key_of(outcome) == key and not self._worker.known(content, outcome)
 
 
 def divergence_of(outcome: Outcome) -> Divergence | None:

@@ -11,6 +11,14 @@ NOT_REALISABLE: Final = "not realisable"
 INCIDENT: Final = "incident"
 
 
+class UnavailableError(Exception):
+    """A machine cannot be used here; the message says why and what to do."""
+
+
+class MissingError(UnavailableError):
+    """It is not installed, or there is none for this platform: nothing that is here is broken."""
+
+
 class Outcome(NamedTuple):
     """What became of one scenario.
 
@@ -31,8 +39,15 @@ class Comparer(Protocol):
     restarts: int
     """How often it ended in the middle and was started anew."""
 
+    @property
+    def shrink_runs(self) -> int:
+        """How many runs may be spent on making one scenario smaller; 0 where a run is a boot."""
+
     def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
         """The outcome of each scenario, in order."""
+
+    def known(self, content: bytes, outcome: Outcome) -> str:
+        """What is known to make a difference or an incident; "" if nothing is."""
 
     def memory(self) -> int:
         """Resident memory in bytes; 0 where nothing stays."""

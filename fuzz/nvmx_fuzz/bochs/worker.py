@@ -22,6 +22,7 @@ from nvmx_core.scenario.config import (
     WFS_ACTIVITY,
     ZERO_LENGTH,
 )
+from nvmx_fuzz.bochs.divergences import known
 from nvmx_fuzz.bochs.helper import BochsMissingError, BochsUnavailableError
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.compare import first_difference
@@ -88,6 +89,8 @@ _BATCH: Final = 200
 class Worker:
     """The parent's side: compares scenarios, starts the process anew when it ends."""
 
+    shrink_runs: Final = 300
+
     def __init__(self) -> None:
         """Start the process.
 
@@ -145,6 +148,11 @@ class Worker:
         self.restarts += 1
         self._start()
         return f"the emulator ended with status {status}"
+
+    def known(self, _content: bytes, outcome: Outcome) -> str:
+        """The divergence of docs/FIDELITY.md that a difference is an instance of; "" for none."""
+        divergence = known(outcome.difference) if outcome.difference else None
+        return divergence.name if divergence else ""
 
     def memory(self) -> int:
         """The resident memory of the process, in bytes; 0 where nobody tells."""

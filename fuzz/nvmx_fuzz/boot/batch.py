@@ -1,4 +1,4 @@
-"""A batch of scenarios through a machine that boots: what hangs or kills it is noted, and the rest goes on."""
+"""A batch of scenarios through a machine that boots: what hangs is noted, and the rest goes on."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.emulator import Ended
 from nvmx_fuzz.boot.image import boot_image
 from nvmx_fuzz.boot.wire import REFUSALS, Line, remarks, whole_lines
+from nvmx_fuzz.outcomes import UnavailableError
 from nvmx_fuzz.realise.script import Operation
 
 Start = Callable[[bytes], Ended]
@@ -20,7 +21,7 @@ LOST_MAX: Final = 3
 """So many runs that bring nothing at all are enough."""
 
 
-class BootError(Exception):
+class BootError(UnavailableError):
     """The machine does not run the image at all; the message says why."""
 
 
@@ -34,9 +35,10 @@ class Answer(NamedTuple):
 class Batch:
     """Runs batches on one machine, and counts how often it had to be booted."""
 
-    def __init__(self, start: Start, doorbell: bool = False) -> None:
+    def __init__(self, start: Start, *, doorbell: bool = False, sweep: bool = False) -> None:
         self._start: Final = start
         self._doorbell: Final = doorbell
+        self._sweep: Final = sweep
         self.boots = 0
 
     def capabilities(self) -> Capabilities:
@@ -44,7 +46,7 @@ class Batch:
 
         Raises: BootError, MissingToolError.
         """
-        ended = self._run(boot_image([], self._doorbell), 0)
+        ended = self._run(boot_image([], doorbell=self._doorbell), 0)
         for line in whole_lines(ended.text):
             if line.kind == "@":
                 return Capabilities(line.records[0].values)
@@ -55,7 +57,7 @@ class Batch:
 
         Raises: BootError, MissingToolError.
         """
-        image = boot_image(scripts, self._doorbell)
+        image = boot_image(scripts, doorbell=self._doorbell, sweep=self._sweep)
         answers: dict[int, Answer] = {}
         first, lost = 0, 0
         while first < len(scripts):

@@ -51,9 +51,17 @@ EPT_ACCESSED_DIRTY: Final = 1 << 21
 
 
 class Capabilities(NamedTuple):
-    """The MSRs from IA32_VMX_BASIC on, by their distance from it."""
+    """The MSRs from IA32_VMX_BASIC on, by their distance from it, and what no MSR tells.
+
+    ``sti_blocks_nmi``: a choice that the manual leaves open (G7, B6); ``saves_rf``: exits save RFLAGS.RF as
+    the manual says (X8, Y3), so that it can be compared; ``dies_of_type_7``: an injected event of that
+    type ends the processor's emulator when there is no monitor trap flag.
+    """
 
     msrs: tuple[int, ...]
+    sti_blocks_nmi: bool = False
+    saves_rf: bool = True
+    dies_of_type_7: bool = False
 
     def msr(self, number: int) -> int:
         """The value of one; 0 for one that was not read."""
@@ -70,12 +78,12 @@ class Capabilities(NamedTuple):
             (SHUTDOWN_ACTIVITY, misc >> 7 & 1),
             (WFS_ACTIVITY, misc >> 8 & 1),
             (MTF_OFFERED, self._offers(CPU_BASED, CPU_MONITOR_TRAP_FLAG)),
-            (STI_BLOCKS_NMI, 0),
+            (STI_BLOCKS_NMI, self.sti_blocks_nmi),
         )
         return sum(flag for flag, offered in pairs if offered)
 
     def missing(self, vmcs: Vmcs) -> tuple[int, int]:
-        """A field of controls and the bits that *vmcs* turns on in it and the processor lacks; (0, 0) if none.
+        """A field of controls and the bits that *vmcs* turns on in it and the processor lacks, or (0, 0).
 
         What the model refuses as well is left out.
         """

@@ -1,8 +1,8 @@
 """The full Bochs emulator of Debian as a process: a disc goes in, the text of its serial port comes out.
 
-Debian's Bochs is built with its debugger and draws on a terminal, so it runs in a pseudo-terminal with a command file
-that says "continue". It counts instructions, not time: that it hangs is judged by the processor time that it uses without
-printing anything, so that a loaded machine changes nothing.
+Debian's Bochs is built with its debugger and draws on a terminal, so it runs in a pseudo-terminal with a
+command file that says "continue". It counts instructions, not time: that it hangs is judged by the
+processor time that it uses without printing anything, so that a loaded machine changes nothing.
 """
 
 import os
@@ -50,7 +50,9 @@ def run_disc(disc: bytes, settings: Settings, last_line: str) -> Ended:
     Raises: MissingToolError.
     """
     if not shutil.which(BOCHS):
-        raise MissingToolError("bochs is needed; try: apt-get install bochs bochs-term bochsbios vgabios")
+        raise MissingToolError(
+            "bochs is needed; try: apt-get install bochs bochs-term bochsbios vgabios"
+        )
     with tempfile.TemporaryDirectory(prefix="nvmx-fuzz-") as name:
         folder = Path(name)
         Path(folder, "disc.iso").write_bytes(disc)
@@ -71,7 +73,7 @@ def _configuration(folder: Path, settings: Settings) -> str:
         "boot: cdrom",
         f"com1: enabled=1, mode=file, dev={folder}/serial",
         f"log: {folder}/log",
-        "panic: action=fatal",
+        "panic: action=report",
         "error: action=ignore",
         "info: action=ignore",
         "debug: action=ignore",
@@ -122,7 +124,7 @@ class _Machine:
                 return Ended(text, "hangs" if _HEAD in text else "does not start")
 
     def _drain(self) -> None:
-        """Take what it draws, so that it does not wait for a reader; sleeps for a moment if there is nothing."""
+        """Take what it draws, so that it does not wait for a reader; sleeps a moment if there is nothing."""
         readable, _, _ = select.select([self._terminal], [], [], _POLL_SECONDS)
         if readable:
             try:
@@ -146,7 +148,11 @@ class _Machine:
             if "triple fault" in line.lower() or "shutdown" in line.lower():
                 return "triple fault"
         panics = [line for line in log.splitlines() if ">>PANIC<<" in line]
-        return f"the emulator gives up: {panics[-1].split('>>PANIC<<')[1].strip()}" if panics else "powers off early"
+        return (
+            f"the emulator gives up: {panics[-1].split('>>PANIC<<')[1].strip()}"
+            if panics
+            else "powers off early"
+        )
 
     def _processor_seconds(self) -> float:
         try:
@@ -154,4 +160,3 @@ class _Machine:
         except (OSError, IndexError):
             return 0.0
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-

@@ -9,13 +9,30 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from nvmx_core.guests.memory import CODE, HANDLER, page_address
+from nvmx_core.guests.memory import CODE, CODE_BASE, HANDLER, page_address
 from nvmx_fuzz.boot import places
-from nvmx_fuzz.boot.program import CALL, RETURN, boot_program, entry_code, operation_table
+from nvmx_fuzz.boot.program import CALL, RESTART, RETURN, boot_program, entry_code, operation_table
 from nvmx_fuzz.realise import layout
 from nvmx_fuzz.realise.image import base_image
-from nvmx_fuzz.realise.l1_program import END, VMWRITE, interrupt_stubs, l1_program
-from nvmx_fuzz.realise.script import Operation, encode, pointer_to, preparation_of, registers
+from nvmx_fuzz.realise.l1_program import (
+    END,
+    ENTER,
+    STORE32,
+    STORE_BYTES,
+    VMPTRLD,
+    VMWRITE,
+    interrupt_stubs,
+    l1_program,
+)
+from nvmx_fuzz.realise.script import (
+    REGISTERS_ADDRESS,
+    Operation,
+    encode,
+    pointer_to,
+    preparation_of,
+    registers,
+)
+from nvmx_fuzz.realise.vmcs import default_stack
 
 MULTIBOOT_MAGIC: Final = 0x1BADB002
 _ADDRESSES_GIVEN: Final = 1 << 16
@@ -43,43 +60,100 @@ def pristine_memory() -> bytes:
     return bytes(memory)
 
 
-def boot_image(scripts: Sequence[Sequence[Operation]], doorbell: bool = False) -> bytes:
-    """The file for a batch of scripts; *doorbell*: see ``places.PARAMETER_DOORBELL``."""
-    body = bytearray()
-    calls: dict[int, int] = {}
-    for region in range(len(layout.VMCS_REGIONS)):
-        calls[pointer_to(region)] = places.SCRIPTS + len(body)
-        body += encode(_placed([*preparation_of(region), (RETURN, 0, 0, 0)]))
+def boot_image(
+    scripts: Sequence[Sequence[Operation]], *, doorbell: bool = False, sweep: bool = False
+) -> bytes:
+    """The file for a batch of scripts.
+
+    *doorbell*: see ``places.PARAMETER_DOORBELL``; *sweep*: L2 executes an IRET before each scenario, for a
+    processor on which virtual-NMI blocking outlives the entry that it came from.
+    """
+    body = _Body()
+    preparations = {
+        pointer_to(region): body.add([*preparation_of(region), (RETURN, 0, 0, 0)])
+        for region in range(len(layout.VMCS_REGIONS))
+    }
+    sweeping = body.add(_sweep()) if sweep else 0
     addresses = []
     for script in scripts:
-        addresses.append(places.SCRIPTS + len(body))
-        used = sorted({operand for _op, *operands in script for operand in operands if operand in calls})
-        prologue: list[Operation] = [(CALL, calls[pointer], 0, 0) for pointer in used]
-        body += encode(_placed([*registers(), *prologue, *script]))
         if script[-1][0] != END:
             raise AssertionError("a script ends with END")
-    table = places.SCRIPTS + len(body)
-    body += struct.pack(f"<{len(addresses)}Q", *addresses)
-    if places.SCRIPTS + len(body) > places.SHADOW:
+        named = {operand for _op, *operands in script for operand in operands}
+        calls = [
+            (CALL, preparations[pointer], 0, 0) for pointer in sorted(named & preparations.keys())
+        ]
+        address = body.add([*registers(), *calls, *script])
+        if sweep:
+            address = body.add([(CALL, sweeping, 0, 0), (RESTART, address, 0, 0)])
+        addresses.append(address)
+    table = body.add_words(addresses)
+    if body.end > places.EVENTS:
         raise ValueError(f"{len(scripts)} scenarios do not fit into one image")
     parameters = struct.pack(
         "<6Q", places.MAGIC, 0, len(scripts), int(doorbell), table, len(scripts)
     )
+    return _head(parameters, body.end) + pristine_memory() + bytes(body.content)
+
+
+class _Body:
+    """What stands behind the pristine memory, and where."""
+
+    def __init__(self) -> None:
+        self.content: Final = bytearray()
+
+    @property
+    def end(self) -> int:
+        return places.SCRIPTS + len(self.content)
+
+    def add(self, script: Sequence[Operation]) -> int:
+        address = self.end
+        self.content.extend(encode(_placed(script)))
+        return address
+
+    def add_words(self, words: Sequence[int]) -> int:
+        address = self.end
+        self.content.extend(struct.pack(f"<{len(words)}Q", *words))
+        return address
+
+
+def _sweep() -> list[Operation]:
+    """L2, with virtual NMIs, executes IRET and comes back."""
+    frame = (CODE_BASE + 1, layout.L2_CODE_SELECTOR, 2)
+    stack = default_stack(0)
+    return [
+        *registers(),
+        *preparation_of(0),
+        (VMPTRLD, pointer_to(0), 0, 0),
+        (STORE_BYTES, CODE_BASE, int.from_bytes(b"\xcf" + _FILLER[:3], "little"), 4),
+        *((STORE32, stack + 4 * index, word, 0) for index, word in enumerate(frame)),
+        (ENTER, 0, 0, REGISTERS_ADDRESS),
+        (RETURN, 0, 0, 0),
+    ]
+
+
+def _head(parameters: bytes, end: int) -> bytes:
+    """The first pages of the file: header, entry, parameters."""
     head = bytearray(places.PRISTINE - places.IMAGE)
-    length = len(head) + layout.SCRIPT + len(body)
-    _write(head, 0, _multiboot_header(length))
+    _write(head, 0, _multiboot_header(end))
     _write(head, places.ENTRY - places.IMAGE, entry_code())
-    _write(head, 0xFE0, struct.pack("<HI", 0x27, layout.L1_GDT))
-    _write(head, 0xFF0, struct.pack("<HI", 0xFFF, layout.L1_IDT))
+    _write(head, places.GDT_POINTER - places.IMAGE, struct.pack("<HI", 0x27, layout.L1_GDT))
+    _write(head, places.IDT_POINTER - places.IMAGE, struct.pack("<HI", 0xFFF, layout.L1_IDT))
     _write(head, places.PARAMETERS - places.IMAGE, parameters)
-    return bytes(head) + pristine_memory() + bytes(body)
+    return bytes(head)
 
 
-def _multiboot_header(length: int) -> bytes:
+def _multiboot_header(end: int) -> bytes:
     checksum = -(MULTIBOOT_MAGIC + _ADDRESSES_GIVEN) & 0xFFFFFFFF
-    end = places.IMAGE + length
     return struct.pack(
-        "<8I", MULTIBOOT_MAGIC, _ADDRESSES_GIVEN, checksum, places.IMAGE, places.IMAGE, end, end, places.ENTRY
+        "<8I",
+        MULTIBOOT_MAGIC,
+        _ADDRESSES_GIVEN,
+        checksum,
+        places.IMAGE,
+        places.IMAGE,
+        end,
+        end,
+        places.ENTRY,
     )
 
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from nvmx_fuzz.outcomes import MissingError
 from nvmx_fuzz.wording import printable
 
 GRUB_MKRESCUE: Final = "grub-mkrescue"
@@ -13,7 +14,7 @@ _MODULES: Final = "multiboot multiboot2 normal biosdisk iso9660"
 _IMAGE_MENU: Final = "set timeout=0\nmultiboot /boot/nvmx-fuzz.bin\nboot\n"
 
 
-class MissingToolError(Exception):
+class MissingToolError(MissingError):
     """A program is needed that is not installed; the message names it, and what to install."""
 
 

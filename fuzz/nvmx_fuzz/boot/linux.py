@@ -1,7 +1,7 @@
-"""A stock Debian kernel with KVM as L0, inside the full Bochs: what it needs, and the disc that it boots from.
+"""A stock Debian kernel with KVM as L0, inside the full Bochs: what it needs, and its disc.
 
-Everything comes from packages by name, and is kept in ``build/kvm`` of the checkout. The initramfs holds busybox, the
-modules of KVM, our monitor and the image; what the monitor prints goes to the serial port.
+Everything comes from packages by name, and is kept in ``build/kvm`` of the checkout. The initramfs holds
+busybox, the modules of KVM, our monitor and the image; what the monitor prints goes to the serial port.
 """
 
 import gzip
@@ -22,9 +22,8 @@ _MODULES: Final = ("virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm
 _BUSYBOX: Final = Path("/bin/busybox")
 _ARGUMENTS: Final = (
     "console=ttyS0 quiet loglevel=3 mitigations=off nokaslr tsc=reliable no_timer_check lpj=4000000 "
-    "random.trust_cpu=on cryptomgr.notests init_on_alloc=0 audit=0 initcall_blacklist="
-    "load_system_certificate_list,cubictcp_register,init_kprobe_trace,netns_bpf_init,bpf_rstat_kfunc_init,"
-    "init_blk_tracer"
+    "random.trust_cpu=on cryptomgr.notests init_on_alloc=0 audit=0 "
+    "initcall_blacklist=load_system_certificate_list,cubictcp_register,init_kprobe_trace,netns_bpf_init,bpf_rstat_kfunc_init,init_blk_tracer"
 )
 _MENU: Final = f"set timeout=0\nlinux /boot/vmlinuz {_ARGUMENTS}\ninitrd /boot/initrd\nboot\n"
 _INIT: Final = """\
@@ -71,7 +70,9 @@ def _fetch(root: Path) -> None:
     """Unpack the kernel and strip its modules: with their debugging data they load too slowly."""
     for tool in ("apt-get", "apt-cache", "dpkg-deb", "objcopy"):
         if not shutil.which(tool):
-            raise MissingToolError(f"{tool} is needed to fetch {KERNEL_PACKAGE}; on Debian: apt-get install binutils")
+            raise MissingToolError(
+                f"{tool} is needed to fetch {KERNEL_PACKAGE}; on Debian: apt-get install binutils"
+            )
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as name:
         folder = Path(name)
@@ -102,7 +103,19 @@ def monitor() -> Path:
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=FOLDER) as name:
             output = Path(name) / "vmm"
-            _tool([compiler, "-static", "-O2", "-Wall", "-Wextra", "-o", str(output), str(MONITOR_SOURCE)], Path(name))
+            _tool(
+                [
+                    compiler,
+                    "-static",
+                    "-O2",
+                    "-Wall",
+                    "-Wextra",
+                    "-o",
+                    str(output),
+                    str(MONITOR_SOURCE),
+                ],
+                Path(name),
+            )
             output.replace(target)
     return target
 

@@ -2,34 +2,56 @@
 
 import marshal
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
+from nvmx_core.scenario.steps import Scenario
+from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.batch import LAST_LINE, Answer, Batch, BootError
 from nvmx_fuzz.boot.capabilities import Capabilities
+from nvmx_fuzz.boot.divergences import SLEEPS, listed
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
+from nvmx_fuzz.boot.host import run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
-from nvmx_fuzz.boot.reading import journal_of, visible
-from nvmx_fuzz.boot.standalone import Standalone
 from nvmx_fuzz.boot.linux import disc_with_kvm
 from nvmx_fuzz.boot.moved import stand_alone_moved
+from nvmx_fuzz.boot.predicted import VERSION, bugs_that_sleep, journal_on_bare, predicting_bugs
+from nvmx_fuzz.boot.reading import journal_of, visible
+from nvmx_fuzz.boot.standalone import Standalone
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.compare import first_difference
 from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome
+from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.realise.vmcs import NotRealisableError
 
-BATCH_MAX: Final = 500
+BATCH_MAX: Final = 1000
 """Scenarios of one boot."""
+HANGS: Final = "hangs"
+_EMULATED: Final = Settings(megabytes=128, silent_seconds=1.0, start_seconds=60.0)
 _EMULATED_LINUX: Final = Settings(megabytes=512, silent_seconds=30.0, start_seconds=120.0)
-_EMULATED: Final = Settings(megabytes=128, silent_seconds=3.0, start_seconds=60.0)
+
+
+class Kind(NamedTuple):
+    """What a machine is made of.
+
+    ``version``: the catalogue's name of its L0, or ""; ``on_bochs``: Bochs 2.7 is its processor.
+    """
+
+    name: str
+    batch: Callable[[], Batch]
+    version: str
+    on_bochs: bool
 
 
 class BootingMachine:
-    """A machine that boots the image, and what it needs of itself."""
+    """A machine that boots the image (a `Comparer`)."""
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch: Final = batch
+    shrink_runs: Final = 0
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind: Final = kind
+        self._batch: Final = kind.batch()
         self.restarts = 0
 
     @cached_property
@@ -42,7 +64,10 @@ class BootingMachine:
         problem = capabilities.suffices()
         if problem:
             raise BootError(problem)
-        return capabilities
+        if not self._kind.on_bochs:
+            return capabilities
+        bare_bochs = not self._kind.version
+        return capabilities._replace(sti_blocks_nmi=True, saves_rf=False, dies_of_type_7=bare_bochs)
 
     def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
         """The outcome of each scenario, in order."""
@@ -61,8 +86,38 @@ class BootingMachine:
         answers = self._batch.run([one.realised.script for one in realised.values()])
         self.restarts += max(self._batch.boots - before - 1, 0)
         for (index, one), answer in zip(realised.items(), answers, strict=True):
-            outcomes[index] = _outcome(one, answer)
+            outcomes[index] = _outcome(one, answer, self.capabilities.saves_rf)
         return [outcomes[index] for index in range(len(scenarios))]
+
+    def known(self, content: bytes, outcome: Outcome) -> str:
+        """The bug of KVM that predicts it, or the row of docs/KVM.md or docs/FIDELITY.md; "" for none."""
+        scenario = fit(decode(content), self.capabilities.flags())
+        if outcome.verdict == INCIDENT:
+            return self._known_incident(scenario, outcome.reason)
+        found = outcome.difference
+        if not found:
+            return ""
+        has_rf = self.capabilities.saves_rf
+        if self._kind.version:
+            bare = journal_on_bare(scenario, has_rf)
+            bugs = list(predicting_bugs(scenario, bare, found, has_rf, self._kind.version))
+            if bugs:
+                return f"KVM: {', '.join(bugs)}"
+        row = listed(self._kind.name, found)
+        if row:
+            return row.name
+        of_bochs = of_every_bochs.known(found) if self._kind.on_bochs else None
+        return of_bochs.name if of_bochs else ""
+
+    def _known_incident(self, scenario: Scenario, reason: str) -> str:
+        """A machine that hangs where L2 may sleep."""
+        if reason != HANGS:
+            return ""
+        if self._kind.version:
+            bugs = list(bugs_that_sleep(scenario, self.capabilities.saves_rf, self._kind.version))
+            if bugs:
+                return f"KVM: {', '.join(bugs)}"
+        return SLEEPS if stand_alone_moved(scenario, self.capabilities).sleeps else ""
 
     def memory(self) -> int:
         """Nothing stays resident between two boots."""
@@ -72,29 +127,43 @@ class BootingMachine:
         """Every boot has ended already."""
 
 
-def _outcome(expected: Standalone, answer: Answer) -> Outcome:
+def _outcome(expected: Standalone, answer: Answer, has_rf: bool) -> Outcome:
     rules = tuple(entry.rule for entry in expected.realised.entries)
     if answer.line is None:
-        return Outcome(INCIDENT, f"the machine {answer.reason}", None, rules)
-    shown = journal_of(answer.line, expected)
-    found = first_difference(visible(expected.realised.journal), shown, expected.realised.entries)
+        return Outcome(INCIDENT, answer.reason, None, rules)
+    shown = visible(journal_of(answer.line, expected), has_rf=has_rf)
+    ours = visible(expected.realised.journal, has_rf=has_rf)
+    found = first_difference(ours, shown, expected.realised.entries)
     journal = zlib.crc32(marshal.dumps(shown, 2))  # version 2 depends on the values alone
     return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
 
 
-def kvm_bochs() -> BootingMachine:
-    """The image below a stock Linux KVM, which runs inside the full Bochs."""
-
-    def start(image: bytes) -> Ended:
-        return run_disc(disc_with_kvm(image), _EMULATED_LINUX, LAST_LINE)
-
-    return BootingMachine(Batch(start, doorbell=True))
-
-
-def bochs_boot() -> BootingMachine:
+def _bochs_boot() -> Batch:
     """The image on the full Bochs, without any hypervisor below."""
 
     def start(image: bytes) -> Ended:
         return run_disc(iso_of_image(image), _EMULATED, LAST_LINE)
 
-    return BootingMachine(Batch(start))
+    return Batch(start, sweep=True)
+
+
+def _kvm_bochs() -> Batch:
+    """The image below a stock Linux KVM, which runs inside the full Bochs."""
+
+    def start(image: bytes) -> Ended:
+        return run_disc(disc_with_kvm(image), _EMULATED_LINUX, LAST_LINE)
+
+    return Batch(start, doorbell=True)
+
+
+def _kvm() -> Batch:
+    """The image below the KVM of this host."""
+    return Batch(run_monitor, doorbell=True)
+
+
+_KINDS: Final = (
+    Kind("bochs-boot", _bochs_boot, "", True),
+    Kind("kvm", _kvm, VERSION, False),
+    Kind("kvm-bochs", _kvm_bochs, VERSION, True),
+)
+BOOTING: Final[dict[str, Kind]] = {kind.name: kind for kind in _KINDS}

@@ -1,17 +1,14 @@
 """Arrivals moved to where L1 can make them: an interrupt for L1 that would come in L2, sent before the entry.
 
-L1 runs with its interrupts off, so it can send itself one before VMLAUNCH; whether that is the same scenario is not
-argued but asked: the model runs both, and what can be seen has to be equal.
+L1 runs with its interrupts off, so it can send itself one before VMLAUNCH; whether that is the same
+scenario is not argued but asked: the model runs both, and what can be seen has to be equal.
 """
 
 from collections.abc import Iterator
 
-from nvmx_core.journal import Record
-from nvmx_core.machines.bare import Bare
-from nvmx_core.scenario.config import Config
 from nvmx_core.scenario.steps import AT_ENTRY, ENTER, INTERRUPT, Scenario, Step
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.reading import visible
+from nvmx_fuzz.boot.predicted import journal_on_bare
 from nvmx_fuzz.boot.standalone import Standalone, stand_alone
 from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.realise.vmcs import NotRealisableError
@@ -31,11 +28,11 @@ def stand_alone_moved(scenario: Scenario, capabilities: Capabilities) -> Standal
         if error.reason not in _MOVABLE:
             raise
         first = error
-    expected = _visible_journal(fitted)
+    expected = journal_on_bare(fitted, has_rf=True)
     current = fitted
     for index in _arrivals(fitted.steps):
         candidate = Scenario(current.config, _moved(current.steps, index))
-        if _visible_journal(candidate) != expected:
+        if journal_on_bare(candidate, has_rf=True) != expected:
             continue
         current = candidate
         try:
@@ -44,12 +41,6 @@ def stand_alone_moved(scenario: Scenario, capabilities: Capabilities) -> Standal
             if error.reason not in _MOVABLE:
                 raise
     raise first
-
-
-def _visible_journal(scenario: Scenario) -> list[Record]:
-    machine = Bare(Config(*scenario.config))
-    machine.run_unmarked(scenario)
-    return visible(machine.journal)
 
 
 def _arrivals(steps: tuple[Step, ...]) -> Iterator[int]:
@@ -62,7 +53,10 @@ def _arrivals(steps: tuple[Step, ...]) -> Iterator[int]:
 
 
 def _moved(steps: tuple[Step, ...], index: int) -> tuple[Step, ...]:
-    """The steps with an arrival in front of the entry before it; one that waits for a delivery stays in its place."""
+    """The steps with an arrival in front of the entry before it.
+
+    One that waits for a delivery in the next entry stays in its place.
+    """
     op, _when, vector, rest = steps[index]
     step = (op, AT_ENTRY, vector, rest)
     enters = [place for place in range(index) if steps[place][0] == ENTER]

@@ -11,6 +11,8 @@ from nvmx_fuzz.realise import layout
 
 IMAGE: Final = 0x400000
 ENTRY: Final = IMAGE + 0x40
+GDT_POINTER: Final = IMAGE + 0xFE0
+IDT_POINTER: Final = IMAGE + 0xFF0
 PARAMETERS: Final = IMAGE + 0x1000
 """What a runner may change in the file before it starts it (`PARAMETER_*`, 64-bit words)."""
 PARAMETER_MAGIC: Final = 0

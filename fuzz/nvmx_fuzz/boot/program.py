@@ -1,8 +1,9 @@
-"""L1's program in the bootable image: the interpreter of ``realise.l1_program``, and all that it needs around it.
+"""L1's program in the bootable image: the interpreter, and all that it needs around it.
 
-It brings the processor from the boot loader into 64-bit mode and VMX operation, runs one script after another, and
-prints what L1 saw, a line a scenario (``wire.py`` has the form). Interrupts and NMIs that L1 takes go into a list of their
-own, because an NMI may come while a record is being written; each notes where L1 stood.
+It brings the processor from the boot loader into 64-bit mode and VMX operation, runs one script after
+another, and prints what L1 saw, a line a scenario (``wire.py`` has the form). Interrupts and NMIs that L1
+takes go into a list of their own, because an NMI may come while a record is being written; each notes
+where L1 stood.
 
 R11 is the end of that list, R12 counts records, R14 is the end of the line: L2 is 32-bit code and cannot
 change them.
@@ -31,10 +32,12 @@ SELF_NMI: Final = SELF_INTERRUPT + 1
 CALL: Final = SELF_INTERRUPT + 2
 """address of a script that ends with RETURN"""
 RETURN: Final = SELF_INTERRUPT + 3
+RESTART: Final = SELF_INTERRUPT + 4
+"""address of the script that runs instead, from clean memory; nothing of this one is printed"""
 
 _OPERATIONS: Final = (
     *("op_watched_enter" if name == "op_enter" else name for name in HANDLERS),
-    "op_self_interrupt", "op_self_nmi", "op_call", "op_return",
+    "op_self_interrupt", "op_self_nmi", "op_call", "op_return", "op_restart",
 )  # fmt: skip
 
 _X2APIC_ICR: Final = 0x830
@@ -125,10 +128,15 @@ read_capability:
     call emit_values
     call end_line
 next:
-    mov rax, qword ptr [{places.NUMBER}]
-    mov ebx, {places.PARAMETERS}
-    cmp rax, qword ptr [rbx + {places.PARAMETER_END}]
+    mov ebx, {places.NUMBER}
+    mov rax, qword ptr [rbx]
+    mov ecx, {places.PARAMETERS}
+    cmp rax, qword ptr [rcx + {places.PARAMETER_END}]
     jae finished
+    inc qword ptr [rbx]
+    mov rbx, qword ptr [rcx + {places.PARAMETER_TABLE}]
+    mov r15, qword ptr [rbx + rax*8]
+clean_start:
     mov r11d, {places.EVENTS}
     mov r14d, {places.OUTPUT}
     xor r12d, r12d
@@ -144,12 +152,6 @@ next:
     mov cr2, rax
     mov eax, 0xFFFF0FF0
     mov dr6, rax
-    mov ebx, {places.NUMBER}
-    mov rax, qword ptr [rbx]
-    inc qword ptr [rbx]
-    mov ebx, {places.PARAMETERS}
-    mov rbx, qword ptr [rbx + {places.PARAMETER_TABLE}]
-    mov r15, qword ptr [rbx + rax*8]
     jmp loop
 refuse:
     mov word ptr [r14], 0x2021
@@ -280,6 +282,12 @@ op_call:
     mov qword ptr [r13 + {layout.SCRIPT_POINTER}], r15
     mov r15, rbx
     jmp loop
+op_restart:
+    mov r15, rbx
+    mov eax, {places.NUMBER}
+    mov rax, qword ptr [rax]
+    dec rax
+    jmp clean_start
 op_return:
     mov r15, qword ptr [r13 + {layout.SCRIPT_POINTER}]
     jmp loop
@@ -489,7 +497,10 @@ def operation_table(labels: dict[str, int]) -> bytes:
 def while_recording(rip: int) -> bool:
     """Whether L1 stood between an exit or VMfail and the end of its record."""
     labels = boot_program().labels
-    return labels["exited"] <= rip < labels["launch"] or labels["record"] <= rip < labels["op_watched_enter"]
+    return (
+        labels["exited"] <= rip < labels["launch"]
+        or labels["record"] <= rip < labels["op_watched_enter"]
+    )
 
 
 @functools.cache
@@ -507,8 +518,8 @@ def entry_code() -> bytes:
     mov edi, 0x100000
     mov ecx, {(layout.SCRIPT - 0x100000) // 4}
     .byte 0xF3, 0xA5
-    lgdt [{places.IMAGE + 0xFE0}]
-    lidt [{places.IMAGE + 0xFF0}]
+    lgdt [{places.GDT_POINTER}]
+    lidt [{places.IDT_POINTER}]
     mov eax, {L1_CR4 & ~0x2000}
     mov cr4, eax
     mov eax, {layout.L1_PML4}

@@ -1,17 +1,17 @@
 """The line of a scenario as a journal, and what of the model's journal can be seen so.
 
-L1 sees exits, VMfails and what it takes itself. What L2 takes, it leaves on its stack: L1 has made the dead
-part of the stack unrecognisable before each entry, so the words that are different after an exit were pushed in between.
-Not to be seen, and left out of both journals: the instructions that L2 completes, CR2 and DR6 at a
-delivery (an exit shows them), whether NMIs are blocked at the end, and a frame that a later one has overwritten,
-which is taken as expected.
+L1 sees exits, VMfails and what it takes itself. What L2 takes, it leaves on its stack: L1 has made the
+dead part of the stack unrecognisable before each entry, so the words that are different after an exit
+were pushed in between. Not to be seen, and left out of both journals: the instructions that L2 completes,
+CR2 and DR6 at a delivery (an exit shows them), whether NMIs are blocked at the end, and a frame that a
+later one has overwritten, which is taken as expected.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 from nvmx_core.arch.exits import VMCALL_EXIT
-from nvmx_core.arch.fields import POISON
+from nvmx_core.arch.state import RFLAGS_RF
 from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT
 from nvmx_core.journal import (
     DELIVER,
@@ -21,6 +21,7 @@ from nvmx_core.journal import (
     L1_INTERRUPT,
     L1_NMI,
     L1_SPURIOUS_EVENT,
+    RECORD_FIELDS,
     RETIRE,
     VMFAIL,
     Record,
@@ -31,18 +32,29 @@ from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.program import while_recording
 from nvmx_fuzz.boot.standalone import Delivery, Standalone
 from nvmx_fuzz.boot.wire import Line, RawRecord
+from nvmx_fuzz.realise import layout
 
 _NO_ERROR_CODE: Final = (1 << 64) - 1
 _RIP: Final = 9
 _REASON: Final = 0
+_EXIT_RFLAGS: Final = 1 + RECORD_FIELDS[EXIT].index("rflags")
 
 
-def visible(journal: Sequence[Record]) -> list[Record]:
-    """What of a journal can be seen on a machine without a helper."""
-    return [_visible_record(record) for record in journal if record[0] != RETIRE]
+def visible(journal: Sequence[Record], *, has_rf: bool = True) -> list[Record]:
+    """What of a journal can be seen on a machine without a helper.
+
+    *has_rf*: RFLAGS.RF of an exit means something there.
+    """
+    return [_visible_record(record, has_rf) for record in journal if record[0] != RETIRE]
 
 
-def _visible_record(record: Record) -> Record:
+def _visible_record(record: Record, has_rf: bool) -> Record:
+    if record[0] == EXIT and not has_rf:
+        return (
+            *record[:_EXIT_RFLAGS],
+            record[_EXIT_RFLAGS] & ~RFLAGS_RF,
+            *record[_EXIT_RFLAGS + 1 :],
+        )
     if record[0] == DELIVER:
         return (*record[:5], 0, 0)
     if record[0] == END:
@@ -52,8 +64,12 @@ def _visible_record(record: Record) -> Record:
 
 
 def journal_of(line: Line, expected: Standalone) -> list[Record]:
-    """The visible journal that a line shows; *expected* says where frames stand and what L1 entered with."""
-    return visible(Journal(expected.realised).read(_Log(line, expected).items()).journal)
+    """The journal that a line shows, before :func:`visible`.
+
+    *expected* says where frames stand, and what L1 entered with.
+    """
+    log = _Log(line, expected).items()
+    return Journal(expected.realised).read(log).journal
 
 
 class _Log:
@@ -91,7 +107,8 @@ class _Log:
             log += self._deliveries(index)
             if index < self._stop:
                 log.append(_exit_or_failure(record))
-        log += self._taken(self._stop if self._stop < self._end else self._end)
+        if self._stop == self._end:
+            log += self._taken(self._end)
         log.append(self._stop_item())
         if self._stop < self._end:
             log.append(_exit_or_failure(self._records[self._stop]))
@@ -163,7 +180,7 @@ class _Frame:
 
 
 def _frames(wanted: Sequence[Delivery], changed: dict[int, int]) -> list[_Frame]:
-    """The deliveries of the model whose frames are there, or may have been overwritten; takes their words."""
+    """The deliveries of the model whose frames are there, or were overwritten; takes their words."""
     last = {address: index for index, delivery in enumerate(wanted) for address in _words(delivery)}
     present = [
         any(address in changed for address in _words(delivery) if last[address] == index)
@@ -177,7 +194,9 @@ def _frames(wanted: Sequence[Delivery], changed: dict[int, int]) -> list[_Frame]
         overwritten = [address for address in _words(delivery) if last[address] != index]
         if not own and not all(present[last[address]] for address in overwritten):
             continue
-        frames.append(_frame(delivery, {address: changed[address] for address in own if address in changed}))
+        frames.append(
+            _frame(delivery, {address: changed[address] for address in own if address in changed})
+        )
     for delivery in wanted:
         for address in _words(delivery):
             changed.pop(address, None)
@@ -202,18 +221,19 @@ def _frame(delivery: Delivery, seen: dict[int, int]) -> _Frame:
 
 
 def _unexpected(changed: dict[int, int]) -> list[_Frame]:
-    """Frames where the model has none, the oldest first: each run of three words or more is one."""
+    """Frames where the model has none, the oldest first; one of CPL 3 has its stack on top of it."""
     frames = []
     addresses = sorted(changed, reverse=True)
     while len(addresses) >= 3:
-        flags, _selector, rip, *addresses = addresses
+        outer = len(addresses) >= 5 and changed[addresses[0]] == layout.L2_USER_DATA_SELECTOR
+        flags, _selector, rip, *addresses = addresses[2:] if outer else addresses
         frames.append(_Frame(None, _NO_ERROR_CODE, changed[rip], changed[flags]))
     return frames
 
 
 def _with_vectors(frames: Sequence[_Frame], exit_rip: int) -> list[tuple[int, ...]]:
     """The deliveries as the log has them: a vector shows where L2 stood afterwards."""
-    log = []
+    log: list[tuple[int, ...]] = []
     for index, frame in enumerate(frames):
         after = frames[index + 1].rip if index + 1 < len(frames) else exit_rip
         shown = _vector_at(after)
@@ -228,6 +248,3 @@ def _vector_at(rip: int) -> int:
     """The vector whose handler an address belongs to; -1 for none."""
     vector = rip - HANDLER_BASE >> HANDLER_SHIFT
     return vector if 0 <= vector < 256 else -1
-
-
-assert POISON != _NO_ERROR_CODE

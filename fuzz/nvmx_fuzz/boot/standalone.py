@@ -9,7 +9,15 @@ always exits brings L1 back. What cannot be done so is refused, each reason unde
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.controls import PIN_PREEMPTION_TIMER
-from nvmx_core.arch.fields import FIELDS, GUEST_PREEMPTION_TIMER, PIN_BASED, POISON
+from nvmx_core.arch.events import OTHER_EVENT, TYPE_MASK, TYPE_SHIFT, VALID
+from nvmx_core.arch.fields import (
+    ENTRY_INTR_INFO,
+    FIELDS,
+    GUEST_ACTIVITY,
+    GUEST_PREEMPTION_TIMER,
+    PIN_BASED,
+    POISON,
+)
 from nvmx_core.arch.state import ACTIVE
 from nvmx_core.guests.memory import page_of
 from nvmx_core.journal import Record
@@ -50,12 +58,13 @@ class Standalone(NamedTuple):
     """What L1 has to do, what the model expects, and how the records of the image are to be read.
 
     ``stays`` has the deliveries of each of L1's entries, in order; ``ends_in_l2``: the last exit is the one
-    that brings L1 back.
+    that brings L1 back; ``sleeps``: L1 enters, or L2 falls into, another state than active.
     """
 
     realised: Realised
     stays: list[list[Delivery]]
     ends_in_l2: bool
+    sleeps: bool
 
 
 def stand_alone(scenario: Scenario, capabilities: Capabilities) -> Standalone:
@@ -66,7 +75,7 @@ def stand_alone(scenario: Scenario, capabilities: Capabilities) -> Standalone:
     fitted = fit(scenario, capabilities.flags())
     recorder = StandaloneRecorder(Config(*fitted.config), capabilities)
     recorder.run_unmarked(fitted)
-    return Standalone(recorder.result(), recorder.stays, recorder.ends_in_l2)
+    return Standalone(recorder.result(), recorder.stays, recorder.ends_in_l2, recorder.sleeps)
 
 
 class StandaloneRecorder(Recorder):
@@ -77,6 +86,7 @@ class StandaloneRecorder(Recorder):
         self.capabilities: Final = capabilities
         self.stays: list[list[Delivery]] = []
         self.ends_in_l2: bool = False
+        self.sleeps: bool = False
         self.words: dict[int, int] = {}
         self.touched: set[int] = set()
 
@@ -125,7 +135,7 @@ class StandaloneRecorder(Recorder):
         if any(item[0] == schedule.POKE for item in self.schedule[before:]):
             raise NotRealisableError("l2-tables-change-while-l2-runs")
 
-    def _poke(self, address: int, content: bytes) -> None:
+    def _poke(self, _address: int, _content: bytes) -> None:
         raise NotRealisableError("code-changes-while-l2-runs")
 
     def execute(self, instruction: int, operand: int) -> None:
@@ -133,6 +143,7 @@ class StandaloneRecorder(Recorder):
         super().execute(instruction, operand)
         if any(item[0] == schedule.POKE_BYTE for item in self.schedule[before:]):
             raise NotRealisableError("iret-to-old-task")
+        self.sleeps |= self.cpu.non_root and self.cpu.activity != ACTIVE
 
     def _place_operand(self, instruction: int, operand: int) -> None:
         """What L2 is to pop is there already, or is put there before the entry."""
@@ -176,6 +187,9 @@ class StandaloneRecorder(Recorder):
         timer = vmcs[GUEST_PREEMPTION_TIMER]
         if vmcs[PIN_BASED] & PIN_PREEMPTION_TIMER and 0 < timer < _LONG_TIMER:
             raise NotRealisableError("preemption-timer-counts")
+        if self.capabilities.dies_of_type_7 and _injects_other_event(vmcs[ENTRY_INTR_INFO]):
+            raise NotRealisableError("other-event-not-offered")
+        self.sleeps |= vmcs[GUEST_ACTIVITY] != ACTIVE
         super()._write_vmcs()
         self.touched = set()
 
@@ -212,3 +226,6 @@ class StandaloneRecorder(Recorder):
             raise NotRealisableError("l2-cannot-be-stopped")
         self.ends_in_l2 = True
 
+
+def _injects_other_event(info: int) -> bool:
+    return info & VALID != 0 and (info & TYPE_MASK) >> TYPE_SHIFT == OTHER_EVENT

@@ -1,15 +1,17 @@
 """The text that the image prints: one line for each scenario, told from half a line by its checksum.
 
-A line is ``#NUMBER`` with its records, or ``@m`` with the capability MSRs when the image starts, ``!N`` when it refuses
-to, ``$`` at the end; then ``*`` and the FNV-1a checksum of all before the space in front of it. A record is a letter and the
-values that are not zero, as ``INDEX:VALUE``; all numbers are hexadecimal.
+A line is ``#NUMBER`` with its records, or ``@m`` with the capability MSRs when the image starts, ``!N``
+when it refuses to, ``$`` at the end; then ``*`` and the FNV-1a checksum of all before the space in front
+of it. A record is a letter and the values that are not zero, as ``INDEX:VALUE``; all numbers are
+hexadecimal.
 
     x  exit: the fields of ``l1_program.EXIT_FIELDS``, CR2, DR6    s  words of L2's stack that changed in it
     v  VMfail: its number                                          z  end: IRR and ISR, eight words each
     i n u  interrupt, NMI, exception that L1 took: vector, interrupted RIP, how many records stood then
 
-A monitor that runs the image adds ``%NUMBER REASON`` for a scenario that brought nothing, and ``%! REASON`` when none can run.
-Anything else on the line is no part of it: boot loaders and kernels write there too.
+A monitor that runs the image adds ``%NUMBER REASON`` for a scenario that brought nothing, and ``%!
+REASON`` when none can run. Anything else on the line is no part of it: boot loaders and kernels write
+there too.
 """
 
 import re
@@ -56,7 +58,7 @@ def checksum(content: bytes) -> int:
 
 
 def whole_lines(text: str) -> Iterator[Line]:
-    """The lines of a serial port's text that arrived whole, in order; what was cut or disturbed is left out."""
+    """The lines of a serial port's text that arrived whole, in order; what was cut is left out."""
     for match in _LINE.finditer(text):
         body, given = match.groups()
         if checksum(body.encode("latin-1", "replace")) != int(given, 16):

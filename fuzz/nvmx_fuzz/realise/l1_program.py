@@ -259,7 +259,8 @@ resume_shadow:
     vmresume
     jmp failed
 """
-"""The interpreter of scripts. It goes to ``start`` at the end of one, through ``mark``, ``record`` and ``record2``.
+"""The interpreter of scripts. It goes to ``start`` at the end of one, through ``mark``, ``record`` and
+``record2`` on the way.
 
 A field that the processor does not have reads as 0.
 """
