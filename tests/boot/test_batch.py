@@ -62,7 +62,13 @@ def test_what_hangs_is_noted_and_the_rest_goes_on(lost: int) -> None:
 
 
 def test_what_comes_after_a_cut_line_is_kept() -> None:
-    assert reasons(machine(lambda number: "cut" if number == 2 else "")) == ["", "", "its line was cut", "", ""]
+    assert reasons(machine(lambda number: "cut" if number == 2 else "")) == [
+        "",
+        "",
+        "its line was cut",
+        "",
+        "",
+    ]
 
 
 def test_a_batch_may_end_with_a_cut_line() -> None:
@@ -72,7 +78,9 @@ def test_a_batch_may_end_with_a_cut_line() -> None:
 def test_a_monitor_goes_on_by_itself() -> None:
     def start(image: bytes) -> Ended:
         assert first_of(image) == 0
-        return Ended("".join(line(f"#{n:x} z") if n != 1 else "%1 triple-faults\n" for n in range(5)), "")
+        return Ended(
+            "".join(line(f"#{n:x} z") if n != 1 else "%1 triple-faults\n" for n in range(5)), ""
+        )
 
     batch = Batch(start)
     assert reasons(batch) == ["", "triple-faults", "", "", ""]

@@ -34,7 +34,12 @@ def test_the_multiboot_header_adds_up() -> None:
     magic, flags, checksum, header, start, end, _bss_end, entry = struct.unpack_from("<8I", image)
     assert magic == MULTIBOOT_MAGIC
     assert (magic + flags + checksum) & 0xFFFFFFFF == 0
-    assert (header, start, end - start, entry) == (places.IMAGE, places.IMAGE, len(image), places.ENTRY)
+    assert (header, start, end - start, entry) == (
+        places.IMAGE,
+        places.IMAGE,
+        len(image),
+        places.ENTRY,
+    )
 
 
 def test_the_entry_does_not_run_into_the_table_pointers() -> None:
@@ -93,7 +98,9 @@ def test_places_of_the_recording_are_told_from_others() -> None:
     labels = boot_program().labels
     recording = ("exited", "read_field", "record", "emit_hex", "emit_stack")
     assert all(while_recording(labels[name]) for name in recording)
-    assert not any(while_recording(labels[name]) for name in ("drain", "op_open", "op_iret", "next"))
+    assert not any(
+        while_recording(labels[name]) for name in ("drain", "op_open", "op_iret", "next")
+    )
 
 
 def test_the_monitor_knows_the_same_places() -> None:

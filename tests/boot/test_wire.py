@@ -28,7 +28,12 @@ def test_a_batch_is_read_in_order() -> None:
 def test_values_that_are_zero_are_not_printed() -> None:
     (found,) = whole_lines(ONE)
     exited, ended, interrupt = found.records
-    assert (exited.letter, exited.values[0], exited.values[1], exited.values[9]) == ("x", 0xA, 0, 0x16001)
+    assert (exited.letter, exited.values[0], exited.values[1], exited.values[9]) == (
+        "x",
+        0xA,
+        0,
+        0x16001,
+    )
     assert ended.values[2] == 0x20000
     assert interrupt.values == (0x51, 0x1002F3, 2)
 

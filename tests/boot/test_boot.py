@@ -1,0 +1,36 @@
+"""The image on machines that really boot: not part of the normal run (`pytest -m boot`, about two minutes)."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("keystone", reason="the extra bochs is not installed")
+
+from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.corpus_files import files_of
+from nvmx_fuzz.outcomes import NOT_REALISABLE, SAME
+from nvmx_fuzz.scenario_files import load
+
+pytestmark = [
+    pytest.mark.boot,
+    pytest.mark.skipif(not shutil.which("bochs"), reason="bochs is not installed (scripts/kvm)"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("name", "least"), [("bochs-boot", 240), ("kvm-bochs", 230)])
+def test_the_corpus_shows_what_is_listed_only(name: str, least: int) -> None:
+    machine = BootingMachine(BOOTING[name])
+    files = files_of([str(ROOT / "corpus")])
+    contents = [encode(load(file).scenario) for file in files]
+    outcomes = list(machine.compare(contents))
+    unlisted = [
+        f"{file}: {outcome.reason or outcome.difference}"
+        for file, content, outcome in zip(files, contents, outcomes, strict=True)
+        if outcome.verdict not in (SAME, NOT_REALISABLE) and not machine.known(content, outcome)
+    ]
+    assert unlisted == []
+    assert sum(outcome.verdict == SAME for outcome in outcomes) >= least
