@@ -16,7 +16,6 @@ from nvmx_fuzz.mutate import mutate
 from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Comparer, Outcome
 from nvmx_fuzz.shrink import shrink
 
-BATCH: Final = 200
 KINDS_MAX: Final = 50
 """More kinds of unlisted difference than anybody reads in one report; the others are only counted."""
 SLICE_SECONDS: Final = 5.0
@@ -87,7 +86,7 @@ class Comparison:
         compared = slice_compared = self.compared
         try:
             while time.monotonic() - started < seconds:
-                batch = list(islice(scenarios, BATCH))
+                batch = list(islice(scenarios, self._worker.batch_size))
                 if not batch:
                     break
                 self.add(batch)

@@ -43,6 +43,10 @@ class Comparer(Protocol):
     def shrink_runs(self) -> int:
         """How many runs may be spent on making one scenario smaller; 0 where a run is a boot."""
 
+    @property
+    def batch_size(self) -> int:
+        """How many scenarios to hand over at once."""
+
     def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
         """The outcome of each scenario, in order."""
 

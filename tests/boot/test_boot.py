@@ -1,4 +1,4 @@
-"""The image on machines that really boot: not part of the normal run (`pytest -m boot`, about two minutes)."""
+"""The image on machines that really boot: `pytest -m boot`, about two minutes, no part of the normal run."""
 
 import shutil
 from pathlib import Path

@@ -33,6 +33,9 @@ BOCHS_CAPABILITIES: Final = (
 )
 """What the CPU of the helper offers, as flags of a configuration; IA32_VMX_BASIC[56] is 0."""
 
+_BATCH: Final = 200
+"""So many scenarios take far less than `SECONDS_MAX`: only what hangs is cut off."""
+
 SECONDS_MAX: Final = 60.0
 """A batch that takes longer hangs."""
 
@@ -82,14 +85,11 @@ def _compare(session: Any, content: bytes) -> Outcome:
     return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
 
 
-_BATCH: Final = 200
-"""So many scenarios take far less than `SECONDS_MAX`: only what hangs is cut off."""
-
-
 class Worker:
     """The parent's side: compares scenarios, starts the process anew when it ends."""
 
     shrink_runs: Final = 300
+    batch_size: Final = _BATCH
 
     def __init__(self) -> None:
         """Start the process.

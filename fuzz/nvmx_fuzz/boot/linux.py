@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from nvmx_fuzz.boot.emulator import CPU_MODEL
 from nvmx_fuzz.boot.iso import MissingToolError, iso_of
 from nvmx_fuzz.wording import printable
 
@@ -126,6 +127,11 @@ def _tool(command: list[str], folder: Path) -> str:
         said = done.stderr.strip().splitlines() or ["no reason given"]
         raise MissingToolError(f"{Path(command[0]).name} fails: {printable(said[-1])}")
     return done.stdout
+
+
+def kvm_in_bochs() -> str:
+    """What names the kernel, the monitor and the processor under them. Raises: MissingToolError."""
+    return f"{kernel().version} {monitor().name} {CPU_MODEL}"
 
 
 def disc_with_kvm(image: bytes) -> bytes:

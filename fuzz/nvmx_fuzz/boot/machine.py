@@ -13,10 +13,11 @@ from nvmx_fuzz.boot.divergences import SLEEPS, listed
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
-from nvmx_fuzz.boot.linux import disc_with_kvm
+from nvmx_fuzz.boot.linux import disc_with_kvm, kvm_in_bochs
 from nvmx_fuzz.boot.moved import stand_alone_moved
 from nvmx_fuzz.boot.predicted import VERSION, bugs_that_sleep, journal_on_bare, predicting_bugs
 from nvmx_fuzz.boot.reading import journal_of, visible
+from nvmx_fuzz.boot.remembered import remembered
 from nvmx_fuzz.boot.standalone import Standalone
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.compare import first_difference
@@ -34,19 +35,22 @@ _EMULATED_LINUX: Final = Settings(megabytes=512, silent_seconds=30.0, start_seco
 class Kind(NamedTuple):
     """What a machine is made of.
 
-    ``version``: the catalogue's name of its L0, or ""; ``on_bochs``: Bochs 2.7 is its processor.
+    ``version``: the catalogue's name of its L0, or ""; ``on_bochs``: Bochs 2.7 is its processor;
+    ``parts``: what names all that its capabilities follow from, where asking them costs a long boot.
     """
 
     name: str
     batch: Callable[[], Batch]
     version: str
     on_bochs: bool
+    parts: Callable[[], str] | None = None
 
 
 class BootingMachine:
     """A machine that boots the image (a `Comparer`)."""
 
     shrink_runs: Final = 0
+    batch_size: Final = BATCH_MAX
 
     def __init__(self, kind: Kind) -> None:
         self._kind: Final = kind
@@ -59,7 +63,7 @@ class BootingMachine:
 
         Raises: BootError, MissingToolError.
         """
-        capabilities = self._batch.capabilities()
+        capabilities = remembered(self._kind.parts, self._batch.capabilities)
         problem = capabilities.suffices()
         if problem:
             raise BootError(problem)
@@ -67,6 +71,19 @@ class BootingMachine:
             return capabilities
         bare_bochs = not self._kind.version
         return capabilities._replace(sti_blocks_nmi=True, saves_rf=False, dies_of_type_7=bare_bochs)
+
+    @property
+    def boots(self) -> int:
+        """How often the machine was booted."""
+        return self._batch.boots
+
+    def can_run(self, content: bytes) -> bool:
+        """Whether a scenario can stand alone on it."""
+        try:
+            stand_alone_moved(decode(content), self.capabilities)
+        except NotRealisableError:
+            return False
+        return True
 
     def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
         """The outcome of each scenario, in order."""
@@ -163,6 +180,6 @@ def _kvm() -> Batch:
 _KINDS: Final = (
     Kind("bochs-boot", _bochs_boot, "", True),
     Kind("kvm", _kvm, VERSION, False),
-    Kind("kvm-bochs", _kvm_bochs, VERSION, True),
+    Kind("kvm-bochs", _kvm_bochs, VERSION, True, kvm_in_bochs),
 )
 BOOTING: Final[dict[str, Kind]] = {kind.name: kind for kind in _KINDS}
