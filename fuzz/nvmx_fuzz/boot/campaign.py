@@ -88,17 +88,28 @@ def run_batch(base: JournalBase, machine: BootingMachine, choice: Choice) -> flo
     """Run a batch and write it down; the seconds it took."""
     boots = machine.boots
     started = time.monotonic()
-    outcomes = list(machine.compare(choice.contents))
+    rows = _rows(machine, choice.contents)
     took = time.monotonic() - started
-    rows = []
-    for content, outcome in zip(choice.contents, outcomes, strict=True):
-        known = machine.known(content, outcome) if outcome.verdict in (DIFFERENT, INCIDENT) else ""
-        key = key_of(outcome) if outcome.difference else ""
-        rows.append(Row(content, outcome.verdict, key, known, outcome.reason, outcome.journal))
     base.add_batch(
         rows, choice.features, choice.refused, took, machine.boots - boots, choice.next_number
     )
     return took
+
+
+def _rows(machine: BootingMachine, contents: list[bytes]) -> list[Row]:
+    rows = []
+    for content, outcome in zip(contents, machine.compare(contents), strict=True):
+        known = machine.known(content, outcome) if outcome.verdict in (DIFFERENT, INCIDENT) else ""
+        key = key_of(outcome) if outcome.difference else ""
+        rows.append(Row(content, outcome.verdict, key, known, outcome.reason, outcome.journal))
+    return rows
+
+
+def run_again(base: JournalBase, machine: BootingMachine) -> None:
+    """Run what nothing was known of once more."""
+    contents = [content for _key, content in base.all_unlisted()]
+    if contents:
+        base.replace_batch(_rows(machine, contents))
 
 
 def report(base: JournalBase) -> Iterator[str]:
@@ -135,6 +146,7 @@ def write_unlisted(base: JournalBase, folder: Path) -> list[Path]:
 @click.option("--batches", type=click.IntRange(min=1), metavar="N", help="Stop after N batches.")
 @click.option("--time", "seconds", type=Seconds(), metavar="S",
               help="Stop with the batch that ends after S seconds.")  # fmt: skip
+@click.option("--again", is_flag=True, help="First run again what nothing was known of.")
 @click.option("--report", "only_report", is_flag=True, help="Only say what the database holds.")
 def main(
     name: str,
@@ -142,6 +154,7 @@ def main(
     size: int,
     batches: int | None,
     seconds: float | None,
+    again: bool,
     only_report: bool,
 ) -> int:
     """Run scenarios that the fuzzer chooses on a real machine, and keep what became of them.
@@ -153,7 +166,10 @@ def main(
     try:
         base = JournalBase(path, name)
         if not only_report:
-            _work(base, BootingMachine(BOOTING[name]), Limits(size, batches, seconds))
+            machine = BootingMachine(BOOTING[name])
+            if again:
+                run_again(base, machine)
+            _work(base, machine, Limits(size, batches, seconds))
     except (BadFile, UnavailableError) as error:
         raise click.ClickException(str(error)) from None
     for line in report(base):

@@ -6,37 +6,28 @@ What the catalogue of KVM's bugs predicts is not here (``predicted.py``), nor wh
 
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.events import (
-    DB,
-    HARDWARE_EXCEPTION,
-    NMI,
-    PRIVILEGED_SOFTWARE_EXCEPTION,
-    SOFTWARE_EXCEPTION,
-    SOFTWARE_INTERRUPT,
-    TYPE_MASK,
-    TYPE_SHIFT,
-    VALID,
-    VECTOR_MASK,
+from nvmx_fuzz.bochs.predicates import Predicate
+from nvmx_fuzz.boot.predicates import (
+    active_after_hlt,
+    breakpoint_without_condition,
+    closed_interrupt_does_not_exit,
+    failed_entry_saves_activity,
+    int1_as_hardware_exception,
+    int1_behind_mov_ss,
+    int1_dropped,
+    interrupt_before_higher_rank,
+    iret_opens_nmis,
+    misconfiguration_qualified,
+    nmi_blocking_of_a_delivery,
+    nmis_stay_blocked,
+    shadow_of_a_fault,
+    single_step_of_an_exit,
+    stale_length,
+    step_before_the_instruction,
+    trap_behind_injection,
+    unblocking_by_iret,
+    wrong_vector_in_delivery,
 )
-from nvmx_core.arch.exits import (
-    EPT_MISCONFIG,
-    EPT_VIOLATION,
-    EXCEPTION_NMI,
-    EXTERNAL_INTERRUPT_EXIT,
-    INTERRUPT_WINDOW,
-    NMI_WINDOW,
-)
-from nvmx_core.arch.state import (
-    BLOCKING_BY_NMI,
-    BLOCKING_BY_STI,
-    HLT,
-    INTERRUPT_SHADOW,
-    PENDING_DBG_BS,
-    RFLAGS_IF,
-    RFLAGS_TF,
-)
-from nvmx_core.journal import DELIVER, END
-from nvmx_fuzz.bochs.predicates import Predicate, field, is_exit
 from nvmx_fuzz.compare import Difference
 
 BOCHS_WRONG: Final = "Bochs 2.7 is wrong"
@@ -45,7 +36,6 @@ BOTH_ALLOWED: Final = "both are allowed"
 
 BOCHS: Final = ("bochs-boot", "kvm-bochs")
 KVM: Final = ("kvm", "kvm-bochs")
-_SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 
 EVERYWHERE: Final = ("bochs-boot", "kvm", "kvm-bochs")
 
@@ -60,131 +50,6 @@ class Listed(NamedTuple):
     why: str
     scenario: str
     matches: Predicate
-
-
-def _event_of(info: int) -> tuple[int, int]:
-    return (info & TYPE_MASK) >> TYPE_SHIFT, info & VECTOR_MASK
-
-
-def _is_debug_exception(found: Difference) -> bool:
-    """Whether the other machine shows a #DB: delivered, as an exit, or in flight."""
-    record = found.other
-    if record[:1] == (DELIVER,):
-        return record[1] == DB
-    words = (field(record, "interruption info"), field(record, "IDT-vectoring info"))
-    return any(word & VALID and _event_of(word) == (HARDWARE_EXCEPTION, DB) for word in words)
-
-
-def step_before_the_instruction(found: Difference) -> bool:
-    """L2 single-steps, and the other machine shows its #DB without the instruction."""
-    steps = (field(found.bare, "rflags") | field(found.other, "rflags")) & RFLAGS_TF
-    return bool(steps) and (_is_debug_exception(found) or found.fields() == ("rip",))
-
-
-def single_step_of_an_exit(found: Difference) -> bool:
-    """Only BS of the pending debug exceptions differs."""
-    name = "pending debug exceptions"
-    both = field(found.bare, name) ^ field(found.other, name)
-    return found.fields() == (name,) and both == PENDING_DBG_BS
-
-
-def shadow_of_a_fault(found: Difference) -> bool:
-    """An exception exits out of the shadow of STI, and the other machine does not save the shadow."""
-    name = "interruptibility"
-    return (
-        is_exit(found.bare, EXCEPTION_NMI)
-        and found.fields() == (name,)
-        and field(found.bare, name) ^ field(found.other, name) == BLOCKING_BY_STI
-    )
-
-
-def int1_behind_mov_ss(found: Difference) -> bool:
-    """INT1 exits behind MOV SS: the conditions that MOV SS holds are reported, the shadow is gone."""
-    info = field(found.bare, "interruption info")
-    return (
-        is_exit(found.bare, EXCEPTION_NMI)
-        and _event_of(info) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
-        and bool(found.fields())
-        and set(found.fields()) <= {"qualification", "interruptibility"}
-    )
-
-
-def closed_interrupt_does_not_exit(found: Difference) -> bool:
-    """An interrupt that L2 keeps closed, by IF = 0 or a shadow, does not exit at the entry."""
-    closed = not field(found.bare, "rflags") & RFLAGS_IF
-    closed |= bool(field(found.bare, "interruptibility") & INTERRUPT_SHADOW)
-    return (
-        is_exit(found.bare, EXTERNAL_INTERRUPT_EXIT)
-        and closed
-        and not is_exit(found.other, EXTERNAL_INTERRUPT_EXIT)
-    )
-
-
-def window_out_of_hlt(found: Difference) -> bool:
-    """A window exits out of HLT, and the other machine saves active."""
-    return (
-        is_exit(found.bare, NMI_WINDOW, INTERRUPT_WINDOW)
-        and found.fields() == ("activity",)
-        and field(found.bare, "activity") == HLT
-    )
-
-
-def trap_behind_injection(found: Difference) -> bool:
-    """The trap that MOV SS holds is taken behind an injected soft event, on the other machine not."""
-    return (
-        found.bare[:2] == (DELIVER, DB)
-        and found.other[:1] != (DELIVER,)
-        and _event_of(found.injected)[0] in _SOFT_TYPES
-    )
-
-
-def wrong_vector_in_delivery(found: Difference) -> bool:
-    """A virtual interrupt comes with another vector: L0 injects again what the exit reported."""
-    return (
-        found.bare[:1] == (DELIVER,)
-        and found.fields() == ("vector",)
-        and not found.injected & VALID
-    )
-
-
-def misconfiguration_qualified(found: Difference) -> bool:
-    """Exit 49 with a qualification."""
-    return is_exit(found.bare, EPT_MISCONFIG) and found.fields() == ("qualification",)
-
-
-def nmi_blocking_of_a_delivery(found: Difference) -> bool:
-    """An exit in the delivery of an NMI does not say that NMIs are blocked."""
-    name = "interruptibility"
-    vectoring = field(found.bare, "IDT-vectoring info")
-    return (
-        found.fields() == (name,)
-        and bool(vectoring & VALID)
-        and _event_of(vectoring)[0] == NMI
-        and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_NMI
-    )
-
-
-def unblocking_by_iret(found: Difference) -> bool:
-    """A fault of IRET: NMIs blocked again, instead of bit 12 of the qualification."""
-    return is_exit(found.bare, EPT_VIOLATION) and found.fields() == (
-        "qualification",
-        "interruptibility",
-    )
-
-
-def interrupt_before_higher_rank(found: Difference) -> bool:
-    """A window or a virtual interrupt is due, and the other machine exits for an interrupt first."""
-    higher = is_exit(found.bare, NMI_WINDOW, INTERRUPT_WINDOW) or found.bare[:1] == (DELIVER,)
-    return higher and is_exit(found.other, EXTERNAL_INTERRUPT_EXIT) and not found.injected & VALID
-
-
-def int1_dropped(found: Difference) -> bool:
-    """INT1 was injected, and never comes."""
-    return (
-        _event_of(found.injected) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
-        and found.bare[:2] == (DELIVER, DB)
-        and found.other[:1] == (END,)
-    )
 
 
 LISTED: Final[tuple[Listed, ...]] = (
@@ -220,11 +85,53 @@ LISTED: Final[tuple[Listed, ...]] = (
         closed_interrupt_does_not_exit,
     ),
     Listed(
-        "window out of HLT", EVERYWHERE, ("Y4",), f"{BOCHS_WRONG}; {KVM_WRONG}",
+        "active after HLT", EVERYWHERE, ("Y4",), f"{BOCHS_WRONG}; {KVM_WRONG}",
         "The activity state is saved as it was before the exit (SDM: Saving Non-Register State). Bochs "
         "2.7 saves active; KVM enters L2 as active when a window is asked for, and saves what it entered "
         "with (nested_vmx_run, sync_vmcs02_to_vmcs12).",
-        "corpus/nested_events/nmi-window-wakes-halted-l2.scn", window_out_of_hlt,
+        "corpus/nested_events/nmi-window-wakes-halted-l2.scn", active_after_hlt,
+    ),
+    Listed(
+        "failed entry saves the activity state", KVM, ("E0", "Y4"), KVM_WRONG,
+        "Exit 33 leaves the guest-state area as L1 wrote it (SDM: VM-Entry Failures During or After Loading "
+        "Guest State). Checks that KVM leaves to the processor fail on its own VMCS, and it saves that with "
+        "the exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12): HLT becomes active.",
+        "L1 vmwrite GUEST_RFLAGS 0x2 / L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject external-interrupt 0x40 / "
+        "L1 enter",
+        failed_entry_saves_activity,
+    ),
+    Listed(
+        "INT1 as a hardware exception", KVM, ("X7", "X4"), KVM_WRONG,
+        "An exit in the delivery of INT1 has RIP at the instruction and reports type 5 (SDM: Saving RIP, "
+        "RSP, RFLAGS, and SSP). KVM intercepts every #DB, steps over the instruction and injects type 3 "
+        "(handle_exception_nmi).",
+        "L2 page idt-low absent / L1 enter / L2 int1", int1_as_hardware_exception,
+    ),
+    Listed(
+        "res2: stale length", KVM, ("X4",), KVM_WRONG,
+        "#BP and #OF that L1 injects as hardware exceptions are injected again as software exceptions, with "
+        "the length of an earlier event: the return address is behind an instruction that is not there.",
+        "L1 inject software-interrupt 0x80 length=2 / L1 enter / L1 inject hardware-exception #OF / L1 enter",
+        stale_length,
+    ),
+    Listed(
+        "IRET opens NMIs of L1", KVM, ("N1",), KVM_WRONG,
+        "With NMI exiting and without virtual NMIs an IRET of L2 does not touch the blocking of NMIs (SDM: "
+        "NMI Blocking by IRET in VMX Non-Root Operation). KVM runs L2 with virtual NMIs of its own.",
+        "config virtual-nmis=off / L1 inject nmi / L1 enter / L2 iret / L2 nop", iret_opens_nmis,
+    ),
+    Listed(
+        "breakpoint without a condition", BOCHS, ("O6",), BOCHS_WRONG,
+        "Bit 12 alone makes a #DB pending (SDM: Delivery of Pending Debug Exceptions after VM Entry); Bochs "
+        "looks for conditions.",
+        "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter / L2 nop", breakpoint_without_condition,
+    ),
+    Listed(
+        "NMIs stay blocked", ("bochs-boot",), ("O5",), BOCHS_WRONG,
+        "An entry with bit 3 clear opens NMIs (SDM: Interruptibility State); in Bochs 2.7 those that an "
+        "earlier entry has blocked stay so.",
+        "L1 vmwrite GUEST_INTERRUPTIBILITY 0x8 / L1 enter / L2 cpuid / "
+        "L1 vmwrite GUEST_INTERRUPTIBILITY 0x0 / L1 enter / L2 cpuid", nmis_stay_blocked,
     ),
     Listed(
         "trap behind a soft injection", EVERYWHERE, ("O6", "B2"), BOTH_ALLOWED,

@@ -147,6 +147,22 @@ class JournalBase:
             smallest.setdefault(key, content)
         return sorted(smallest.items())
 
+    def all_unlisted(self) -> list[tuple[str, bytes]]:
+        """Every scenario that nothing is known of, with its key; the smallest first."""
+        rows = self._connection.execute(
+            "select case when key <> '' then key else reason end, content from run where known = '' "
+            "and verdict in ('different', 'incident') order by length(content), content"
+        )
+        return [(key, content) for key, content in rows]
+
+    def replace_batch(self, rows: Sequence[Row]) -> None:
+        """Write what became of scenarios that have run once more."""
+        with self._connection:
+            self._connection.executemany(
+                "update run set verdict = ?, key = ?, known = ?, reason = ?, journal = ? where digest = ?",
+                [(*row[1:], _digest(row.content)) for row in rows],
+            )
+
     def batches(self) -> list[tuple[int, float, int]]:
         """Scenarios, seconds and boots of each batch."""
         rows = self._connection.execute(

@@ -67,10 +67,12 @@ class BootingMachine:
         problem = capabilities.suffices()
         if problem:
             raise BootError(problem)
+        has_l0 = self._kind.version != ""
         if not self._kind.on_bochs:
-            return capabilities
-        bare_bochs = not self._kind.version
-        return capabilities._replace(sti_blocks_nmi=True, saves_rf=False, dies_of_type_7=bare_bochs)
+            return capabilities._replace(has_counters=not has_l0)
+        return capabilities._replace(
+            sti_blocks_nmi=True, saves_rf=False, dies_of_type_7=not has_l0, has_counters=not has_l0
+        )
 
     @property
     def boots(self) -> int:

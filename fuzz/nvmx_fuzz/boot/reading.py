@@ -12,7 +12,7 @@ from typing import Final
 
 from nvmx_core.arch.exits import VMCALL_EXIT
 from nvmx_core.arch.state import RFLAGS_RF
-from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT
+from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT, handler_rip
 from nvmx_core.journal import (
     DELIVER,
     END,
@@ -37,6 +37,7 @@ from nvmx_fuzz.realise import layout
 _NO_ERROR_CODE: Final = (1 << 64) - 1
 _RIP: Final = 9
 _REASON: Final = 0
+_END_RIP: Final = 1 + RECORD_FIELDS[END].index("rip")
 _EXIT_RFLAGS: Final = 1 + RECORD_FIELDS[EXIT].index("rflags")
 
 
@@ -80,6 +81,7 @@ class _Log:
         self._events: Final = [record for record in line.records if record.letter in "inu"]
         self._records: Final = [record for record in line.records if record.letter not in "inus"]
         self._stacks: Final = _stacks(line.records)
+        self._rests: Final = _rests(expected)
         self._end: Final = next(
             (index for index, record in enumerate(self._records) if record.letter == "z"),
             len(self._records),
@@ -135,7 +137,21 @@ class _Log:
         rip = self._records[index].values[_RIP] if self._records[index].letter == "x" else 0
         found = _frames(wanted, changed)
         found += _unexpected(changed)
-        return _with_vectors(found, rip)
+        rests = self._rests[index] if index < len(self._rests) else 0
+        return _with_vectors(found, rip, rests)
+
+
+def _rests(expected: Standalone) -> list[int]:
+    """Where the model's L2 stood at the end of each stay; 0 for a VMfail."""
+    rests = []
+    for record in expected.realised.journal:
+        if record[0] == EXIT:
+            rests.append(record[1 + _RIP])
+        elif record[0] == VMFAIL:
+            rests.append(0)
+        elif record[0] == END and expected.ends_in_l2:
+            rests.append(record[_END_RIP])
+    return rests
 
 
 def _stacks(records: Sequence[RawRecord]) -> list[list[tuple[int, int]]]:
@@ -231,14 +247,18 @@ def _unexpected(changed: dict[int, int]) -> list[_Frame]:
     return frames
 
 
-def _with_vectors(frames: Sequence[_Frame], exit_rip: int) -> list[tuple[int, ...]]:
-    """The deliveries as the log has them: a vector shows where L2 stood afterwards."""
+def _with_vectors(frames: Sequence[_Frame], exit_rip: int, model_rip: int) -> list[tuple[int, ...]]:
+    """The deliveries as the log has them.
+
+    A vector shows where L2 stood afterwards, if in the model it has not gone on from there.
+    """
     log: list[tuple[int, ...]] = []
     for index, frame in enumerate(frames):
         after = frames[index + 1].rip if index + 1 < len(frames) else exit_rip
         shown = _vector_at(after)
         vector = frame.delivery.record[1] if frame.delivery else shown
-        if index + 1 == len(frames) and 0 <= shown != vector and after & 15 == 0:
+        rests = index + 1 == len(frames) and model_rip == handler_rip(vector)
+        if rests and 0 <= shown != vector and after == handler_rip(shown):
             vector = shown
         log.append((DELIVER, max(vector, 0), frame.error_code, frame.rip, frame.rflags, 0, 0))
     return log

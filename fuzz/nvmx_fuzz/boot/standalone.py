@@ -18,6 +18,7 @@ from nvmx_core.arch.fields import (
     PIN_BASED,
     POISON,
 )
+from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import ACTIVE
 from nvmx_core.guests.memory import page_of
 from nvmx_core.journal import Record
@@ -37,6 +38,7 @@ STOP_CODE: Final = bytes.fromhex("0F01C1")
 """VMCALL, where the scenario ends in L2."""
 _LONG_TIMER: Final = 1 << 28
 """A VMX-preemption timer that does not end before the run does."""
+_RDPMC: Final = INSTRUCTION_INDEX["rdpmc"]
 _NAMES: Final = {
     INTERRUPT: "interrupt", NMI: "nmi", INIT: "init", SIPI: "sipi", SMI: "smi", TIMER: "timer",
 }  # fmt: skip
@@ -140,6 +142,9 @@ class StandaloneRecorder(Recorder):
 
     def execute(self, instruction: int, operand: int) -> None:
         before = len(self.schedule)
+        reads_counter = instruction == _RDPMC and self.cpu.would_execute(instruction)
+        if reads_counter and not self.capabilities.has_counters:
+            raise NotRealisableError("rdpmc-without-counters")
         super().execute(instruction, operand)
         if any(item[0] == schedule.POKE_BYTE for item in self.schedule[before:]):
             raise NotRealisableError("iret-to-old-task")
