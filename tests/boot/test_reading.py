@@ -8,7 +8,17 @@ pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_core.arch.fields import POISON
 from nvmx_core.arch.state import RFLAGS_RF
-from nvmx_core.journal import DELIVER, END, EXIT, L1_INTERRUPT, L1_NMI, RETIRE, VMFAIL, Record
+from nvmx_core.journal import (
+    DELIVER,
+    END,
+    EXIT,
+    L1_INTERRUPT,
+    L1_NMI,
+    RECORD_FIELDS,
+    RETIRE,
+    VMFAIL,
+    Record,
+)
 from nvmx_fuzz.boot.moved import stand_alone_moved
 from nvmx_fuzz.boot.program import boot_program
 from nvmx_fuzz.boot.reading import journal_of, visible
@@ -140,3 +150,12 @@ def test_what_comes_when_l1_drains_was_pending() -> None:
     assert L1_INTERRUPT not in kinds(journal)
     assert journal[-1][2] == 1 << 0x51
     assert journal[-1][4] == 1
+
+
+@pytest.mark.parametrize(("left", "shown"), [(0xFFFFF000, 0x10), (5, 5)])
+def test_a_timer_that_has_only_counted_shows_its_start(left: int, shown: int) -> None:
+    text = "config preemption-timer=on save-preemption-timer=on\nL1 vmwrite GUEST_PREEMPTION_TIMER 0x10\n"
+    line = printed(f"#0 x 0:a 6:2 9:16000 a:14800 b:202 c:4093 10:{left:x} z")
+    journal = seen(f"{text}L1 enter\nL2 cpuid\n", line)
+    exited = next(record for record in journal if record[0] == EXIT)
+    assert exited[1 + RECORD_FIELDS[EXIT].index("preemption timer")] == shown

@@ -1,5 +1,6 @@
 """Scenarios without a helper: what L1 and L2 do by themselves, and what is refused by name."""
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,13 @@ import pytest
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_core.arch.fields import CPU_BASED, FIELD_COUNT, PIN_BASED
+from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.export import EVERYTHING, image_of
+from nvmx_fuzz.boot.image import boot_image
 from nvmx_fuzz.boot.program import SELF_INTERRUPT, SELF_NMI
 from nvmx_fuzz.boot.standalone import STOP_CODE
-from nvmx_fuzz.realise.l1_program import ENTER, STORE32, STORE_BYTES
+from nvmx_fuzz.realise.l1_program import ENTER, STORE32, STORE_BYTES, VMWRITE
 from nvmx_fuzz.realise.vmcs import NotRealisableError
 from tests.boot.support import KVM_ON_BOCHS, standing
 
@@ -84,13 +87,11 @@ def test_a_frame_that_a_delivery_has_pushed_needs_no_store() -> None:
         ("outside init\n", "init-while-l1-runs"),
         ("outside smi\n", "smi-while-l1-runs"),
         ("L1 vmwrite GUEST_ACTIVITY 0x3\nL1 enter\noutside sipi 0x0\n", "sipi-while-l2-runs"),
-        ("outside nmi in-delivery\nL1 enter\n", "nmi-in-delivery"),
-        ("L1 enter\nL2 page data absent\n", "l2-tables-change-while-l2-runs"),
+        ("outside nmi in-delivery\nL1 inject external-interrupt 0x40\nL1 enter\n", "nmi-in-delivery"),
+        ("L1 enter\nL2 load\nL2 page data absent\nL2 load\n", "l2-tables-change-while-l2-runs"),
+        ("config preemption-timer=on\nL1 vmwrite GUEST_PREEMPTION_TIMER 0x10\nL1 enter\noutside timer 3\n",
+         "timer-while-l2-runs"),
         ("L1 enter\nL2 hlt\n", "l2-sleeps-at-the-end"),
-        (
-            "config preemption-timer=on\nL1 vmwrite GUEST_PREEMPTION_TIMER 0x10\nL1 enter\n",
-            "preemption-timer-counts",
-        ),
         ("L1 control posted-interrupts on\nL1 enter\n", "not-offered: PIN_BASED 0x80"),
         ("config virtual-nmis=off\nL1 enter\nL2 iret\nL2 nop\n", "code-changes-while-l2-runs"),
     ],
@@ -126,3 +127,30 @@ def test_an_image_names_what_it_leaves_out() -> None:
     _image, taken, refused = image_of(names, is_disc=False)
     assert taken == names[:1]
     assert refused == [(names[1], "sipi-while-l2-runs")]
+
+
+def test_what_waits_for_a_delivery_that_never_comes_needs_nobody() -> None:
+    standing("outside nmi in-delivery\nL1 enter\nL2 cpuid\n")
+
+
+def test_tables_are_changed_before_or_behind_the_stay_where_nobody_can_tell() -> None:
+    standing("L1 enter\nL2 nop\nL2 page data absent\nL2 load\n")
+    standing("L1 enter\nL2 load\nL2 page data absent\nL2 cpuid\nL1 enter\nL2 load\n")
+
+
+def test_time_passes_for_nobody_while_no_timer_runs() -> None:
+    standing("L1 enter\noutside timer 3\nL2 nop\n")
+
+
+def test_a_timer_counts_so_long_that_it_does_not_end() -> None:
+    text = "config preemption-timer=on save-preemption-timer=on\nL1 vmwrite GUEST_PREEMPTION_TIMER 0x10\n"
+    expected = standing(f"{text}L1 enter\nL2 cpuid\n")
+    timers = {value for _kind, value in timers_of(boot_image([expected.realised.script]))}
+    assert timers == {places.LONG_TIMER}
+
+
+def timers_of(image: bytes) -> list[tuple[int, int]]:
+    """The VMX-preemption timers that the scripts of an image write."""
+    body = image[places.SCRIPTS - places.IMAGE :]
+    words = [struct.unpack_from("<4Q", body, place) for place in range(0, len(body) - 31, 32)]
+    return [(op, value) for op, field, value, _ in words if (op, field) == (VMWRITE, 0x482E)]

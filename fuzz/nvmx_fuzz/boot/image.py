@@ -38,6 +38,7 @@ MULTIBOOT_MAGIC: Final = 0x1BADB002
 _ADDRESSES_GIVEN: Final = 1 << 16
 _TSS_AVAILABLE: Final = 0x89
 _HOST_RIP: Final = 0x6C16
+_PREEMPTION_TIMER: Final = 0x482E
 _FILLER: Final = bytes.fromhex("0F01C1" * 5 + "90")
 """What L2 meets where no scenario has put an instruction: VMCALL, which always exits."""
 
@@ -158,12 +159,20 @@ def _multiboot_header(end: int) -> bytes:
 
 
 def _placed(script: Sequence[Operation]) -> list[Operation]:
-    """The script with the place at which this program takes its exits."""
+    """The script with the place at which this program takes its exits, and with timers that do not end.
+
+    In a scenario time passes by steps only, none of which stand alone.
+    """
     ours, theirs = boot_program().labels["exited"], l1_program().labels["exited"]
-    return [
-        (op, a, ours, c) if op == VMWRITE and a == _HOST_RIP and b == theirs else (op, a, b, c)
-        for op, a, b, c in script
-    ]
+    placed = []
+    for op, a, b, c in script:
+        value = b
+        if op == VMWRITE and a == _HOST_RIP and b == theirs:
+            value = ours
+        elif op == VMWRITE and a == _PREEMPTION_TIMER and b:
+            value = places.LONG_TIMER
+        placed.append((op, a, value, c))
+    return placed
 
 
 def _write(memory: bytearray, address: int, content: bytes) -> None:

@@ -138,12 +138,8 @@ class JournalBase:
 
     def unlisted(self) -> list[tuple[str, bytes]]:
         """The smallest scenario of each kind that nothing is known of, with its key."""
-        rows = self._connection.execute(
-            "select case when key <> '' then key else reason end, content from run where known = '' and "
-            "verdict in ('different', 'incident') order by length(content), content"
-        )
         smallest: dict[str, bytes] = {}
-        for key, content in rows:
+        for key, content in self.all_unlisted():
             smallest.setdefault(key, content)
         return sorted(smallest.items())
 

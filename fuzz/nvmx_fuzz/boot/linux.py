@@ -34,10 +34,20 @@ _INIT: Final = """\
 exec >/dev/ttyS0 2>&1
 for module in irqbypass kvm; do /bin/busybox insmod /$module.ko || echo "%! $module.ko does not load"; done
 /bin/busybox insmod /kvm-intel.ko nested=1 || echo "%! kvm-intel.ko does not load"
+TRACE
 /vmm /image
+SHOW
 /bin/busybox sleep 3
 /bin/busybox poweroff -f
 """
+_TRACE: Final = """\
+/bin/busybox mount -t tracefs none /tracing
+echo 0 > /tracing/tracing_on
+echo 1 > /tracing/events/kvm/enable
+echo 1 > /tracing/tracing_on"""
+_SHOW: Final = """\
+echo 0 > /tracing/tracing_on
+/bin/busybox cat /tracing/trace"""
 
 
 class Kernel(NamedTuple):
@@ -134,16 +144,18 @@ def kvm_in_bochs() -> str:
     return f"{kernel().version} {monitor().name} {CPU_MODEL}"
 
 
-def disc_with_kvm(image: bytes) -> bytes:
-    """A disc that boots the kernel and runs the image below it.
+def disc_with_kvm(image: bytes, *, traces: bool = False) -> bytes:
+    """A disc that boots the kernel and runs the image below it; *traces*: and prints the trace of it.
 
     Raises: MissingToolError.
     """
     if not _BUSYBOX.exists():
         raise MissingToolError("a static busybox is needed; try: apt-get install busybox-static")
     linux = kernel()
+    init = _INIT.replace("TRACE\n", f"{_TRACE}\n" if traces else "")
+    init = init.replace("SHOW\n", f"{_SHOW}\n" if traces else "")
     files = [
-        ("init", _INIT.encode(), 0o100755), ("image", image, 0o100644),
+        ("init", init.encode(), 0o100755), ("tracing", b"", 0o40755), ("image", image, 0o100644),
         ("vmm", monitor().read_bytes(), 0o100755), ("bin", b"", 0o40755), ("dev", b"", 0o40755),
         ("bin/busybox", _BUSYBOX.read_bytes(), 0o100755),
         *((name, content, 0o100644) for name, content in linux.modules),

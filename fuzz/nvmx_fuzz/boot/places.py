@@ -66,6 +66,10 @@ RESTORED: Final = (
 )
 """What is copied anew before every scenario: L2's tables and pages, L1's variables and structures."""
 
+LONG_TIMER: Final = 0xFFFFFFFF
+LONG_TIMER_LEFT: Final = 0xC0000000
+"""A VMX-preemption timer that does not end while a scenario runs, and what is left of it then at least."""
+
 CAPABILITY_MSRS: Final = 13
 """IA32_VMX_BASIC and those behind it, up to IA32_VMX_EPT_VPID_CAP."""
 FIRST_CAPABILITY_MSR: Final = 0x480

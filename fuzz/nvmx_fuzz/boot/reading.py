@@ -37,6 +37,7 @@ from nvmx_fuzz.realise import layout
 _NO_ERROR_CODE: Final = (1 << 64) - 1
 _RIP: Final = 9
 _REASON: Final = 0
+_TIMER: Final = RECORD_FIELDS[EXIT].index("preemption timer")
 _END_RIP: Final = 1 + RECORD_FIELDS[END].index("rip")
 _EXIT_RFLAGS: Final = 1 + RECORD_FIELDS[EXIT].index("rflags")
 
@@ -81,7 +82,8 @@ class _Log:
         self._events: Final = [record for record in line.records if record.letter in "inu"]
         self._records: Final = [record for record in line.records if record.letter not in "inus"]
         self._stacks: Final = _stacks(line.records)
-        self._rests: Final = _rests(expected)
+        self._rests: Final = _rests(expected, _RIP, _END_RIP)
+        self._timers: Final = _rests(expected, _TIMER, 0)
         self._end: Final = next(
             (index for index, record in enumerate(self._records) if record.letter == "z"),
             len(self._records),
@@ -108,12 +110,13 @@ class _Log:
             log.append((L1_ENTRY,))
             log += self._deliveries(index)
             if index < self._stop:
-                log.append(_exit_or_failure(record))
+                timer = self._timers[index] if index < len(self._timers) else 0
+                log.append(_exit_or_failure(record, timer))
         if self._stop == self._end:
             log += self._taken(self._end)
         log.append(self._stop_item())
         if self._stop < self._end:
-            log.append(_exit_or_failure(self._records[self._stop]))
+            log.append(_exit_or_failure(self._records[self._stop], 0))
         return log
 
     def _taken(self, index: int) -> list[tuple[int, ...]]:
@@ -141,16 +144,16 @@ class _Log:
         return _with_vectors(found, rip, rests)
 
 
-def _rests(expected: Standalone) -> list[int]:
-    """Where the model's L2 stood at the end of each stay; 0 for a VMfail."""
+def _rests(expected: Standalone, of_exit: int, of_end: int) -> list[int]:
+    """A field of the model's exits, one for each entry: 0 for a VMfail, the last one of its end."""
     rests = []
     for record in expected.realised.journal:
         if record[0] == EXIT:
-            rests.append(record[1 + _RIP])
+            rests.append(record[1 + of_exit])
         elif record[0] == VMFAIL:
             rests.append(0)
         elif record[0] == END and expected.ends_in_l2:
-            rests.append(record[_END_RIP])
+            rests.append(record[of_end])
     return rests
 
 
@@ -165,8 +168,14 @@ def _stacks(records: Sequence[RawRecord]) -> list[list[tuple[int, int]]]:
     return stacks
 
 
-def _exit_or_failure(record: RawRecord) -> tuple[int, ...]:
-    return (EXIT if record.letter == "x" else VMFAIL, *record.values)
+def _exit_or_failure(record: RawRecord, timer: int) -> tuple[int, ...]:
+    """The record; a timer that has only counted down shows what the model's does, if that runs too."""
+    if record.letter != "x":
+        return (VMFAIL, *record.values)
+    values = list(record.values)
+    if timer and values[_TIMER] >= places.LONG_TIMER_LEFT:
+        values[_TIMER] = timer
+    return (EXIT, *values)
 
 
 def _place(event: RawRecord) -> int:

@@ -14,7 +14,6 @@ from nvmx_core.arch.fields import (
     ENTRY_INTR_INFO,
     FIELDS,
     GUEST_ACTIVITY,
-    GUEST_PREEMPTION_TIMER,
     PIN_BASED,
     POISON,
 )
@@ -23,21 +22,20 @@ from nvmx_core.arch.state import ACTIVE
 from nvmx_core.guests.memory import page_of
 from nvmx_core.journal import Record
 from nvmx_core.scenario.config import Config
-from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER, Scenario
+from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER, Scenario, Step
 from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.program import SELF_INTERRUPT, SELF_NMI
 from nvmx_fuzz.realise import l1_program as l1
 from nvmx_fuzz.realise import layout, schedule
+from nvmx_fuzz.realise.arrivals import ArrivalRecorder
 from nvmx_fuzz.realise.realiser import Realised, Recorder, fit
-from nvmx_fuzz.realise.recording import AT_ENTRY, IN_EMULATION
+from nvmx_fuzz.realise.recording import AT_ENTRY, IN_EMULATION, IN_EVENT_DELIVERY
 from nvmx_fuzz.realise.schedule import Item
 from nvmx_fuzz.realise.vmcs import NotRealisableError
 
 STOP_CODE: Final = bytes.fromhex("0F01C1")
 """VMCALL, where the scenario ends in L2."""
-_LONG_TIMER: Final = 1 << 28
-"""A VMX-preemption timer that does not end before the run does."""
 _RDPMC: Final = INSTRUCTION_INDEX["rdpmc"]
 _NAMES: Final = {
     INTERRUPT: "interrupt", NMI: "nmi", INIT: "init", SIPI: "sipi", SMI: "smi", TIMER: "timer",
@@ -94,16 +92,32 @@ class StandaloneRecorder(Recorder):
 
     # -- arrivals -------------------------------------------------------------------------------------
 
+    def _arm(self, step: Step, when: int) -> None:
+        # What waits for a delivery that never comes needs nobody.
+        super(ArrivalRecorder, self)._arm(step, when)
+
     def arrive(self, op: int, b: int) -> None:
         if self.moment == AT_ENTRY:
             self._arrive_at_entry(op, b)
-        elif self.moment == IN_EMULATION:
+        elif self.moment == IN_EVENT_DELIVERY and not self._passes(op):
+            raise NotRealisableError(f"{_NAMES[op]}-in-delivery")
+        elif self.moment == IN_EMULATION and not self._passes(op):
             raise NotRealisableError(f"{_NAMES[op]}-in-emulation")
         super().arrive(op, b)
+
+    def _timer_runs(self) -> bool:
+        """Whether time means anything: L2 runs, or is being entered, with the VMX-preemption timer."""
+        entered = self.cpu.non_root or self.moment == AT_ENTRY
+        return entered and self.l1.vmcs[PIN_BASED] & PIN_PREEMPTION_TIMER != 0
+
+    def _passes(self, op: int) -> bool:
+        return op == TIMER and not self._timer_runs()
 
     def _arrive_at_entry(self, op: int, b: int) -> None:
         """Sent before the entry: L1's interrupts are off, its NMIs must be blocked."""
         place = len(self.script) - 1
+        if self._passes(op):
+            return
         if op == INTERRUPT:
             self.script.insert(place, (SELF_INTERRUPT, b, 0, 0))
         elif op == NMI and self.cpu.root_nmi_blocked:
@@ -113,8 +127,8 @@ class StandaloneRecorder(Recorder):
 
     def _in_order(self, *items: Item) -> None:
         for kind, operand, value in items:
-            if kind == schedule.ARM:
-                raise NotRealisableError(f"{_NAMES[_ITEMS[operand]]}-in-delivery")
+            if kind == schedule.ARRIVE_TIMER and not self._timer_runs():
+                continue
             if not self.l1_is_current():
                 name = _NAMES[_ITEMS[kind]] if kind in _ITEMS else "post-interrupt"
                 raise NotRealisableError(f"{name}-while-l2-runs")
@@ -126,7 +140,7 @@ class StandaloneRecorder(Recorder):
                 self.script.append((SELF_NMI, 0, 0, 0))
             elif kind == schedule.POKE:
                 self.script.append((l1.STORE32, operand, value, 0))
-            elif kind != schedule.ARRIVE_TIMER:  # no timer runs while L1 does
+            else:
                 raise NotRealisableError(f"{_NAMES[_ITEMS[kind]]}-while-l1-runs")
 
     # -- L2's memory ----------------------------------------------------------------------------------
@@ -189,9 +203,6 @@ class StandaloneRecorder(Recorder):
         place, lacking = self.capabilities.missing(vmcs)
         if lacking:
             raise NotRealisableError(f"not-offered: {FIELDS[place].name} {lacking:#x}")
-        timer = vmcs[GUEST_PREEMPTION_TIMER]
-        if vmcs[PIN_BASED] & PIN_PREEMPTION_TIMER and 0 < timer < _LONG_TIMER:
-            raise NotRealisableError("preemption-timer-counts")
         if self.capabilities.dies_of_type_7 and _injects_other_event(vmcs[ENTRY_INTR_INFO]):
             raise NotRealisableError("other-event-not-offered")
         self.sleeps |= vmcs[GUEST_ACTIVITY] != ACTIVE
