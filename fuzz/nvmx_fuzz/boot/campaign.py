@@ -6,6 +6,7 @@ boot; after each the database (``journal_base.py``) has all of it, so that the c
 any time and goes on where it was.
 """
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,13 +102,16 @@ def _rows(machine: BootingMachine, contents: list[bytes]) -> list[Row]:
     for content, outcome in zip(contents, machine.compare(contents), strict=True):
         known = machine.known(content, outcome) if outcome.verdict in (DIFFERENT, INCIDENT) else ""
         key = key_of(outcome) if outcome.difference else ""
-        rows.append(Row(content, outcome.verdict, key, known, outcome.reason, outcome.journal))
+        shown = "\n".join(outcome.difference.lines("real")) if outcome.difference else ""
+        rows.append(
+            Row(content, outcome.verdict, key, known, outcome.reason, shown, outcome.journal)
+        )
     return rows
 
 
 def run_again(base: JournalBase, machine: BootingMachine) -> None:
     """Run what nothing was known of once more."""
-    contents = [content for _key, content in base.all_unlisted()]
+    contents = [content for _key, content, _shown in base.all_unlisted()]
     if contents:
         base.replace_batch(_rows(machine, contents))
 
@@ -129,9 +133,10 @@ def write_unlisted(base: JournalBase, folder: Path) -> list[Path]:
     """A file for each kind that nothing is known of, with the key as its comment."""
     make_folder(folder)
     paths = []
-    for number, (key, content) in enumerate(base.unlisted()):
+    for number, (key, content, shown) in enumerate(base.unlisted()):
         path = folder / f"unlisted-{number:03}.scn"
-        write_whole(path, f"# {key}\n{format_scenario(decode(content))}".encode())
+        comment = "".join(f"# {line}\n" for line in (key, *shown.splitlines()))
+        write_whole(path, f"{comment}{format_scenario(decode(content))}".encode())
         paths.append(path)
     return paths
 
@@ -162,6 +167,8 @@ def main(
     It ends by itself with --batches or --time, and otherwise when it is interrupted; it goes on when it is
     started again. Exit status 1: something was different that nothing is known of.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background a shell has SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     path = database or FOLDER / f"campaign-{name}.sqlite"
     try:
         base = JournalBase(path, name)

@@ -20,6 +20,7 @@ from nvmx_fuzz.boot.predicates import (
     misconfiguration_qualified,
     nmi_blocking_of_a_delivery,
     nmis_stay_blocked,
+    refused_injection,
     shadow_of_a_fault,
     single_step_of_an_exit,
     stale_length,
@@ -108,6 +109,13 @@ LISTED: Final[tuple[Listed, ...]] = (
         "L2 page idt-low absent / L1 enter / L2 int1", int1_as_hardware_exception,
     ),
     Listed(
+        "res2: refused injection", KVM, ("X4",), KVM_WRONG,
+        "The same injections with length 0, and software exceptions of other vectors: what KVM injects again "
+        "fails the checks of its own VMCS, and L1 sees VMfail 7. Our L0 predicts it where one of the eight pages "
+        "is repaired; the real one repairs L2's page tables too.",
+        "corpus/bugs/res2.scn", refused_injection,
+    ),
+    Listed(
         "res2: stale length", KVM, ("X4",), KVM_WRONG,
         "#BP and #OF that L1 injects as hardware exceptions are injected again as software exceptions, with "
         "the length of an earlier event: the return address is behind an instruction that is not there.",
@@ -127,7 +135,7 @@ LISTED: Final[tuple[Listed, ...]] = (
         "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter / L2 nop", breakpoint_without_condition,
     ),
     Listed(
-        "NMIs stay blocked", ("bochs-boot",), ("O5",), BOCHS_WRONG,
+        "NMIs stay blocked", BOCHS, ("O5",), BOCHS_WRONG,
         "An entry with bit 3 clear opens NMIs (SDM: Interruptibility State); in Bochs 2.7 those that an "
         "earlier entry has blocked stay so.",
         "L1 vmwrite GUEST_INTERRUPTIBILITY 0x8 / L1 enter / L2 cpuid / "

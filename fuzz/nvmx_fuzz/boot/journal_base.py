@@ -19,7 +19,7 @@ _TABLES: Final = """
 create table state (version integer, machine text, next integer);
 create table run (
     digest text primary key, content blob, batch integer, verdict text, key text, known text,
-    reason text, journal integer
+    reason text, shown text, journal integer
 ) without rowid;
 create table batch (
     number integer primary key, scenarios integer, refused integer, seconds real, boots integer
@@ -31,13 +31,17 @@ create table feature (
 
 
 class Row(NamedTuple):
-    """One scenario: its bytes, what became of it, and the name of what is known to make it different."""
+    """One scenario: its bytes, what became of it, what is known to make it different.
+
+    ``shown``: both records of the first difference, for a person.
+    """
 
     content: bytes
     verdict: str
     key: str
     known: str
     reason: str
+    shown: str
     journal: int
 
 
@@ -136,26 +140,26 @@ class JournalBase:
         )
         return [Kind(verdict, name, bool(known), number) for verdict, name, known, number in rows]
 
-    def unlisted(self) -> list[tuple[str, bytes]]:
-        """The smallest scenario of each kind that nothing is known of, with its key."""
-        smallest: dict[str, bytes] = {}
-        for key, content in self.all_unlisted():
-            smallest.setdefault(key, content)
-        return sorted(smallest.items())
+    def unlisted(self) -> list[tuple[str, bytes, str]]:
+        """The smallest scenario of each kind that nothing is known of, with its key and what was seen."""
+        smallest: dict[str, tuple[str, bytes, str]] = {}
+        for row in self.all_unlisted():
+            smallest.setdefault(row[0], row)
+        return sorted(smallest.values())
 
-    def all_unlisted(self) -> list[tuple[str, bytes]]:
-        """Every scenario that nothing is known of, with its key; the smallest first."""
+    def all_unlisted(self) -> list[tuple[str, bytes, str]]:
+        """Every scenario that nothing is known of, with its key and what was seen; the smallest first."""
         rows = self._connection.execute(
-            "select case when key <> '' then key else reason end, content from run where known = '' "
+            "select case when key <> '' then key else reason end, content, shown from run where known = '' "
             "and verdict in ('different', 'incident') order by length(content), content"
         )
-        return [(key, content) for key, content in rows]
+        return [(key, content, shown) for key, content, shown in rows]
 
     def replace_batch(self, rows: Sequence[Row]) -> None:
         """Write what became of scenarios that have run once more."""
         with self._connection:
             self._connection.executemany(
-                "update run set verdict = ?, key = ?, known = ?, reason = ?, journal = ? where digest = ?",
+                "update run set verdict = ?, key = ?, known = ?, reason = ?, shown = ?, journal = ? where digest = ?",
                 [(*row[1:], _digest(row.content)) for row in rows],
             )
 

@@ -53,7 +53,9 @@ BOCHS_SHUTDOWN_PORT: Final = 0x8900
 STACK_BOTTOM: Final = page_address(STACK) + 0x400
 STACK_TOP: Final = page_address(STACK) + 0x800
 """The part of L2's stack page on which deliveries push."""
-STACK_WORDS: Final = (STACK_TOP - STACK_BOTTOM) // 4
+WATCHED_TOP: Final = STACK_TOP + 0x40
+"""They push above it where L2 has popped before."""
+STACK_WORDS: Final = (WATCHED_TOP - STACK_BOTTOM) // 4
 SCRUBBED: Final = 0x5C5C5C5C
 """What L1 puts into the dead part of L2's stack after an exit, so that the next push shows."""
 

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from nvmx_core.arch.controls import SECONDARY_VIRTUAL_INTR_DELIVERY
 from nvmx_core.arch.events import (
     BP,
     DB,
@@ -35,10 +36,11 @@ from nvmx_core.arch.state import (
     RFLAGS_IF,
     RFLAGS_TF,
 )
-from nvmx_core.journal import DELIVER, END
+from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.compare import Difference
 
+VMFAIL_CONTROLS: Final = 7
 _SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 
 
@@ -58,7 +60,8 @@ def _is_debug_exception(found: Difference) -> bool:
 def step_before_the_instruction(found: Difference) -> bool:
     """L2 single-steps, and the other machine shows its #DB without the instruction."""
     steps = (field(found.bare, "rflags") | field(found.other, "rflags")) & RFLAGS_TF
-    return bool(steps) and (_is_debug_exception(found) or found.fields() == ("rip",))
+    places = set(found.fields()) <= {"rip", "return rip", "rflags"} and found.is_of_one_kind()
+    return bool(steps) and (_is_debug_exception(found) or places)
 
 
 def single_step_of_an_exit(found: Difference) -> bool:
@@ -177,17 +180,20 @@ def trap_behind_injection(found: Difference) -> bool:
 
 
 def wrong_vector_in_delivery(found: Difference) -> bool:
-    """A virtual interrupt comes with another vector: L0 injects again what the exit reported."""
-    return (
-        found.bare[:1] == (DELIVER,)
-        and found.fields() == ("vector",)
-        and not found.injected & VALID
-    )
+    """A virtual interrupt comes with another vector: L0 injects again what the exit reported.
+
+    Behind an IRET the frame tells no vector any more; L2 has returned from another handler.
+    """
+    if found.injected & VALID or not found.entry.secondary & SECONDARY_VIRTUAL_INTR_DELIVERY:
+        return False
+    if found.bare[:1] == (END,):
+        return bool(found.fields()) and set(found.fields()) <= {"rip", "rflags"}
+    return found.bare[:1] == (DELIVER,) and found.fields() == ("vector",)
 
 
 def misconfiguration_qualified(found: Difference) -> bool:
     """Exit 49 with a qualification, and where it is res4 too, with a length for entry."""
-    fields = set(found.fields()) - {"entry instruction length"}
+    fields = set(found.fields()) - {"entry instruction length", "interruptibility"}
     return is_exit(found.bare, EPT_MISCONFIG) and fields == {"qualification"}
 
 
@@ -221,9 +227,22 @@ def interrupt_before_higher_rank(found: Difference) -> bool:
 
 
 def int1_dropped(found: Difference) -> bool:
-    """INT1 was injected, and never comes."""
+    """INT1 was injected, and neither comes nor is in flight."""
+    kind = _event_of(found.injected)[0]
+    in_flight = field(found.other, "IDT-vectoring info") & VALID
     return (
-        _event_of(found.injected) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
-        and found.bare[:2] == (DELIVER, DB)
-        and found.other[:1] == (END,)
+        bool(found.injected & VALID)
+        and kind == PRIVILEGED_SOFTWARE_EXCEPTION
+        and found.bare[:1] in ((DELIVER,), (EXIT,))
+        and not found.entry_rule
+        and not in_flight
+        and found.other[:1] != (DELIVER,)
     )
+
+
+def refused_injection(found: Difference) -> bool:
+    """VMfail 7 for an injection that the model accepts: of type 6, or of vector 3 or 4."""
+    kind, vector = _event_of(found.injected)
+    changes = kind == SOFTWARE_EXCEPTION or (kind == HARDWARE_EXCEPTION and vector in (BP, OF))
+    accepted = bool(found.injected & VALID) and not found.entry_rule and found.bare[:1] != (VMFAIL,)
+    return changes and accepted and found.other == (VMFAIL, VMFAIL_CONTROLS)
