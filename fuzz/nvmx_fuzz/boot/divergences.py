@@ -111,8 +111,8 @@ LISTED: Final[tuple[Listed, ...]] = (
     Listed(
         "res2: refused injection", KVM, ("X4",), KVM_WRONG,
         "The same injections with length 0, and software exceptions of other vectors: what KVM injects again "
-        "fails the checks of its own VMCS, and L1 sees VMfail 7. Our L0 predicts it where one of the eight pages "
-        "is repaired; the real one repairs L2's page tables too.",
+        "fails the checks of its own VMCS, and L1 sees VMfail 7. Our L0 predicts it where one of the eight "
+        "pages is repaired; the real one repairs L2's page tables too.",
         "corpus/bugs/res2.scn", refused_injection,
     ),
     Listed(

@@ -114,7 +114,7 @@ class JournalBase:
             )
             batch = cursor.lastrowid
             connection.executemany(
-                "insert or ignore into run values (?, ?, ?, ?, ?, ?, ?, ?)",
+                "insert or ignore into run values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         _digest(row.content),
@@ -159,7 +159,8 @@ class JournalBase:
         """Write what became of scenarios that have run once more."""
         with self._connection:
             self._connection.executemany(
-                "update run set verdict = ?, key = ?, known = ?, reason = ?, shown = ?, journal = ? where digest = ?",
+                "update run set verdict = ?, key = ?, known = ?, reason = ?, shown = ?, journal = ? "
+                "where digest = ?",
                 [(*row[1:], _digest(row.content)) for row in rows],
             )
 
