@@ -115,19 +115,7 @@ class JournalBase:
             batch = cursor.lastrowid
             connection.executemany(
                 "insert or ignore into run values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        _digest(row.content),
-                        row.content,
-                        batch,
-                        row.verdict,
-                        row.key,
-                        row.known,
-                        row.reason,
-                        row.journal,
-                    )
-                    for row in rows
-                ],
+                [(_digest(row.content), row.content, batch, *row[1:]) for row in rows],
             )
             connection.executemany("insert or ignore into feature values (?, ?, ?)", list(features))
             connection.execute("update state set next = ?", (next_number,))
