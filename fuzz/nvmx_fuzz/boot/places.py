@@ -59,6 +59,11 @@ STACK_WORDS: Final = (WATCHED_TOP - STACK_BOTTOM) // 4
 SCRUBBED: Final = 0x5C5C5C5C
 """What L1 puts into the dead part of L2's stack after an exit, so that the next push shows."""
 
+PROGRAM: Final = (
+    (layout.L1_CODE, layout.L1_PAGE_DIRECTORY + layout.PAGE),
+    (layout.VARIABLES, layout.VMXON_REGION + layout.PAGE),
+)
+"""What is copied once: L1's code, tables and variables. Each page more is one that an L0 has to map."""
 RESTORED: Final = (
     (layout.LOW_PAGE, layout.LOW_PAGE + layout.PAGE),
     (layout.L2_DIRECTORY_POINTERS, layout.L2_PAGE_TABLE + layout.PAGE),

@@ -7,15 +7,15 @@ from nvmx_fuzz.realise import layout
 from nvmx_fuzz.realise.vmcs import L1_CR0, L1_CR4
 
 
-def _restore() -> str:
-    """The copies that make memory as it was."""
+def _copies(ranges: tuple[tuple[int, int], ...], width: int, instruction: str) -> str:
+    """What makes memory as it was, with an instruction that copies *width* bytes."""
     lines = []
-    for start, end in places.RESTORED:
+    for start, end in ranges:
         lines += [
             f"mov esi, {places.PRISTINE + start}",
             f"mov edi, {start}",
-            f"mov ecx, {(end - start) // 8}",
-            "rep movsq",
+            f"mov ecx, {(end - start) // width}",
+            instruction,
         ]
     return "\n    ".join(lines)
 
@@ -121,7 +121,7 @@ clean_start:
     call emit_hex
     vmclear qword ptr [r13 + {layout.VMCS_POINTERS}]
     vmclear qword ptr [r13 + {layout.VMCS_POINTERS + 8}]
-    {_restore()}
+    {_copies(places.RESTORED, 8, "rep movsq")}
     mov ebx, 2
     invept rbx, [r13 + {layout.INVEPT_DESCRIPTOR}]
     xor eax, eax
@@ -167,14 +167,7 @@ ENTRY: Final = f"""
     cli
     cld
     mov esp, {places.IMAGE + 0x1000}
-    mov esi, {places.PRISTINE}
-    xor edi, edi
-    mov ecx, {0x40000 // 4}
-    .byte 0xF3, 0xA5
-    mov esi, {places.PRISTINE + 0x100000}
-    mov edi, 0x100000
-    mov ecx, {(layout.SCRIPT - 0x100000) // 4}
-    .byte 0xF3, 0xA5
+    {_copies(places.PROGRAM, 4, ".byte 0xF3, 0xA5")}
     lgdt [{places.GDT_POINTER}]
     lidt [{places.IDT_POINTER}]
     mov eax, {L1_CR4 & ~0x2000}
@@ -191,4 +184,4 @@ ENTRY: Final = f"""
     .long BOOT_ADDRESS
     .word {layout.L1_CODE_SELECTOR}
 """
-"""32-bit code that the boot loader jumps to: copies everything to its place and turns on 64-bit mode."""
+"""32-bit code that the boot loader jumps to: copies L1 to its place and turns on 64-bit mode."""
