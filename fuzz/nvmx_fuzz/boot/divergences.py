@@ -12,6 +12,7 @@ from nvmx_fuzz.boot.predicates import (
     breakpoint_without_condition,
     closed_interrupt_does_not_exit,
     failed_entry_saves_activity,
+    guest_before_controls,
     int1_as_hardware_exception,
     int1_behind_mov_ss,
     int1_dropped,
@@ -100,6 +101,14 @@ LISTED: Final[tuple[Listed, ...]] = (
         "L1 vmwrite GUEST_RFLAGS 0x2 / L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject external-interrupt 0x40 / "
         "L1 enter",
         failed_entry_saves_activity,
+    ),
+    Listed(
+        "guest state before controls", KVM, ("C6", "E0"), KVM_WRONG,
+        "Checks of controls come first and fail with VMfail 7 (SDM: VM Entries). KVM leaves the TPR "
+        "threshold against the virtual TPR to the processor, and has checked the guest state by then "
+        "(nested_vmx_run): with both wrong L1 sees exit 33.",
+        "config tpr-shadow=on / L1 vmwrite TPR_THRESHOLD 0x1 / L1 vmwrite GUEST_ACTIVITY 0x2 / L1 enter",
+        guest_before_controls,
     ),
     Listed(
         "INT1 as a hardware exception", KVM, ("X7", "X4"), KVM_WRONG,

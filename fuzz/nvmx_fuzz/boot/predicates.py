@@ -41,6 +41,8 @@ from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.compare import Difference
 
 VMFAIL_CONTROLS: Final = 7
+PROCESSOR_CHECKS: Final = ("C5", "C6")
+"""Checks of controls that KVM leaves to the processor, behind its own of the guest state."""
 _SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 
 
@@ -60,7 +62,9 @@ def _is_debug_exception(found: Difference) -> bool:
 def step_before_the_instruction(found: Difference) -> bool:
     """L2 single-steps, and the other machine shows its #DB without the instruction."""
     steps = (field(found.bare, "rflags") | field(found.other, "rflags")) & RFLAGS_TF
-    places = set(found.fields()) <= {"rip", "return rip", "rflags"} and found.is_of_one_kind()
+    places = (
+        set(found.fields()) <= {"rip", "return rip", "rsp", "rflags"} and found.is_of_one_kind()
+    )
     return bool(steps) and (_is_debug_exception(found) or places)
 
 
@@ -159,6 +163,15 @@ def int1_as_hardware_exception(found: Difference) -> bool:
     )
 
 
+def guest_before_controls(found: Difference) -> bool:
+    """A control is wrong, and the other machine finds fault with the guest state first."""
+    return (
+        found.entry_rule in PROCESSOR_CHECKS
+        and found.bare == (VMFAIL, VMFAIL_CONTROLS)
+        and is_exit(found.other, INVALID_STATE)
+    )
+
+
 def stale_length(found: Difference) -> bool:
     """Vector 3 or 4, injected as a hardware exception, returns behind an instruction that is not there."""
     kind, vector = _event_of(found.injected)
@@ -236,7 +249,7 @@ def int1_dropped(found: Difference) -> bool:
         and found.bare[:1] in ((DELIVER,), (EXIT,))
         and not found.entry_rule
         and not in_flight
-        and found.other[:1] != (DELIVER,)
+        and found.other[:2] != (DELIVER, DB)
     )
 
 

@@ -34,6 +34,7 @@ from nvmx_fuzz.boot.standalone import Delivery, Standalone
 from nvmx_fuzz.boot.wire import Line, RawRecord
 from nvmx_fuzz.realise import layout
 
+_CODE_SELECTORS: Final = (layout.L2_CODE_SELECTOR, layout.L2_USER_CODE_SELECTOR)
 _NO_ERROR_CODE: Final = (1 << 64) - 1
 _RIP: Final = 9
 _REASON: Final = 0
@@ -246,14 +247,15 @@ def _frame(delivery: Delivery, seen: dict[int, int]) -> _Frame:
 
 
 def _unexpected(changed: dict[int, int]) -> list[_Frame]:
-    """Frames where the model has none, the oldest first; one of CPL 3 has its stack on top of it."""
-    frames = []
-    addresses = sorted(changed, reverse=True)
-    while len(addresses) >= 3:
-        outer = len(addresses) >= 5 and changed[addresses[0]] == layout.L2_USER_DATA_SELECTOR
-        flags, _selector, rip, *addresses = addresses[2:] if outer else addresses
-        frames.append(_Frame(None, _NO_ERROR_CODE, changed[rip], changed[flags]))
-    return frames
+    """Frames where the model has none, the oldest first: a selector of code on top of a return address.
+
+    Flags that are what stood there before have not changed, and are not known.
+    """
+    return [
+        _Frame(None, _NO_ERROR_CODE, changed[address - 4], changed.get(address + 4, 0))
+        for address in sorted(changed, reverse=True)
+        if changed[address] in _CODE_SELECTORS and address - 4 in changed
+    ]
 
 
 def _with_vectors(frames: Sequence[_Frame], exit_rip: int, model_rip: int) -> list[tuple[int, ...]]:
