@@ -60,13 +60,13 @@ static void *map(void *where, size_t size, int flags, int file) {
     return memory;
 }
 
-static uint8_t *guest_memory(int vm, uint64_t number, uint64_t end) {
+static uint8_t *guest_memory(int vm, uint64_t number, uint64_t end, int greets) {
     uint8_t *memory = map(NULL, MEMORY, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
     map(memory + IMAGE, image_size, MAP_PRIVATE | MAP_FIXED, image_file);
     uint64_t *parameters = (uint64_t *)(memory + IMAGE + PARAMETERS);
     parameters[FIRST] = number;
     parameters[END] = end;
-    parameters[RINGS] = 1;
+    parameters[RINGS] = greets ? 1 : 2;
     struct kvm_userspace_memory_region region = {
         .memory_size = MEMORY,
         .userspace_addr = (uintptr_t)memory,
@@ -145,7 +145,7 @@ static enum outcome scenario(uint64_t number, uint64_t end, int seconds, int gre
     ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);
     if (ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFBD000)) fail("KVM_SET_TSS_ADDR");
     if (ioctl(vm, KVM_CREATE_IRQCHIP, 0)) fail("KVM_CREATE_IRQCHIP");
-    uint8_t *memory = guest_memory(vm, number, end);
+    uint8_t *memory = guest_memory(vm, number, end, greets);
     int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
     if (vcpu < 0) fail("KVM_CREATE_VCPU");
     if (ioctl(vcpu, KVM_SET_CPUID2, cpuid)) fail("KVM_SET_CPUID2");

@@ -71,7 +71,7 @@ def boot_image(
     """
     body = _Body()
     preparations = {
-        pointer_to(region): body.add([*preparation_of(region), (RETURN, 0, 0, 0)])
+        pointer_to(region): body.add([*_preparation(region, doorbell), (RETURN, 0, 0, 0)])
         for region in range(len(layout.VMCS_REGIONS))
     }
     sweeping = body.add(_sweep()) if sweep else 0
@@ -94,6 +94,12 @@ def boot_image(
         "<6Q", places.MAGIC, 0, len(scripts), int(doorbell), table, len(scripts)
     )
     return _head(parameters, body.end) + pristine_memory() + bytes(body.content)
+
+
+def _preparation(region: int, has_zeros: bool) -> list[Operation]:
+    """What L1 writes into a VMCS; *has_zeros*: below KVM, whose VMCS for L1 in clean memory is all 0."""
+    script = preparation_of(region)
+    return [each for each in script if not has_zeros or each[0] != VMWRITE or each[2]]
 
 
 class _Body:

@@ -21,7 +21,10 @@ PARAMETER_FIRST: Final = 8
 PARAMETER_END: Final = 16
 """The number behind the last one."""
 PARAMETER_DOORBELL: Final = 24
-"""1: a line is announced at a port and stands at `OUTPUT`; 0: it goes to the serial port COM1."""
+"""1: a line is announced at a port and stands at `OUTPUT`; 0: it goes to the serial port COM1; 2: as 1, but
+without the line of capabilities."""
+RINGS: Final = 1
+RINGS_SILENTLY: Final = 2
 PARAMETER_TABLE: Final = 32
 """The address of a table with the address of each scenario's script."""
 PARAMETER_COUNT: Final = 40

@@ -33,10 +33,14 @@ boot:
     xor r12d, r12d
     mov ax, {layout.L1_TSS_SELECTOR}
     ltr ax
+    mov ebx, {places.PARAMETERS}
+    cmp qword ptr [rbx + {places.PARAMETER_DOORBELL}], 0
+    jne no_serial_port
     mov al, 0xFF
     out 0x21, al
     out 0xA1, al
     call serial_start
+no_serial_port:
     mov eax, 1
     cpuid
     mov esi, 1
@@ -86,6 +90,9 @@ feature_control_locked:
     je refuse
     mov rax, qword ptr [{places.PARAMETERS + places.PARAMETER_FIRST}]
     mov qword ptr [{places.NUMBER}], rax
+    mov ebx, {places.PARAMETERS}
+    cmp qword ptr [rbx + {places.PARAMETER_DOORBELL}], {places.RINGS_SILENTLY}
+    je next
     mov word ptr [r14], 0x6D40
     add r14, 2
     xor ebp, ebp
