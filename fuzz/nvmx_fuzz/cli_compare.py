@@ -13,7 +13,7 @@ from nvmx_fuzz.comparing import Comparison, live
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.machines import MACHINES, open_machine
-from nvmx_fuzz.outcomes import MissingError, UnavailableError
+from nvmx_fuzz.outcomes import Comparer, MissingError, UnavailableError
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
 
@@ -28,6 +28,8 @@ from nvmx_fuzz.seeds import seed_folder
               help="The same, for N scenarios.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Where the new scenarios begin.")  # fmt: skip
+@click.option("--serial", metavar="TEXT",
+              help="Run nothing: TEXT is what an exported image of FILEs printed elsewhere.")  # fmt: skip
 @click.option("--where-possible", is_flag=True,
               help="Where the machine is not installed say so, and succeed.")  # fmt: skip
 @json_option
@@ -37,6 +39,7 @@ def command(
     seconds: float | None,
     number: int | None,
     seed: int,
+    serial: str | None,
     where_possible: bool,
     as_json: bool,
 ) -> int:
@@ -47,11 +50,17 @@ def command(
     host's KVM, kvm-bochs below a stock Linux KVM inside Bochs.
     Without FILE the seeds of the project are compared.
     """
+    if serial and (seconds or number):
+        raise click.UsageError(
+            "--serial has no new scenarios to compare", click.get_current_context()
+        )
+    machine = "serial" if serial else machine
     contents = [encode(load(name).scenario) for name in _names(files)]
     if not contents:
         raise click.UsageError("no scenario to compare", click.get_current_context())
     try:
-        comparison, took = _compared(machine, contents, seconds, number, seed)
+        worker = _of_serial_text(serial) if serial else open_machine(machine)
+        comparison, took = _compared(worker, contents, seconds, number, seed)
     except UnavailableError as error:
         if where_possible and isinstance(error, MissingError):
             click.echo(f"nothing compared: {error}")
@@ -65,11 +74,16 @@ def command(
     return 1 if comparison.findings else 0
 
 
+def _of_serial_text(name: str) -> Comparer:
+    from nvmx_fuzz.boot.serial import SerialText  # noqa: PLC0415 - loads the assembler
+
+    return SerialText(name)
+
+
 def _compared(
-    machine: str, contents: list[bytes], seconds: float | None, number: int | None, seed: int
+    worker: Comparer, contents: list[bytes], seconds: float | None, number: int | None, seed: int
 ) -> tuple[Comparison, float]:
     """The comparison, and how many seconds new scenarios took. Raises: UnavailableError."""
-    worker = open_machine(machine)
     comparison = Comparison(worker)
     try:
         comparison.add(contents)

@@ -12,6 +12,7 @@ pytest.importorskip("keystone", reason="the extra bochs is not installed")
 from nvmx_fuzz.boot import emulator, host, linux
 from nvmx_fuzz.boot.emulator import Settings, run_disc
 from nvmx_fuzz.boot.iso import MissingToolError, iso_of
+from nvmx_fuzz.boot.wire import checksum
 from nvmx_fuzz.cli import main
 from nvmx_fuzz.outcomes import MissingError
 
@@ -213,3 +214,52 @@ def test_an_image_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_other_forms_take_one_file() -> None:
     assert main(["export", "--format", "pytest", "a.scn", "b.scn"]) == 2
+
+
+# -- the text of a serial port ---------------------------------------------------------------------
+
+
+def serial_text(tmp_path: Path, lines: str) -> str:
+    path = tmp_path / "serial.txt"
+    path.write_text(lines)
+    return str(path)
+
+
+def printed_line(body: str) -> str:
+    return f"{body} *{checksum(body.encode()):x}\r\n"
+
+
+@pytest.mark.parametrize(("reason", "status"), [("a", 0), ("1e", 1)])
+def test_what_an_image_printed_elsewhere_is_compared(
+    reason: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "x.scn"
+    scenario.write_text("version 1\nL1 enter\nL2 cpuid\n")
+    line = printed_line(f"#0 x 0:{reason} 6:2 9:16000 a:14800 b:202 c:4093 10:64 z")
+    text = serial_text(tmp_path, "SeaBIOS\r\n" + printed_line("@m 0:1") + line)
+    assert main(["compare", "--serial", text, str(scenario)]) == status
+    assert "bare and serial: 1 scenario compared" in capsys.readouterr().out
+
+
+def test_a_line_that_was_cut_elsewhere_is_an_incident(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "x.scn"
+    scenario.write_text("version 1\nL1 enter\nL2 cpuid\n")
+    text = serial_text(tmp_path, printed_line("@m 0:1") + "#0 x 0:a 6:2 9:160")
+    assert main(["compare", "--serial", text, str(scenario)]) == 1
+    assert "INCIDENT has no whole line in serial.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SeaBIOS\r\n", "holds no output of an image"),
+        (printed_line("! 1"), "the image did not run: the processor has no VMX"),
+    ],
+)
+def test_a_text_without_an_image_is_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--serial", serial_text(tmp_path, text)]) == 2
+    assert message in capsys.readouterr().err

@@ -104,7 +104,7 @@ class BootingMachine:
         answers = self._batch.run([one.realised.script for one in realised.values()])
         self.restarts += max(self._batch.boots - before - 1, 0)
         for (index, one), answer in zip(realised.items(), answers, strict=True):
-            outcomes[index] = _outcome(one, answer, self.capabilities.saves_rf)
+            outcomes[index] = outcome_of(one, answer, has_rf=self.capabilities.saves_rf)
         return [outcomes[index] for index in range(len(scenarios))]
 
     def known(self, content: bytes, outcome: Outcome) -> str:
@@ -145,7 +145,8 @@ class BootingMachine:
         """Every boot has ended already."""
 
 
-def _outcome(expected: Standalone, answer: Answer, has_rf: bool) -> Outcome:
+def outcome_of(expected: Standalone, answer: Answer, *, has_rf: bool) -> Outcome:
+    """The outcome of a scenario whose line is there, or is not."""
     rules = tuple(entry.rule for entry in expected.realised.entries)
     if answer.line is None:
         return Outcome(INCIDENT, answer.reason, None, rules)
