@@ -13,6 +13,7 @@ from nvmx_fuzz.boot.predicates import (
     closed_interrupt_does_not_exit,
     failed_entry_saves_activity,
     guest_before_controls,
+    inactive_state_accepted,
     int1_as_hardware_exception,
     int1_behind_mov_ss,
     int1_dropped,
@@ -26,6 +27,7 @@ from nvmx_fuzz.boot.predicates import (
     single_step_of_an_exit,
     stale_length,
     step_before_the_instruction,
+    timer_of_an_earlier_entry,
     trap_behind_injection,
     unblocking_by_iret,
     wrong_vector_in_delivery,
@@ -101,6 +103,21 @@ LISTED: Final[tuple[Listed, ...]] = (
         "L1 vmwrite GUEST_RFLAGS 0x2 / L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject external-interrupt 0x40 / "
         "L1 enter",
         failed_entry_saves_activity,
+    ),
+    Listed(
+        "res8: inactive state accepted", KVM, ("G2", "G3", "G4"), KVM_WRONG,
+        "HLT with SS.DPL 3 or with a shadow, and events that HLT does not take, fail the entry (SDM: Checks on "
+        "Guest Non-Register State); KVM enters. Our L0 predicts it where nothing else shows.",
+        "config user-mode=on / L1 vmwrite GUEST_ACTIVITY 0x1 / L1 control nmi-window-exiting on / L1 enter",
+        inactive_state_accepted,
+    ),
+    Listed(
+        "timer of an earlier entry", KVM, ("O7",), KVM_WRONG,
+        "A VMX-preemption timer that has ended is saved as 0 (SDM: Saving Non-Register State). With a start "
+        "value of 0 KVM starts no timer of its own, and saves what would be left of the one of an earlier "
+        "entry (vmx_start_preemption_timer, vmx_get_preemption_timer_value).",
+        "config preemption-timer=on save-preemption-timer=on / L1 enter / L2 cpuid / "
+        "L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter", timer_of_an_earlier_entry,
     ),
     Listed(
         "guest state before controls", KVM, ("C6", "E0"), KVM_WRONG,

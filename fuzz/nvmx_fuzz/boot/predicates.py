@@ -25,6 +25,7 @@ from nvmx_core.arch.exits import (
     INTERRUPT_WINDOW,
     INVALID_STATE,
     NMI_WINDOW,
+    PREEMPTION_TIMER,
     TRIPLE_FAULT,
 )
 from nvmx_core.arch.state import (
@@ -127,11 +128,13 @@ def failed_entry_saves_activity(found: Difference) -> bool:
 
 def breakpoint_without_condition(found: Difference) -> bool:
     """A #DB that nobody steps for and nothing was injected before; the other machine has none."""
+    info = field(found.bare, "interruption info")
+    exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
     return (
-        found.bare[:2] == (DELIVER, DB)
+        (exits or found.bare[:2] == (DELIVER, DB))
         and not field(found.bare, "rflags") & RFLAGS_TF
         and not found.injected & VALID
-        and found.other[:1] != (DELIVER,)
+        and not _is_debug_exception(found)
     )
 
 
@@ -172,6 +175,25 @@ def guest_before_controls(found: Difference) -> bool:
     )
 
 
+def inactive_state_accepted(found: Difference) -> bool:
+    """An entry into another activity state that has to fail, and does not."""
+    return (
+        found.entry_rule in ("G2", "G3", "G4")
+        and is_exit(found.bare, INVALID_STATE)
+        and not is_exit(found.other, INVALID_STATE)
+    )
+
+
+def timer_of_an_earlier_entry(found: Difference) -> bool:
+    """The VMX-preemption timer has ended, and the other machine saves that some of it is left."""
+    name = "preemption timer"
+    return (
+        is_exit(found.bare, PREEMPTION_TIMER)
+        and found.fields() == (name,)
+        and not field(found.bare, name)
+    )
+
+
 def stale_length(found: Difference) -> bool:
     """Vector 3 or 4, injected as a hardware exception, returns behind an instruction that is not there."""
     kind, vector = _event_of(found.injected)
@@ -199,6 +221,8 @@ def wrong_vector_in_delivery(found: Difference) -> bool:
     """
     if found.injected & VALID or not found.entry.secondary & SECONDARY_VIRTUAL_INTR_DELIVERY:
         return False
+    if found.other == (VMFAIL, VMFAIL_CONTROLS):  # what was reported could not be injected at all
+        return found.bare[:1] == (DELIVER,)
     if found.bare[:1] == (END,):
         return bool(found.fields()) and set(found.fields()) <= {"rip", "rflags"}
     return found.bare[:1] == (DELIVER,) and found.fields() == ("vector",)
