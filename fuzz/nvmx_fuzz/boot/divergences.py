@@ -106,8 +106,8 @@ LISTED: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "res8: inactive state accepted", KVM, ("G2", "G3", "G4"), KVM_WRONG,
-        "HLT with SS.DPL 3 or with a shadow, and events that HLT does not take, fail the entry (SDM: Checks on "
-        "Guest Non-Register State); KVM enters. Our L0 predicts it where nothing else shows.",
+        "HLT with SS.DPL 3 or with a shadow, and events that HLT does not take, fail the entry (SDM: Checks "
+        "on Guest Non-Register State); KVM enters. Our L0 predicts it where nothing else shows.",
         "config user-mode=on / L1 vmwrite GUEST_ACTIVITY 0x1 / L1 control nmi-window-exiting on / L1 enter",
         inactive_state_accepted,
     ),
@@ -145,7 +145,8 @@ LISTED: Final[tuple[Listed, ...]] = (
         "res2: stale length", KVM, ("X4",), KVM_WRONG,
         "#BP and #OF that L1 injects as hardware exceptions are injected again as software exceptions, with "
         "the length of an earlier event: the return address is behind an instruction that is not there.",
-        "L1 inject software-interrupt 0x80 length=2 / L1 enter / L1 inject hardware-exception #OF / L1 enter",
+        "outside interrupt 0x51 / L1 inject software-interrupt 0x80 length=2 / L1 enter / "
+        "L1 inject hardware-exception #OF / L1 enter",
         stale_length,
     ),
     Listed(
@@ -166,6 +167,12 @@ LISTED: Final[tuple[Listed, ...]] = (
         "earlier entry has blocked stay so.",
         "L1 vmwrite GUEST_INTERRUPTIBILITY 0x8 / L1 enter / L2 cpuid / "
         "L1 vmwrite GUEST_INTERRUPTIBILITY 0x0 / L1 enter / L2 cpuid", nmis_stay_blocked,
+    ),
+    Listed(
+        "res3: INT1 dropped", KVM, ("X4", "X13"), KVM_WRONG,
+        "An injected INT1 whose delivery L0 had to repair is not injected again "
+        "(__vmx_complete_interrupts knows no type 5).",
+        "corpus/nested_events/inject-int1-under-mov-ss-drops-debug-exception.scn", int1_dropped,
     ),
     Listed(
         "trap behind a soft injection", EVERYWHERE, ("O6", "B2"), BOTH_ALLOWED,
@@ -207,12 +214,6 @@ LISTED: Final[tuple[Listed, ...]] = (
         "(SDM: Other Causes of VM Exits; Virtual-Interrupt Delivery). KVM exits for the interrupt that it "
         "knows of before it lets the processor look for them (vmx_check_nested_events).",
         "corpus/nested_events/interrupt-window-before-pending-interrupt.scn", interrupt_before_higher_rank,
-    ),
-    Listed(
-        "res3: INT1 dropped", KVM, ("X4", "X13"), KVM_WRONG,
-        "An injected INT1 whose delivery L0 had to repair is not injected again "
-        "(__vmx_complete_interrupts knows no type 5).",
-        "corpus/nested_events/inject-int1-under-mov-ss-drops-debug-exception.scn", int1_dropped,
     ),
 )  # fmt: skip
 
