@@ -148,7 +148,7 @@ def write_unlisted(base: JournalBase, folder: Path) -> list[Path]:
               help="Where to keep it; build/kvm/campaign-MACHINE.sqlite if not given.")  # fmt: skip
 @click.option("--batch", "size", type=click.IntRange(1, 1000), default=500, show_default=True,
               help="Scenarios of one boot.")  # fmt: skip
-@click.option("--batches", type=click.IntRange(min=1), metavar="N", help="Stop after N batches.")
+@click.option("--batches", type=click.IntRange(min=0), metavar="N", help="Stop after N batches.")
 @click.option("--time", "seconds", type=Seconds(), metavar="S",
               help="Stop with the batch that ends after S seconds.")  # fmt: skip
 @click.option("--again", is_flag=True, help="First run again what nothing was known of.")

@@ -25,6 +25,7 @@ from nvmx_fuzz.boot.predicates import (
     refused_injection,
     shadow_of_a_fault,
     single_step_of_an_exit,
+    spurious_interrupt,
     stale_length,
     step_before_the_instruction,
     timer_of_an_earlier_entry,
@@ -160,6 +161,14 @@ LISTED: Final[tuple[Listed, ...]] = (
         "Bit 12 alone makes a #DB pending (SDM: Delivery of Pending Debug Exceptions after VM Entry); Bochs "
         "looks for conditions.",
         "L1 vmwrite GUEST_PENDING_DBG 0x1000 / L1 enter / L2 nop", breakpoint_without_condition,
+    ),
+    Listed(
+        "interrupt of the class in service", ("bochs-boot",), ("K1",), BOCHS_WRONG,
+        "An interrupt whose class is in service waits (SDM: Interrupt, Task, and Processor Priority). Bochs "
+        "compares vectors, exits, and acknowledges the spurious one.",
+        "config acknowledge-interrupt-on-exit=on / outside interrupt 0x51 / L1 enter / "
+        "outside interrupt 0x52 / L1 enter no-eoi / L2 vmcall",
+        spurious_interrupt,
     ),
     Listed(
         "NMIs stay blocked", BOCHS, ("O5",), BOCHS_WRONG,

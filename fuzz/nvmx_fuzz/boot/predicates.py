@@ -42,6 +42,8 @@ from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.compare import Difference
 
 VMFAIL_CONTROLS: Final = 7
+SPURIOUS_VECTOR: Final = 0x0F
+"""What L1 has in its APIC for spurious interrupts."""
 PROCESSOR_CHECKS: Final = ("C5", "C6")
 """Checks of controls that KVM leaves to the processor, behind its own of the guest state."""
 _SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
@@ -138,6 +140,15 @@ def breakpoint_without_condition(found: Difference) -> bool:
     )
 
 
+def spurious_interrupt(found: Difference) -> bool:
+    """The other machine exits for an interrupt where the model has none, and acknowledges vector 15."""
+    return (
+        is_exit(found.other, EXTERNAL_INTERRUPT_EXIT)
+        and not is_exit(found.bare, EXTERNAL_INTERRUPT_EXIT)
+        and field(found.other, "interruption info") == VALID | SPURIOUS_VECTOR
+    )
+
+
 def nmis_stay_blocked(found: Difference) -> bool:
     """The other machine has NMIs blocked where L1 has opened them."""
     name = "interruptibility"
@@ -207,9 +218,12 @@ def stale_length(found: Difference) -> bool:
 
 def trap_behind_injection(found: Difference) -> bool:
     """The trap that MOV SS holds is taken behind an injected soft event, on the other machine not."""
+    info = field(found.bare, "interruption info")
+    exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
     return (
-        found.bare[:2] == (DELIVER, DB)
-        and found.other[:1] != (DELIVER,)
+        (exits or found.bare[:2] == (DELIVER, DB))
+        and not _is_debug_exception(found)
+        and bool(found.injected & VALID)
         and _event_of(found.injected)[0] in _SOFT_TYPES
     )
 

@@ -37,6 +37,7 @@ from nvmx_fuzz.realise.vmcs import NotRealisableError
 STOP_CODE: Final = bytes.fromhex("0F01C1")
 """VMCALL, where the scenario ends in L2."""
 _RDPMC: Final = INSTRUCTION_INDEX["rdpmc"]
+_HLT: Final = INSTRUCTION_INDEX["hlt"]
 _NAMES: Final = {
     INTERRUPT: "interrupt", NMI: "nmi", INIT: "init", SIPI: "sipi", SMI: "smi", TIMER: "timer",
 }  # fmt: skip
@@ -162,7 +163,7 @@ class StandaloneRecorder(Recorder):
         super().execute(instruction, operand)
         if any(item[0] == schedule.POKE_BYTE for item in self.schedule[before:]):
             raise NotRealisableError("iret-to-old-task")
-        self.sleeps |= self.cpu.non_root and self.cpu.activity != ACTIVE
+        self.sleeps |= instruction == _HLT and self.cpu.non_root
 
     def _place_operand(self, instruction: int, operand: int) -> None:
         """What L2 is to pop is there already, or is put there before the entry."""
