@@ -9,12 +9,15 @@ pytest.importorskip("keystone", reason="the extra bochs is not installed")
 from nvmx_fuzz.boot.batch import Batch
 from nvmx_fuzz.boot.campaign import Chooser, report, run_again, run_batch, write_unlisted
 from nvmx_fuzz.boot.emulator import Ended
-from nvmx_fuzz.boot.journal_base import JournalBase
+from nvmx_fuzz.boot.journal_base import JournalBase, Row
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
+from nvmx_fuzz.boot.predictions import CONFIRMED, NOT_SHOWN, lines, predictions
+from nvmx_fuzz.codec import encode
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.scenario_files import load
 from tests.boot.support import KVM_ON_BOCHS
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 12
 
 
@@ -93,3 +96,18 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="is no database of a campaign"):
         JournalBase(path, "kvm")
     assert path.read_text() == "precious " * 200
+
+
+def test_predictions_are_counted_by_what_was_shown(tmp_path: Path) -> None:
+    base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+    content = encode(load(str(ROOT / "corpus/bugs/res4.scn")).scenario)
+    rows = [
+        Row(content, "different", "key", "KVM: res4", "", "", 0),
+        Row(encode(load(str(ROOT / "corpus/bugs/res2.scn")).scenario), "same", "", "", "", "", 0),
+    ]
+    base.add_batch(rows, [], 0, 1.0, 1, 2)
+    flags = KVM_ON_BOCHS.flags()
+    found = predictions(base, flags, "kvm-6.1", has_rf=False)
+    assert found["res4"] == {CONFIRMED: 1}
+    assert found["res2"] == {NOT_SHOWN: 1}
+    assert any("res4" in line and "1 confirmed" in line for line in lines(found))

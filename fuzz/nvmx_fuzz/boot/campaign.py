@@ -18,6 +18,8 @@ from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.boot.journal_base import JournalBase, Row
 from nvmx_fuzz.boot.linux import FOLDER
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
+from nvmx_fuzz.boot.predicted import VERSION
+from nvmx_fuzz.boot.predictions import lines, predictions
 from nvmx_fuzz.cli_options import Seconds
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.comparing import key_of, live
@@ -152,6 +154,8 @@ def write_unlisted(base: JournalBase, folder: Path) -> list[Path]:
 @click.option("--time", "seconds", type=Seconds(), metavar="S",
               help="Stop with the batch that ends after S seconds.")  # fmt: skip
 @click.option("--again", is_flag=True, help="First run again what nothing was known of.")
+@click.option("--predictions", "only_predictions", is_flag=True,
+              help="Run nothing; say which bugs of the catalogue were confirmed.")  # fmt: skip
 @click.option("--report", "only_report", is_flag=True, help="Only say what the database holds.")
 def main(
     name: str,
@@ -160,6 +164,7 @@ def main(
     batches: int | None,
     seconds: float | None,
     again: bool,
+    only_predictions: bool,
     only_report: bool,
 ) -> int:
     """Run scenarios that the fuzzer chooses on a real machine, and keep what became of them.
@@ -172,6 +177,8 @@ def main(
     path = database or FOLDER / f"campaign-{name}.sqlite"
     try:
         base = JournalBase(path, name)
+        if only_predictions:
+            return _predictions(base, BootingMachine(BOOTING[name]))
         if not only_report:
             machine = BootingMachine(BOOTING[name])
             if again:
@@ -186,6 +193,13 @@ def main(
         click.echo(f"  {one}")
     base.close()
     return 1 if found else 0
+
+
+def _predictions(base: JournalBase, machine: BootingMachine) -> int:
+    able = machine.capabilities
+    for line in lines(predictions(base, able.flags(), VERSION, has_rf=able.saves_rf)):
+        click.echo(line)
+    return 0
 
 
 class Limits(NamedTuple):

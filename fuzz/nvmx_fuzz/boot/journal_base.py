@@ -6,7 +6,7 @@ known) in one transaction: a campaign that is killed loses the batch that was ru
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -134,6 +134,10 @@ class JournalBase:
         for row in self.all_unlisted():
             smallest.setdefault(row[0], row)
         return sorted(smallest.values())
+
+    def runs(self) -> Iterator[tuple[bytes, str, str]]:
+        """Every scenario with its verdict and what is known of it."""
+        yield from self._connection.execute("select content, verdict, known from run")
 
     def all_unlisted(self) -> list[tuple[str, bytes, str]]:
         """Every scenario that nothing is known of, with its key and what was seen; the smallest first."""
