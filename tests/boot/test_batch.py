@@ -9,7 +9,7 @@ pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.batch import LAST_LINE, Batch, BootError, with_first
-from nvmx_fuzz.boot.emulator import Ended
+from nvmx_fuzz.boot.emulator import STANDS_STILL, Ended
 from nvmx_fuzz.boot.image import boot_image
 from nvmx_fuzz.boot.wire import checksum
 from nvmx_fuzz.realise.l1_program import END
@@ -117,3 +117,21 @@ def test_an_image_can_begin_anywhere() -> None:
 
 def test_the_last_line_is_what_the_image_prints() -> None:
     assert line("$") == f"{LAST_LINE}\n"
+
+
+def test_what_an_emulator_that_stands_still_was_at_runs_again() -> None:
+    firsts: list[int] = []
+
+    def start(image: bytes) -> Ended:
+        firsts.append(first_of(image))
+        end = 3 if firsts == [0] else 5
+        lines = [line(f"#{number:x} z") for number in range(firsts[-1], end)]
+        return Ended("".join(lines), STANDS_STILL if end == 3 else "")
+
+    assert reasons(Batch(start)) == [""] * 5
+    assert firsts == [0, 3]
+
+
+def test_an_emulator_that_always_stands_still_is_given_up() -> None:
+    with pytest.raises(BootError, match="brings nothing 3 times: stands still"):
+        Batch(lambda _image: Ended("", STANDS_STILL)).run(SCRIPTS)

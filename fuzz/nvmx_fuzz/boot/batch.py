@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.emulator import Ended
+from nvmx_fuzz.boot.emulator import STANDS_STILL, Ended
 from nvmx_fuzz.boot.image import boot_image
 from nvmx_fuzz.boot.wire import REFUSALS, Line, remarks, whole_lines
 from nvmx_fuzz.outcomes import UnavailableError
@@ -71,6 +71,9 @@ class Batch:
             lost = 0 if reached > first else lost + 1
             if lost == LOST_MAX:
                 raise BootError(f"the image brings nothing {LOST_MAX} times: {ended.reason}")
+            if ended.reason == STANDS_STILL:
+                first = reached
+                continue
             if reached < len(scripts):
                 answers[reached] = Answer(None, ended.reason or "its line was cut")
             first = reached + 1

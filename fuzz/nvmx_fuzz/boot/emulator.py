@@ -12,6 +12,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
+import tty
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,6 +24,9 @@ _DATA: Final = Path("/usr/share/bochs")
 CPU_MODEL: Final = "corei7_haswell_4770"
 """The newest model of 2.7 that boots Linux at full speed."""
 _POLL_SECONDS: Final = 0.1
+_STILL_SECONDS: Final = 120.0
+STANDS_STILL: Final = "stands still"
+"""The emulator waits, for its terminal say: whatever ran is not to blame."""
 _HEAD: Final = "@m"
 """With it the first line of the image begins."""
 
@@ -89,6 +94,7 @@ class _Machine:
         self._log: Final = folder / "log"
         self._settings: Final = settings
         self._terminal, theirs = pty.openpty()
+        tty.setraw(theirs)  # nothing that it draws may stop its output
         self._process: Final = subprocess.Popen(
             [BOCHS, "-q", "-f", str(folder / "bochsrc"), "-rc", str(folder / "commands")],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -106,7 +112,8 @@ class _Machine:
             os.close(self._terminal)
 
     def _watch(self, last_line: str) -> Ended:
-        size, silent_since = 0, 0.0
+        size, silent_since, used = 0, 0.0, 0.0
+        moved = time.monotonic()
         while True:
             ended = self._process.poll() is not None
             self._drain()
@@ -115,7 +122,11 @@ class _Machine:
                 return Ended(text, "")
             if ended:
                 return Ended(text, self._why())
-            used = self._processor_seconds()
+            before, used = used, self._processor_seconds()
+            if used > before or len(text) > size:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > _STILL_SECONDS:
+                return Ended(text, STANDS_STILL)
             if len(text) > size:
                 size, silent_since = len(text), used
             elif used - silent_since > (
