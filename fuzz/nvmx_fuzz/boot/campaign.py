@@ -134,6 +134,8 @@ def report(base: JournalBase) -> Iterator[str]:
 def write_unlisted(base: JournalBase, folder: Path) -> list[Path]:
     """A file for each kind that nothing is known of, with the key as its comment."""
     make_folder(folder)
+    for old in folder.glob("unlisted-*.scn"):
+        old.unlink()
     paths = []
     for number, (key, content, shown) in enumerate(base.unlisted()):
         path = folder / f"unlisted-{number:03}.scn"

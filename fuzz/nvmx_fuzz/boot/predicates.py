@@ -38,6 +38,7 @@ from nvmx_core.arch.state import (
     RFLAGS_TF,
 )
 from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL
+from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.compare import Difference
 
@@ -68,7 +69,12 @@ def step_before_the_instruction(found: Difference) -> bool:
     places = (
         set(found.fields()) <= {"rip", "return rip", "rsp", "rflags"} and found.is_of_one_kind()
     )
-    return bool(steps) and (_is_debug_exception(found) or places)
+    if found.fields() == ("dr6",):
+        return (field(found.bare, "dr6") ^ field(found.other, "dr6")) == PENDING_DBG_BS
+    if found.bare[:2] == found.other[:2] == (DELIVER, DB):  # the step of POPF has cleared TF
+        return places
+    dies = is_exit(found.other, TRIPLE_FAULT)
+    return bool(steps) and (_is_debug_exception(found) or places or dies)
 
 
 def single_step_of_an_exit(found: Difference) -> bool:
@@ -236,7 +242,9 @@ def wrong_vector_in_delivery(found: Difference) -> bool:
     if found.injected & VALID or not found.entry.secondary & SECONDARY_VIRTUAL_INTR_DELIVERY:
         return False
     if found.other == (VMFAIL, VMFAIL_CONTROLS):  # what was reported could not be injected at all
-        return found.bare[:1] == (DELIVER,)
+        return found.bare[:1] == (DELIVER,) or bool(field(found.bare, "IDT-vectoring info") & VALID)
+    if found.bare[:1] == (DELIVER,) and found.other[:1] == (END,):
+        return True
     if found.bare[:1] == (END,):
         return bool(found.fields()) and set(found.fields()) <= {"rip", "rflags"}
     return found.bare[:1] == (DELIVER,) and found.fields() == ("vector",)
@@ -270,6 +278,8 @@ def unblocking_by_iret(found: Difference) -> bool:
 
 def interrupt_before_higher_rank(found: Difference) -> bool:
     """A window or a virtual interrupt is due, and the other machine exits for an interrupt first."""
+    if is_exit(found.bare, NMI_WINDOW) and found.other[:1] == (DELIVER,):
+        return found.other[1] >= LOWEST_VECTOR and not found.injected & VALID
     if not is_exit(found.other, EXTERNAL_INTERRUPT_EXIT):
         return False
     if is_exit(found.bare, NMI_WINDOW, INTERRUPT_WINDOW):
@@ -295,5 +305,6 @@ def refused_injection(found: Difference) -> bool:
     """VMfail 7 for an injection that the model accepts: of type 6, or of vector 3 or 4."""
     kind, vector = _event_of(found.injected)
     changes = kind == SOFTWARE_EXCEPTION or (kind == HARDWARE_EXCEPTION and vector in (BP, OF))
-    accepted = bool(found.injected & VALID) and not found.entry_rule and found.bare[:1] != (VMFAIL,)
+    controls = found.entry_rule[:1] in ("E", "C")
+    accepted = bool(found.injected & VALID) and not controls and found.bare[:1] != (VMFAIL,)
     return changes and accepted and found.other == (VMFAIL, VMFAIL_CONTROLS)
