@@ -7,18 +7,16 @@ from itertools import islice
 
 import click
 
-from nvmx_fuzz.bochs.helper import BochsMissingError, BochsUnavailableError
-from nvmx_fuzz.bochs.worker import Worker
 from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.compare_report import lines, to_json
 from nvmx_fuzz.comparing import Comparison, live
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.machines import MACHINES, open_machine
+from nvmx_fuzz.outcomes import Comparer, MissingError, UnavailableError
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
-
-MACHINES = ("bochs",)
 
 
 @click.command("compare")
@@ -31,6 +29,8 @@ MACHINES = ("bochs",)
               help="The same, for N scenarios.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Where the new scenarios begin.")  # fmt: skip
+@click.option("--serial", metavar="TEXT",
+              help="Run nothing: TEXT is what an exported image of FILEs printed elsewhere.")  # fmt: skip
 @click.option("--where-possible", is_flag=True,
               help="Where the machine is not installed say so, and succeed.")  # fmt: skip
 @json_option
@@ -40,33 +40,33 @@ def command(
     seconds: float | None,
     number: int | None,
     seed: int,
+    serial: str | None,
     where_possible: bool,
     as_json: bool,
 ) -> int:
     """Run scenarios on `bare` and as machine code on another processor, and report where they differ.
 
-    Every kind of difference is shown once, by its smallest scenario, unless docs/FIDELITY.md lists it.
+    Every kind of difference is shown once, by its smallest scenario, unless docs/FIDELITY.md or docs/KVM.md
+    lists it. bochs runs in this process; bochs-boot boots an image on the full Bochs; kvm boots it below this
+    host's KVM, kvm-bochs below a stock Linux KVM inside Bochs.
     Without FILE the seeds of the project are compared.
     """
+    if serial and (seconds or number):
+        raise click.UsageError(
+            "--serial has no new scenarios to compare", click.get_current_context()
+        )
+    machine = "serial" if serial else machine
     contents = [encode(load(name).scenario) for name in _names(files)]
     if not contents:
         raise click.UsageError("no scenario to compare", click.get_current_context())
     try:
-        worker = Worker()
-    except BochsUnavailableError as error:
-        if where_possible and isinstance(error, BochsMissingError):
+        worker = _of_serial_text(serial) if serial else open_machine(machine)
+        comparison, took = _compared(worker, contents, seconds, number, seed)
+    except UnavailableError as error:
+        if where_possible and isinstance(error, MissingError):
             click.echo(f"nothing compared: {error}")
             return 0
         raise click.ClickException(str(error)) from None
-    comparison = Comparison(worker)
-    try:
-        comparison.add(contents)
-        took = 0.0
-        if seconds or number:
-            new = islice(live(contents, seed), number)
-            took = comparison.add_live(new, seconds or math.inf)
-    finally:
-        worker.close()
     if as_json:
         click.echo(json.dumps(to_json(comparison, machine, took), indent=2))
     else:
@@ -77,6 +77,28 @@ def command(
     if not comparison.compared:
         raise click.ClickException("nothing was compared: no scenario can be realised")
     return 0
+
+
+def _of_serial_text(name: str) -> Comparer:
+    from nvmx_fuzz.boot.serial import SerialText  # noqa: PLC0415 - loads the assembler
+
+    return SerialText(name)
+
+
+def _compared(
+    worker: Comparer, contents: list[bytes], seconds: float | None, number: int | None, seed: int
+) -> tuple[Comparison, float]:
+    """The comparison, and how many seconds new scenarios took. Raises: UnavailableError."""
+    comparison = Comparison(worker)
+    try:
+        comparison.add(contents)
+        took = 0.0
+        if seconds or number:
+            new = islice(live(contents, seed), number)
+            took = comparison.add_live(new, seconds or math.inf)
+    finally:
+        worker.close()
+    return comparison, took
 
 
 def _names(files: tuple[str, ...]) -> list[str]:

@@ -63,6 +63,16 @@ class Difference(NamedTuple):
     history: tuple[Record, ...] = ()
 
     @property
+    def place(self) -> int:
+        """How many records are in front of the difference."""
+        return len(self.history)
+
+    @property
+    def injected(self) -> int:
+        """The event that the last entry of L1 injected; 0 for none."""
+        return next((record[1] for record in self.history[::-1] if record[0] == L1_ENTRY), 0)
+
+    @property
     def entry_rule(self) -> str:
         """The rule that the last entry of L1 broke in the model, or ""."""
         return self.entry.rule
@@ -133,7 +143,7 @@ def _shown(record: Record, fields: tuple[str, ...]) -> str:
 def first_difference(
     bare: Sequence[Record], other: Sequence[Record], entries: Sequence[Entry]
 ) -> Difference | None:
-    """The first difference, or None; *entries* has one for each record `L1_ENTRY`."""
+    """The first difference, or None; *entries* has one for each record `L1_ENTRY`, or none is asked about."""
     if bare == other:
         return None
     entry = Entry()
@@ -144,5 +154,5 @@ def first_difference(
         if ours != theirs:
             return Difference(ours, theirs, entry, tuple(bare[:index]))
         if ours[0] == L1_ENTRY:
-            entry = next(following)
+            entry = next(following, Entry())
     return None

@@ -10,14 +10,12 @@ from typing import Final, NamedTuple
 
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bochs.divergences import Divergence, known
-from nvmx_fuzz.bochs.worker import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome, Worker
 from nvmx_fuzz.codec import SIZE_MAX, decode, encode
 from nvmx_fuzz.generate import random_bytes
 from nvmx_fuzz.mutate import mutate
+from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Comparer, Outcome
 from nvmx_fuzz.shrink import shrink
 
-BATCH: Final = 200
-SHRINK_RUNS: Final = 300
 KINDS_MAX: Final = 50
 """More kinds of unlisted difference than anybody reads in one report; the others are only counted."""
 SLICE_SECONDS: Final = 5.0
@@ -37,7 +35,7 @@ class Finding(NamedTuple):
 class Comparison:
     """Counts, what was found, and how fast."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Comparer) -> None:
         self._worker: Final = worker
         self._digest: Final = hashlib.sha256()
         self.verdicts: Counter[str] = Counter()
@@ -88,7 +86,7 @@ class Comparison:
         compared = slice_compared = self.compared
         try:
             while time.monotonic() - started < seconds:
-                batch = list(islice(scenarios, BATCH))
+                batch = list(islice(scenarios, self._worker.batch_size))
                 if not batch:
                     break
                 self.add(batch)
@@ -103,24 +101,30 @@ class Comparison:
         return time.monotonic() - started
 
     def _keep(self, content: bytes, outcome: Outcome) -> None:
-        divergence = divergence_of(outcome)
-        if divergence:
-            self.divergences[divergence.name] += 1
+        known = self._worker.known(content, outcome)
+        if known:
+            self.divergences[known] += 1
             return
         key = key_of(outcome)
         self.unlisted[key] += 1
         if key in self.findings or len(self.findings) >= KINDS_MAX:
             return
         scenario = decode(content)
-        small = shrink(scenario, lambda candidate: self._shows(candidate, key), SHRINK_RUNS)
+        self.findings[key] = self._smallest(Finding(key, scenario, outcome))
+
+    def _smallest(self, finding: Finding) -> Finding:
+        runs, key = self._worker.shrink_runs, finding.key
+        if not runs:
+            return finding
+        small = shrink(finding.scenario, lambda candidate: self._shows(candidate, key), runs)
         again = next(self._worker.compare([encode(small)]))
-        if key_of(again) != key:  # an incident that does not happen again
-            small, again = scenario, outcome
-        self.findings[key] = Finding(key, small, again)
+        # An incident need not happen again.
+        return Finding(key, small, again) if key_of(again) == key else finding
 
     def _shows(self, scenario: Scenario, key: str) -> bool:
-        outcome = next(self._worker.compare([encode(scenario)]))
-        return key_of(outcome) == key and not divergence_of(outcome)
+        content = encode(scenario)
+        outcome = next(self._worker.compare([content]))
+        return key_of(outcome) == key and not self._worker.known(content, outcome)
 
 
 def divergence_of(outcome: Outcome) -> Divergence | None:

@@ -19,8 +19,9 @@ except BochsUnavailableError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 from nvmx_fuzz.bochs.divergences import DIVERGENCES, MENDS, Divergence, Mend, known
-from nvmx_fuzz.bochs.worker import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome, Worker
+from nvmx_fuzz.bochs.worker import Worker
 from nvmx_fuzz.generate import random_bytes
+from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 

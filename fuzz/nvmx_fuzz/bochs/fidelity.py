@@ -13,10 +13,11 @@ from typing import Final
 
 from nvmx_core.arch.rules import RULES
 from nvmx_fuzz.bochs.divergences import DIVERGENCES, MENDS
-from nvmx_fuzz.bochs.worker import DIFFERENT, NOT_REALISABLE, SAME, Worker
+from nvmx_fuzz.bochs.worker import Worker
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.comparing import divergence_of
 from nvmx_fuzz.generate import random_bytes
+from nvmx_fuzz.outcomes import DIFFERENT, NOT_REALISABLE, SAME
 from nvmx_fuzz.scenario_files import load
 
 ROOT: Final = Path(__file__).resolve().parents[3]

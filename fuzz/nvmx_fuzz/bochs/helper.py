@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from nvmx_fuzz.outcomes import MissingError, UnavailableError
+
 PACKAGE: Final = "bochscpu"
 DISTRIBUTION: Final = "bochscpu-python"
 SOURCE: Final = Path(__file__).with_name("_helper.c")
@@ -38,11 +40,11 @@ LAYOUTS: Final = {
 }  # fmt: skip
 
 
-class BochsUnavailableError(Exception):
+class BochsUnavailableError(UnavailableError):
     """The machine `bochs` cannot be used here; the message says why and what to do."""
 
 
-class BochsMissingError(BochsUnavailableError):
+class BochsMissingError(BochsUnavailableError, MissingError):
     """It is not installed, or there is none for this platform: nothing that is here is broken."""
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from nvmx_core.scenario.config import (
     HLT_ACTIVITY,
@@ -22,38 +22,24 @@ from nvmx_core.scenario.config import (
     WFS_ACTIVITY,
     ZERO_LENGTH,
 )
+from nvmx_fuzz.bochs.divergences import known
 from nvmx_fuzz.bochs.helper import BochsMissingError, BochsUnavailableError
 from nvmx_fuzz.codec import decode
-from nvmx_fuzz.compare import Difference, first_difference
+from nvmx_fuzz.compare import first_difference
+from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome
 
 BOCHS_CAPABILITIES: Final = (
     ZERO_LENGTH | HLT_ACTIVITY | SHUTDOWN_ACTIVITY | WFS_ACTIVITY | MTF_OFFERED | STI_BLOCKS_NMI
 )
 """What the CPU of the helper offers, as flags of a configuration; IA32_VMX_BASIC[56] is 0."""
 
+_BATCH: Final = 200
+"""So many scenarios take far less than `SECONDS_MAX`: only what hangs is cut off."""
+
 SECONDS_MAX: Final = 60.0
 """A batch that takes longer hangs."""
 START_SECONDS_MAX: Final = 300.0
 """A start that takes longer hangs; it may compile the helper first."""
-
-SAME: Final = "same"
-DIFFERENT: Final = "different"
-NOT_REALISABLE: Final = "not realisable"
-INCIDENT: Final = "incident"
-
-
-class Outcome(NamedTuple):
-    """What became of one scenario.
-
-    SAME, DIFFERENT with the difference, NOT_REALISABLE or INCIDENT with the reason; ``entry_rules`` are
-    those that its entries broke in the model, ``journal`` is a checksum of what Bochs showed.
-    """
-
-    verdict: str
-    reason: str = ""
-    difference: Difference | None = None
-    entry_rules: tuple[str, ...] = ()
-    journal: int = 0
 
 
 def serve(connection: Connection, position: Any) -> None:
@@ -101,12 +87,11 @@ def _compare(session: Any, content: bytes) -> Outcome:
     return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
 
 
-_BATCH: Final = 200
-"""So many scenarios take far less than `SECONDS_MAX`: only what hangs is cut off."""
-
-
 class Worker:
     """The parent's side: compares scenarios, starts the process anew when it ends."""
+
+    shrink_runs: Final = 300
+    batch_size: Final = _BATCH
 
     def __init__(self) -> None:
         """Start the process.
@@ -167,6 +152,11 @@ class Worker:
         self.restarts += 1
         self._start()
         return f"the emulator ended with status {status}"
+
+    def known(self, _content: bytes, outcome: Outcome) -> str:
+        """The divergence of docs/FIDELITY.md that a difference is an instance of; "" for none."""
+        divergence = known(outcome.difference) if outcome.difference else None
+        return divergence.name if divergence else ""
 
     def memory(self) -> int:
         """The resident memory of the process, in bytes; 0 where nobody tells."""

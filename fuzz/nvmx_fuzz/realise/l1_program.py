@@ -37,7 +37,7 @@ INVEPT: Final = 11
 STORE_BYTES: Final = 12
 """address, the bytes as a number, how many"""
 
-_HANDLERS: Final = (
+HANDLERS: Final = (
     "op_end", "op_vmwrite", "op_store32", "op_store64", "op_vmptrld", "op_vmclear", "op_enter", "op_mark",
     "op_eoi", "op_iret", "op_open", "op_invept", "op_store_bytes",
 )  # fmt: skip
@@ -57,7 +57,7 @@ RECORD_UNEXPECTED: Final = 6
 REGISTERS: Final = ("eax", "ebx", "ecx", "edx", "esi", "edi", "ebp")
 """L2's general registers in the order in which ``ENTER`` finds them."""
 
-_SOURCE: Final = f"""
+_POWER_ON: Final = f"""
 boot:
     mov esp, {layout.L1_STACK_TOP}
     mov r13d, {layout.VARIABLES}
@@ -78,10 +78,8 @@ boot:
     mov dword ptr [{layout.VMCS_REGIONS[0]}], eax
     mov dword ptr [{layout.VMCS_REGIONS[1]}], eax
     vmxon qword ptr [r13 + {layout.VMXON_POINTER}]
-start:
-    mov r13d, {layout.VARIABLES}
-    mov esp, {layout.L1_STACK_TOP}
-    jmp end
+"""
+INTERPRETER: Final = f"""
 begin:
     mov r15, qword ptr [r13 + {layout.SCRIPT_POINTER}]
 loop:
@@ -220,6 +218,7 @@ exited:
     mov ecx, {len(EXIT_FIELDS)}
 read_field:
     movzx ebx, word ptr [r8]
+    xor eax, eax
     vmread rax, rbx
     mov qword ptr [r9], rax
     add r8, 2
@@ -259,6 +258,20 @@ resume_behind_mov_ss:
 resume_shadow:
     vmresume
     jmp failed
+"""
+"""The interpreter of scripts. It goes to ``start`` at the end of one, through ``mark``, ``record`` and
+``record2`` on the way.
+
+A field that the processor does not have reads as 0.
+"""
+
+_BEFORE: Final = f"""
+start:
+    mov r13d, {layout.VARIABLES}
+    mov esp, {layout.L1_STACK_TOP}
+    jmp end
+"""
+_PLACES: Final = """
 mark:
     nop
     jmp op_marked
@@ -272,6 +285,9 @@ end:
     nop
     jmp begin
 """
+"""The places at which the helper of the machine ``bochs`` looks."""
+
+_SOURCE: Final = _POWER_ON + _BEFORE + INTERPRETER + _PLACES
 
 
 class L1Program(NamedTuple):
@@ -288,11 +304,11 @@ class AssemblyError(Exception):
 @functools.cache
 def l1_program() -> L1Program:
     """Assemble L1's program at ``layout.L1_CODE``."""
-    code, labels = _assemble(_SOURCE, layout.L1_CODE)
+    code, labels = assemble(_SOURCE, layout.L1_CODE)
     return L1Program(code, labels)
 
 
-def _assemble(source: str, origin: int) -> tuple[bytes, dict[str, int]]:
+def assemble(source: str, origin: int) -> tuple[bytes, dict[str, int]]:
     """Code and labels of a source text; the assembler reports no labels, so a table of them is appended."""
     names = [line[:-1] for line in source.splitlines() if line.endswith(":")]
     table = "".join(f".quad {name}\n" for name in names)
@@ -306,9 +322,9 @@ def _assemble(source: str, origin: int) -> tuple[bytes, dict[str, int]]:
     return code[:-size], dict(zip(names, values, strict=True))
 
 
-def handler_table(labels: dict[str, int]) -> bytes:
+def handler_table(labels: dict[str, int], handlers: tuple[str, ...] = HANDLERS) -> bytes:
     """The addresses of the operations, by number."""
-    return struct.pack(f"<{len(_HANDLERS)}Q", *(labels[name] for name in _HANDLERS))
+    return struct.pack(f"<{len(handlers)}Q", *(labels[name] for name in handlers))
 
 
 def interrupt_stubs(labels: dict[str, int]) -> bytes:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 from nvmx_core.arch.fields import POISON
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.guests.memory import STACK, page_address
-from nvmx_core.journal import DELIVER, RETIRE
+from nvmx_core.journal import DELIVER, RETIRE, Record
 from nvmx_core.machines.bare import Bare
 from nvmx_core.scenario.config import Config
 from nvmx_fuzz.realise import l1_program as l1
@@ -65,16 +65,20 @@ class Recording(Bare):
         journal = self.journal
         for record in journal[self.seen :]:
             if record[0] == DELIVER:
-                base, size = self.esp, _FRAME
-                if self.l2_cpl:
-                    base, size = page_address(STACK) + KERNEL_STACK, _FRAME_FROM_USER
-                self.esp = base - size - (0 if record[2] == POISON else 4)
-                self.l2_cpl = 0
+                self._follow_delivery(record)
             elif record[0] == RETIRE:
                 self._follow_instruction()
         self.seen = len(journal)
         if self.cpu.non_root and not 0x14400 <= self.esp < 0x15000:
             raise NotRealisableError("stack-depth")
+
+    def _follow_delivery(self, record: Record) -> None:
+        """A delivery has pushed a frame."""
+        base, size = self.esp, _FRAME
+        if self.l2_cpl:
+            base, size = page_address(STACK) + KERNEL_STACK, _FRAME_FROM_USER
+        self.esp = base - size - (0 if record[2] == POISON else 4)
+        self.l2_cpl = 0
 
     def _follow_instruction(self) -> None:
         if self.instruction == POP_FLAGS or self.instruction == POP_SS:

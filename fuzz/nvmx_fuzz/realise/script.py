@@ -73,18 +73,28 @@ def encode(operations: list[Operation]) -> bytes:
 def preparation() -> list[Operation]:
     """What L1 does once, before any scenario: both VMCSs get what no scenario or the default one has."""
     operations: list[Operation] = []
+    for region in range(len(layout.VMCS_REGIONS)):
+        operations += preparation_of(region)
+    return [*operations, *registers(), (END, 0, 0, 0)]
+
+
+def preparation_of(region: int) -> list[Operation]:
+    """The part of it for one VMCS, which is clear behind it."""
     fields = list(constant_fields())
     for place in range(WRITTEN_FIELDS):
         fields += real_fields(place, DEFAULT_CONFIG.initial_vmcs[place])
     fields.append((0x681C, default_stack(0)))
-    for region in range(len(layout.VMCS_REGIONS)):
-        operations += [(VMCLEAR, pointer_to(region), 0, 0), (VMPTRLD, pointer_to(region), 0, 0)]
-        operations += [(VMWRITE, encoding, value, 0) for encoding, value in fields]
-        operations.append((VMCLEAR, pointer_to(region), 0, 0))
-    for index, name in enumerate(REGISTERS):
-        operations.append((STORE32, REGISTERS_ADDRESS + 4 * index, REGISTER_VALUES[name], 0))
-    operations.append((END, 0, 0, 0))
-    return operations
+    operations = [(VMCLEAR, pointer_to(region), 0, 0), (VMPTRLD, pointer_to(region), 0, 0)]
+    operations += [(VMWRITE, encoding, value, 0) for encoding, value in fields]
+    return [*operations, (VMCLEAR, pointer_to(region), 0, 0)]
+
+
+def registers() -> list[Operation]:
+    """The values that L2's general registers have at every entry."""
+    return [
+        (STORE32, REGISTERS_ADDRESS + 4 * index, REGISTER_VALUES[name], 0)
+        for index, name in enumerate(REGISTERS)
+    ]
 
 
 class RealRegion:

@@ -1,0 +1,202 @@
+/* A virtual machine monitor over /dev/kvm, for the bootable image only.
+ *
+ *     vmm IMAGE [SECONDS]
+ *
+ * Each scenario of the batch gets a virtual machine of its own, so that L0 has mapped none of its pages: every
+ * first touch of one, in the middle of a delivery too, is an exit that L0 repairs. The image announces each line at
+ * a port; this program writes it to standard output. What does not end by itself is noted, and the next one goes on:
+ *
+ *     %NUMBER REASON    a scenario that hangs (SECONDS, 2), triple-faults or makes KVM give up
+ *     %! REASON         nothing can run here
+ *
+ * Exit status: 0 the batch is done, 2 nothing can run.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+/* As in places.py. */
+enum {
+    IMAGE = 0x400000,
+    ENTRY = 0x40,
+    PARAMETERS = 0x1000,
+    FIRST = 1,
+    END,
+    RINGS,
+    OUTPUT = 0x3000000,
+    MEMORY = 0x4000000,
+    DOORBELL = 0x5E0,
+    LINE = 0x100000,
+};
+static const uint64_t MAGIC = 0x31585A46584D564E;
+
+enum outcome { DONE, REFUSED };
+
+static int kvm, image_file;
+static size_t run_size, image_size;
+static struct kvm_cpuid2 *cpuid;
+
+static void fail(const char *what) {
+    printf("%%! %s: %s\n", what, strerror(errno));
+    fflush(stdout);
+    exit(2);
+}
+
+static void on_alarm(int number) { (void)number; }
+
+static void *map(void *where, size_t size, int flags, int file) {
+    void *memory = mmap(where, size, PROT_READ | PROT_WRITE, flags, file, 0);
+    if (memory == MAP_FAILED) fail("mmap");
+    return memory;
+}
+
+static uint8_t *guest_memory(int vm, uint64_t number, uint64_t end, int greets) {
+    uint8_t *memory = map(NULL, MEMORY, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+    map(memory + IMAGE, image_size, MAP_PRIVATE | MAP_FIXED, image_file);
+    uint64_t *parameters = (uint64_t *)(memory + IMAGE + PARAMETERS);
+    parameters[FIRST] = number;
+    parameters[END] = end;
+    parameters[RINGS] = greets ? 1 : 2;
+    struct kvm_userspace_memory_region region = {
+        .memory_size = MEMORY,
+        .userspace_addr = (uintptr_t)memory,
+    };
+    if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region)) fail("KVM_SET_USER_MEMORY_REGION");
+    return memory;
+}
+
+/* As a multiboot loader leaves the processor: 32-bit protected mode, flat segments, no paging. */
+static void start_state(int vcpu) {
+    struct kvm_sregs sregs;
+    struct kvm_regs regs = {.rip = IMAGE + ENTRY, .rflags = 2, .rax = 0x2BADB002};
+    if (ioctl(vcpu, KVM_GET_SREGS, &sregs)) fail("KVM_GET_SREGS");
+    struct kvm_segment code = {
+        .limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1,
+    };
+    struct kvm_segment data = code;
+    data.type = 3;
+    data.selector = 16;
+    sregs.cs = code;
+    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
+    sregs.cr0 |= 1;
+    if (ioctl(vcpu, KVM_SET_SREGS, &sregs)) fail("KVM_SET_SREGS");
+    if (ioctl(vcpu, KVM_SET_REGS, &regs)) fail("KVM_SET_REGS");
+}
+
+/* The image has used a port: 1 when its machine is done, 2 when it refuses to run. */
+static int port(struct kvm_run *state, const uint8_t *memory, int greets) {
+    uint8_t *value = (uint8_t *)state + state->io.data_offset;
+    if (state->io.direction == KVM_EXIT_IO_IN) memset(value, 0xFF, state->io.size * state->io.count);
+    if (state->io.direction == KVM_EXIT_IO_IN || state->io.port != DOORBELL) return 0;
+    uint32_t length;
+    memcpy(&length, value, sizeof length);
+    char kind = (char)memory[OUTPUT];
+    if (kind == '$') return 1;
+    if (length <= LINE && (kind != '@' || greets)) fwrite(memory + OUTPUT, 1, length, stdout);
+    return kind == '!' ? 2 : 0;
+}
+
+/* Run one virtual machine to its end; why it did not end by itself, or NULL. */
+static const char *run(int vcpu, struct kvm_run *state, const uint8_t *memory, int greets, enum outcome *outcome) {
+    static char reason[80];
+    for (;;) {
+        if (ioctl(vcpu, KVM_RUN, 0) < 0) {
+            if (errno == EINTR) return "hangs";
+            snprintf(reason, sizeof reason, "stops: KVM_RUN: %s", strerror(errno));
+            return reason;
+        }
+        switch (state->exit_reason) {
+        case KVM_EXIT_IO: {
+            int ended = port(state, memory, greets);
+            if (ended == 2) *outcome = REFUSED;
+            if (ended) return NULL;
+            break;
+        }
+        case KVM_EXIT_INTR: return "hangs";
+        case KVM_EXIT_SHUTDOWN: return "triple-faults";
+        case KVM_EXIT_INTERNAL_ERROR:
+            snprintf(reason, sizeof reason, "stops: KVM internal error %u", state->internal.suberror);
+            return reason;
+        case KVM_EXIT_FAIL_ENTRY:
+            snprintf(reason, sizeof reason, "stops: hardware entry fails, %#llx",
+                     (unsigned long long)state->fail_entry.hardware_entry_failure_reason);
+            return reason;
+        default:
+            snprintf(reason, sizeof reason, "stops: exit %u of KVM", state->exit_reason);
+            return reason;
+        }
+    }
+}
+
+static enum outcome scenario(uint64_t number, uint64_t end, int seconds, int greets) {
+    int vm = ioctl(kvm, KVM_CREATE_VM, 0);
+    if (vm < 0) fail("KVM_CREATE_VM");
+    uint64_t identity = 0xFFFBC000;
+    ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);
+    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFBD000)) fail("KVM_SET_TSS_ADDR");
+    if (ioctl(vm, KVM_CREATE_IRQCHIP, 0)) fail("KVM_CREATE_IRQCHIP");
+    uint8_t *memory = guest_memory(vm, number, end, greets);
+    int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+    if (vcpu < 0) fail("KVM_CREATE_VCPU");
+    if (ioctl(vcpu, KVM_SET_CPUID2, cpuid)) fail("KVM_SET_CPUID2");
+    struct kvm_run *state = map(NULL, run_size, MAP_SHARED, vcpu);
+    start_state(vcpu);
+    struct itimerval timer = {{0}, {seconds, 0}}, off = {{0}, {0}};
+    setitimer(ITIMER_REAL, &timer, NULL);
+    enum outcome outcome = DONE;
+    const char *reason = run(vcpu, state, memory, greets, &outcome);
+    setitimer(ITIMER_REAL, &off, NULL);
+    if (reason) printf("%%%llx %s\n", (unsigned long long)number, reason);
+    fflush(stdout);
+    munmap(state, run_size);
+    close(vcpu);
+    close(vm);
+    munmap(memory, MEMORY);
+    return outcome;
+}
+
+static void open_kvm(void) {
+    enum { ENTRIES = 256 };
+    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (kvm < 0) fail("/dev/kvm");
+    int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    cpuid = calloc(1, sizeof *cpuid + ENTRIES * sizeof cpuid->entries[0]);
+    if (size < 0 || !cpuid) fail("KVM_GET_VCPU_MMAP_SIZE");
+    run_size = (size_t)size;
+    cpuid->nent = ENTRIES;
+    if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)) fail("KVM_GET_SUPPORTED_CPUID");
+}
+
+int main(int count, char **arguments) {
+    if (count < 2) return 2;
+    int seconds = count > 2 ? atoi(arguments[2]) : 2;
+    struct stat status;
+    image_file = open(arguments[1], O_RDONLY | O_CLOEXEC);
+    if (image_file < 0 || fstat(image_file, &status)) fail(arguments[1]);
+    image_size = (size_t)status.st_size;
+    uint64_t parameters[3];
+    if (pread(image_file, parameters, sizeof parameters, PARAMETERS) != sizeof parameters || parameters[0] != MAGIC) {
+        errno = EINVAL;
+        fail(arguments[1]);
+    }
+    open_kvm();
+    struct sigaction action = {.sa_handler = on_alarm}; /* no SA_RESTART: it ends KVM_RUN */
+    sigaction(SIGALRM, &action, NULL);
+    uint64_t number = parameters[FIRST], end = parameters[END];
+    /* A batch of nothing greets. */
+    enum outcome outcome = number < end ? DONE : scenario(number, number, seconds, 1);
+    for (int greets = 1; number < end && outcome == DONE; number++, greets = 0)
+        outcome = scenario(number, number + 1, seconds, greets);
+    printf("$ *210c8933\n");
+    return 0;
+}

@@ -1,0 +1,96 @@
+"""A batch of scenarios through a machine that boots: what hangs is noted, and the rest goes on."""
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from nvmx_fuzz.boot import places
+from nvmx_fuzz.boot.capabilities import Capabilities
+from nvmx_fuzz.boot.emulator import STANDS_STILL, Ended
+from nvmx_fuzz.boot.image import boot_image
+from nvmx_fuzz.boot.wire import REFUSALS, Line, remarks, whole_lines
+from nvmx_fuzz.outcomes import UnavailableError
+from nvmx_fuzz.realise.script import Operation
+
+Start = Callable[[bytes], Ended]
+"""Boots an image, and returns what it printed."""
+
+LAST_LINE: Final = "$ *210c8933"
+"""What the image prints when the batch is done."""
+LOST_MAX: Final = 3
+"""So many runs that bring nothing at all are enough."""
+
+
+class BootError(UnavailableError):
+    """The machine does not run the image at all; the message says why."""
+
+
+class Answer(NamedTuple):
+    """The line of one scenario, or why there is none."""
+
+    line: Line | None
+    reason: str = ""
+
+
+class Batch:
+    """Runs batches on one machine, and counts how often it had to be booted."""
+
+    def __init__(self, start: Start, *, doorbell: bool = False, sweep: bool = False) -> None:
+        self._start: Final = start
+        self._doorbell: Final = doorbell
+        self._sweep: Final = sweep
+        self.boots = 0
+
+    def capabilities(self) -> Capabilities:
+        """What the processor of the machine offers.
+
+        Raises: BootError, MissingToolError.
+        """
+        ended = self._run(boot_image([], doorbell=self._doorbell), 0)
+        for line in whole_lines(ended.text):
+            if line.kind == "@":
+                return Capabilities(line.records[0].values)
+        raise BootError(f"the image does not run: {ended.reason or 'it prints nothing'}")
+
+    def run(self, scripts: Sequence[Sequence[Operation]]) -> list[Answer]:
+        """The answer to each script, in order.
+
+        Raises: BootError, MissingToolError.
+        """
+        image = boot_image(scripts, doorbell=self._doorbell, sweep=self._sweep)
+        answers: dict[int, Answer] = {}
+        first, lost = 0, 0
+        while first < len(scripts):
+            ended = self._run(image, first)
+            lines = {line.number: line for line in whole_lines(ended.text) if line.kind == "#"}
+            said = remarks(ended.text)
+            reached = max([*lines, *said], default=first - 1) + 1
+            for number in range(first, min(reached, len(scripts))):
+                line = lines.get(number)
+                answers[number] = Answer(line, "" if line else said.get(number, "its line was cut"))
+            lost = 0 if reached > first else lost + 1
+            if lost == LOST_MAX:
+                raise BootError(f"the image brings nothing {LOST_MAX} times: {ended.reason}")
+            if ended.reason == STANDS_STILL:
+                first = reached
+                continue
+            if reached < len(scripts):
+                answers[reached] = Answer(None, ended.reason or "its line was cut")
+            first = reached + 1
+        return [answers[number] for number in range(len(scripts))]
+
+    def _run(self, image: bytes, first: int) -> Ended:
+        self.boots += 1
+        ended = self._start(with_first(image, first))
+        if -1 in remarks(ended.text):
+            raise BootError(remarks(ended.text)[-1])
+        for line in whole_lines(ended.text):
+            if line.kind == "!":
+                raise BootError(REFUSALS.get(line.number, "the image refuses to start"))
+        return ended
+
+
+def with_first(content: bytes, first: int) -> bytes:
+    """An image, or a file that holds one, that begins with scenario *first*."""
+    place = content.index(struct.pack("<Q", places.MAGIC)) + places.PARAMETER_FIRST
+    return content[:place] + struct.pack("<Q", first) + content[place + 8 :]

@@ -1,0 +1,173 @@
+"""The full Bochs emulator of Debian as a process: a disc goes in, the text of its serial port comes out.
+
+Debian's Bochs is built with its debugger and draws on a terminal, so it runs in a pseudo-terminal with a
+command file that says "continue". It counts instructions, not time: that it hangs is judged by the
+processor time that it uses without printing anything, so that a loaded machine changes nothing.
+"""
+
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import tty
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from nvmx_fuzz.boot.iso import MissingToolError
+
+BOCHS: Final = "bochs"
+_DATA: Final = Path("/usr/share/bochs")
+CPU_MODEL: Final = "corei7_haswell_4770"
+"""The newest model of 2.7 that boots Linux at full speed."""
+_POLL_SECONDS: Final = 0.1
+_STILL_SECONDS: Final = 120.0
+STANDS_STILL: Final = "stands still"
+"""The emulator waits, for its terminal say: whatever ran is not to blame."""
+_HEAD: Final = "@m"
+"""With it the first line of the image begins."""
+
+
+class Settings(NamedTuple):
+    """Memory in MiB, and after how many seconds of processor time without output the machine counts as hung.
+
+    ``start_seconds``: the same until the image has printed its first line.
+    """
+
+    megabytes: int
+    silent_seconds: float
+    start_seconds: float
+
+
+class Ended(NamedTuple):
+    """What the serial port said, and why the machine ended: "" when it shut itself down."""
+
+    text: str
+    reason: str
+
+
+def run_disc(disc: bytes, settings: Settings, last_line: str) -> Ended:
+    """Boot a disc until it prints *last_line*, powers off, or hangs.
+
+    Raises: MissingToolError.
+    """
+    if not shutil.which(BOCHS):
+        raise MissingToolError(
+            "bochs is needed; try: apt-get install bochs bochs-term bochsbios vgabios"
+        )
+    with tempfile.TemporaryDirectory(prefix="nvmx-fuzz-") as name:
+        folder = Path(name)
+        Path(folder, "disc.iso").write_bytes(disc)
+        Path(folder, "commands").write_text("c\n")
+        Path(folder, "bochsrc").write_text(_configuration(folder, settings))
+        return _Machine(folder, settings).run(last_line)
+
+
+def _configuration(folder: Path, settings: Settings) -> str:
+    lines = (
+        "display_library: term",
+        f"megs: {settings.megabytes}",
+        f"romimage: file={_DATA}/BIOS-bochs-latest",
+        f"vgaromimage: file={_DATA}/VGABIOS-lgpl-latest",
+        f"cpu: model={CPU_MODEL}, count=1, ips=20000000, reset_on_triple_fault=0",
+        "clock: sync=none",
+        f"ata0-master: type=cdrom, path={folder}/disc.iso, status=inserted",
+        "boot: cdrom",
+        f"com1: enabled=1, mode=file, dev={folder}/serial",
+        f"log: {folder}/log",
+        "panic: action=report",
+        "error: action=ignore",
+        "info: action=ignore",
+        "debug: action=ignore",
+    )
+    return "\n".join(lines) + "\n"
+
+
+class _Machine:
+    """One run."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self._serial: Final = folder / "serial"
+        self._log: Final = folder / "log"
+        self._settings: Final = settings
+        self._terminal, theirs = pty.openpty()
+        tty.setraw(theirs)  # nothing that it draws may stop its output
+        self._process: Final = subprocess.Popen(
+            [BOCHS, "-q", "-f", str(folder / "bochsrc"), "-rc", str(folder / "commands")],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            env={**os.environ, "TERM": "xterm"},
+        )  # fmt: skip
+        os.close(theirs)
+
+    def run(self, last_line: str) -> Ended:
+        try:
+            return self._watch(last_line)
+        finally:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            os.close(self._terminal)
+
+    def _watch(self, last_line: str) -> Ended:
+        size, silent_since, used = 0, 0.0, 0.0
+        moved = time.monotonic()
+        while True:
+            ended = self._process.poll() is not None
+            self._drain()
+            text = self._text()
+            if last_line in text:
+                return Ended(text, "")
+            if ended:
+                return Ended(text, self._why())
+            before, used = used, self._processor_seconds()
+            if used > before or len(text) > size:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > _STILL_SECONDS:
+                return Ended(text, STANDS_STILL)
+            if len(text) > size:
+                size, silent_since = len(text), used
+            elif used - silent_since > (
+                self._settings.silent_seconds if _HEAD in text else self._settings.start_seconds
+            ):
+                return Ended(text, "hangs" if _HEAD in text else "does not start")
+
+    def _drain(self) -> None:
+        """Take what it draws, so that it does not wait for a reader; sleeps a moment if there is nothing."""
+        readable, _, _ = select.select([self._terminal], [], [], _POLL_SECONDS)
+        if readable:
+            try:
+                os.read(self._terminal, 1 << 16)
+            except OSError:  # its side is closed
+                select.select([], [], [], _POLL_SECONDS)
+
+    def _text(self) -> str:
+        try:
+            return self._serial.read_bytes().decode("latin-1")
+        except OSError:
+            return ""
+
+    def _why(self) -> str:
+        """Why the emulator gave up, from its log."""
+        try:
+            log = self._log.read_text("latin-1")
+        except OSError:
+            log = ""
+        for line in log.splitlines():
+            if "triple fault" in line.lower() or "shutdown" in line.lower():
+                return "triple fault"
+        panics = [line for line in log.splitlines() if ">>PANIC<<" in line]
+        return (
+            f"the emulator gives up: {panics[-1].split('>>PANIC<<')[1].strip()}"
+            if panics
+            else "powers off early"
+        )
+
+    def _processor_seconds(self) -> float:
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

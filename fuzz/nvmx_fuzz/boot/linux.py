@@ -1,0 +1,175 @@
+"""A stock Debian kernel with KVM as L0, inside the full Bochs: what it needs, and its disc.
+
+Everything comes from packages by name, and is kept in ``build/kvm`` of the checkout. The initramfs holds
+busybox, the modules of KVM, our monitor and the image; what the monitor prints goes to the serial port.
+"""
+
+import gzip
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from nvmx_fuzz.boot.emulator import CPU_MODEL
+from nvmx_fuzz.boot.iso import MissingToolError, iso_of
+from nvmx_fuzz.wording import printable
+
+KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
+FOLDER: Final = Path(__file__).resolve().parents[3] / "build" / "kvm"
+MONITOR_SOURCE: Final = Path(__file__).with_name("_vmm.c")
+_MODULES: Final = ("virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko")
+_BUSYBOX: Final = Path("/bin/busybox")
+_ARGUMENTS: Final = (
+    "console=ttyS0 quiet loglevel=3 mitigations=off nokaslr tsc=reliable no_timer_check lpj=4000000 "
+    "random.trust_cpu=on cryptomgr.notests init_on_alloc=0 audit=0 "
+    "initcall_blacklist=load_system_certificate_list,cubictcp_register,init_kprobe_trace,netns_bpf_init,bpf_rstat_kfunc_init,init_blk_tracer"
+)
+_MENU: Final = f"set timeout=0\nlinux /boot/vmlinuz {_ARGUMENTS}\ninitrd /boot/initrd\nboot\n"
+_INIT: Final = """\
+#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs none /dev
+/bin/busybox stty -F /dev/ttyS0 raw
+exec >/dev/ttyS0 2>&1
+for module in irqbypass kvm; do /bin/busybox insmod /$module.ko || echo "%! $module.ko does not load"; done
+/bin/busybox insmod /kvm-intel.ko nested=1 || echo "%! kvm-intel.ko does not load"
+TRACE
+/vmm /image
+SHOW
+/bin/busybox sleep 3
+/bin/busybox poweroff -f
+"""
+_TRACE: Final = """\
+/bin/busybox mount -t tracefs none /tracing
+echo 0 > /tracing/tracing_on
+echo 1 > /tracing/events/kvm/enable
+echo 1 > /tracing/tracing_on"""
+_SHOW: Final = """\
+echo 0 > /tracing/tracing_on
+/bin/busybox cat /tracing/trace"""
+
+
+class Kernel(NamedTuple):
+    """A kernel, its modules of KVM (name and content), and the version of its package."""
+
+    image: bytes
+    modules: tuple[tuple[str, bytes], ...]
+    version: str
+
+
+def kernel() -> Kernel:
+    """The kernel of the package, which is fetched when it is not in `FOLDER` yet.
+
+    Raises: MissingToolError.
+    """
+    root = FOLDER / "kernel"
+    if not list(root.glob("boot/vmlinuz-*")):
+        _fetch(root)
+    image = max(root.glob("boot/vmlinuz-*"))
+    version = image.name.removeprefix("vmlinuz-")
+    modules = []
+    for name in _MODULES:
+        path = root / "lib" / "modules" / version / "kernel" / name
+        if not path.exists():
+            raise MissingToolError(f"{KERNEL_PACKAGE} has no {name}")
+        modules.append((path.name, path.read_bytes()))
+    return Kernel(image.read_bytes(), tuple(modules), version)
+
+
+def _fetch(root: Path) -> None:
+    """Unpack the kernel and strip its modules: with their debugging data they load too slowly."""
+    for tool in ("apt-get", "apt-cache", "dpkg-deb", "objcopy"):
+        if not shutil.which(tool):
+            raise MissingToolError(
+                f"{tool} is needed to fetch {KERNEL_PACKAGE}; on Debian: apt-get install binutils"
+            )
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+        folder = Path(name)
+        depends = _tool(["apt-cache", "depends", "--important", KERNEL_PACKAGE], folder)
+        packages = [line.split()[-1] for line in depends.splitlines() if "Depends:" in line]
+        _tool(["apt-get", "download", *packages[:1]], folder)
+        for package in folder.glob("*.deb"):
+            _tool(["dpkg-deb", "-x", str(package), str(folder / "root")], folder)
+        for module in _MODULES:
+            for path in (folder / "root").glob(f"lib/modules/*/kernel/{module}"):
+                _tool(["objcopy", "--strip-debug", "-R", ".BTF", str(path)], folder)
+        if not list((folder / "root").glob("boot/vmlinuz-*")):
+            raise MissingToolError(f"{KERNEL_PACKAGE} cannot be fetched; try: apt-get update")
+        (folder / "root").rename(root)
+
+
+def monitor() -> Path:
+    """Our monitor, compiled as a static program.
+
+    Raises: MissingToolError.
+    """
+    digest = hashlib.sha256(MONITOR_SOURCE.read_bytes()).hexdigest()[:16]
+    target = FOLDER / f"vmm-{digest}"
+    if not target.exists():
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if not compiler:
+            raise MissingToolError("a C compiler is needed; try: apt-get install gcc libc6-dev")
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+            output = Path(name) / "vmm"
+            _tool(
+                [
+                    compiler,
+                    "-static",
+                    "-O2",
+                    "-Wall",
+                    "-Wextra",
+                    "-o",
+                    str(output),
+                    str(MONITOR_SOURCE),
+                ],
+                Path(name),
+            )
+            output.replace(target)
+    return target
+
+
+def _tool(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no reason given"]
+        raise MissingToolError(f"{Path(command[0]).name} fails: {printable(said[-1])}")
+    return done.stdout
+
+
+def kvm_in_bochs() -> str:
+    """What names the kernel, the monitor and the processor under them. Raises: MissingToolError."""
+    return f"{kernel().version} {monitor().name} {CPU_MODEL}"
+
+
+def disc_with_kvm(image: bytes, *, traces: bool = False) -> bytes:
+    """A disc that boots the kernel and runs the image below it; *traces*: and prints the trace of it.
+
+    Raises: MissingToolError.
+    """
+    if not _BUSYBOX.exists():
+        raise MissingToolError("a static busybox is needed; try: apt-get install busybox-static")
+    linux = kernel()
+    init = _INIT.replace("TRACE\n", f"{_TRACE}\n" if traces else "")
+    init = init.replace("SHOW\n", f"{_SHOW}\n" if traces else "")
+    files = [
+        ("init", init.encode(), 0o100755), ("tracing", b"", 0o40755), ("image", image, 0o100644),
+        ("vmm", monitor().read_bytes(), 0o100755), ("bin", b"", 0o40755), ("dev", b"", 0o40755),
+        ("bin/busybox", _BUSYBOX.read_bytes(), 0o100755),
+        *((name, content, 0o100644) for name, content in linux.modules),
+    ]  # fmt: skip
+    return iso_of({"vmlinuz": linux.image, "initrd": gzip.compress(cpio(files), 1, mtime=0)}, _MENU)
+
+
+def cpio(files: list[tuple[str, bytes, int]]) -> bytes:
+    """An initramfs (name, content, mode) in the form "newc"."""
+    archive = bytearray()
+    for number, (name, content, mode) in enumerate([*files, ("TRAILER!!!", b"", 0)]):
+        label = name.encode() + b"\0"
+        fields = (number + 1, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(label), 0)
+        archive += b"070701" + "".join(f"{field:08X}" for field in fields).encode() + label
+        archive += bytes(-len(archive) % 4) + content
+        archive += bytes(-len(archive) % 4)
+    return bytes(archive)

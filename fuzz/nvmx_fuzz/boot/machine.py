@@ -1,0 +1,188 @@
+"""Scenarios on machines that boot the image: `bochs-boot`, and those that put a Linux KVM under it."""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Final, NamedTuple
+
+from nvmx_core.scenario.steps import Scenario
+from nvmx_fuzz.bochs import divergences as of_every_bochs
+from nvmx_fuzz.boot.batch import LAST_LINE, Answer, Batch, BootError
+from nvmx_fuzz.boot.capabilities import Capabilities
+from nvmx_fuzz.boot.divergences import SLEEPS, listed
+from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
+from nvmx_fuzz.boot.host import run_monitor
+from nvmx_fuzz.boot.iso import iso_of_image
+from nvmx_fuzz.boot.linux import disc_with_kvm, kvm_in_bochs
+from nvmx_fuzz.boot.moved import stand_alone_moved
+from nvmx_fuzz.boot.predicted import VERSION, bugs_that_sleep, journal_on_bare, predicting_bugs
+from nvmx_fuzz.boot.reading import journal_of, visible
+from nvmx_fuzz.boot.remembered import remembered
+from nvmx_fuzz.boot.standalone import Standalone
+from nvmx_fuzz.codec import decode
+from nvmx_fuzz.compare import first_difference
+from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome
+from nvmx_fuzz.realise.realiser import fit
+from nvmx_fuzz.realise.vmcs import NotRealisableError
+
+BATCH_MAX: Final = 1000
+"""Scenarios of one boot."""
+HANGS: Final = "hangs"
+_EMULATED: Final = Settings(megabytes=128, silent_seconds=1.0, start_seconds=60.0)
+_EMULATED_LINUX: Final = Settings(megabytes=512, silent_seconds=30.0, start_seconds=120.0)
+
+
+class Kind(NamedTuple):
+    """What a machine is made of.
+
+    ``version``: the catalogue's name of its L0, or ""; ``on_bochs``: Bochs 2.7 is its processor;
+    ``parts``: what names all that its capabilities follow from, where asking them costs a long boot.
+    """
+
+    name: str
+    batch: Callable[[], Batch]
+    version: str
+    on_bochs: bool
+    parts: Callable[[], str] | None = None
+
+
+class BootingMachine:
+    """A machine that boots the image (a `Comparer`)."""
+
+    shrink_runs: Final = 0
+    batch_size: Final = BATCH_MAX
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind: Final = kind
+        self._batch: Final = kind.batch()
+        self.restarts = 0
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What its processor offers.
+
+        Raises: BootError, MissingToolError.
+        """
+        capabilities = remembered(self._kind.parts, self._batch.capabilities)
+        problem = capabilities.suffices()
+        if problem:
+            raise BootError(problem)
+        has_l0 = self._kind.version != ""
+        if not self._kind.on_bochs:
+            return capabilities._replace(has_counters=not has_l0)
+        return capabilities._replace(
+            sti_blocks_nmi=True, saves_rf=False, dies_of_type_7=not has_l0, has_counters=not has_l0
+        )
+
+    @property
+    def boots(self) -> int:
+        """How often the machine was booted."""
+        return self._batch.boots
+
+    def can_run(self, content: bytes) -> bool:
+        """Whether a scenario can stand alone on it."""
+        try:
+            stand_alone_moved(decode(content), self.capabilities)
+        except NotRealisableError:
+            return False
+        return True
+
+    def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
+        """The outcome of each scenario, in order."""
+        for start in range(0, len(scenarios), BATCH_MAX):
+            yield from self._compare(scenarios[start : start + BATCH_MAX])
+
+    def _compare(self, scenarios: Sequence[bytes]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        realised: dict[int, Standalone] = {}
+        for index, content in enumerate(scenarios):
+            try:
+                realised[index] = stand_alone_moved(decode(content), self.capabilities)
+            except NotRealisableError as error:
+                outcomes[index] = Outcome(NOT_REALISABLE, error.reason)
+        before = self._batch.boots
+        answers = self._batch.run([one.realised.script for one in realised.values()])
+        self.restarts += max(self._batch.boots - before - 1, 0)
+        for (index, one), answer in zip(realised.items(), answers, strict=True):
+            outcomes[index] = outcome_of(one, answer, has_rf=self.capabilities.saves_rf)
+        return [outcomes[index] for index in range(len(scenarios))]
+
+    def known(self, content: bytes, outcome: Outcome) -> str:
+        """The bug of KVM that predicts it, or the row of docs/KVM.md or docs/FIDELITY.md; "" for none."""
+        scenario = fit(decode(content), self.capabilities.flags())
+        if outcome.verdict == INCIDENT:
+            return self._known_incident(scenario, outcome.reason)
+        found = outcome.difference
+        if not found:
+            return ""
+        has_rf = self.capabilities.saves_rf
+        if self._kind.version:
+            bare = journal_on_bare(scenario, has_rf)
+            bugs = list(predicting_bugs(scenario, bare, found, has_rf, self._kind.version))
+            if bugs:
+                return f"KVM: {', '.join(bugs)}"
+        row = listed(self._kind.name, found)
+        if row:
+            return row.name
+        of_bochs = of_every_bochs.known(found) if self._kind.on_bochs else None
+        return of_bochs.name if of_bochs else ""
+
+    def _known_incident(self, scenario: Scenario, reason: str) -> str:
+        """A machine that hangs where L2 may sleep."""
+        if reason != HANGS:
+            return ""
+        if self._kind.version:
+            bugs = list(bugs_that_sleep(scenario, self.capabilities.saves_rf, self._kind.version))
+            if bugs:
+                return f"KVM: {', '.join(bugs)}"
+        return SLEEPS if stand_alone_moved(scenario, self.capabilities).sleeps else ""
+
+    def memory(self) -> int:
+        """Nothing stays resident between two boots."""
+        return 0
+
+    def close(self) -> None:
+        """Every boot has ended already."""
+
+
+def outcome_of(expected: Standalone, answer: Answer, *, has_rf: bool) -> Outcome:
+    """The outcome of a scenario whose line is there, or is not."""
+    rules = tuple(entry.rule for entry in expected.realised.entries)
+    if answer.line is None:
+        return Outcome(INCIDENT, answer.reason, None, rules)
+    shown = visible(journal_of(answer.line, expected), has_rf=has_rf)
+    ours = visible(expected.realised.journal, has_rf=has_rf)
+    found = first_difference(ours, shown, expected.realised.entries)
+    journal = zlib.crc32(repr(shown).encode())
+    return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
+
+
+def _bochs_boot() -> Batch:
+    """The image on the full Bochs, without any hypervisor below."""
+
+    def start(image: bytes) -> Ended:
+        return run_disc(iso_of_image(image), _EMULATED, LAST_LINE)
+
+    return Batch(start, sweep=True)
+
+
+def _kvm_bochs() -> Batch:
+    """The image below a stock Linux KVM, which runs inside the full Bochs."""
+
+    def start(image: bytes) -> Ended:
+        return run_disc(disc_with_kvm(image), _EMULATED_LINUX, LAST_LINE)
+
+    return Batch(start, doorbell=True)
+
+
+def _kvm() -> Batch:
+    """The image below the KVM of this host."""
+    return Batch(run_monitor, doorbell=True)
+
+
+_KINDS: Final = (
+    Kind("bochs-boot", _bochs_boot, "", True),
+    Kind("kvm", _kvm, VERSION, False),
+    Kind("kvm-bochs", _kvm_bochs, VERSION, True, kvm_in_bochs),
+)
+BOOTING: Final[dict[str, Kind]] = {kind.name: kind for kind in _KINDS}

@@ -1,0 +1,42 @@
+"""Writes the table of docs/KVM.md (`python -m nvmx_fuzz.boot.page`)."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from nvmx_fuzz.boot.divergences import LISTED
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+PAGE: Final = ROOT / "docs" / "KVM.md"
+HEADING: Final = "## Known differences\n"
+FOLLOWING: Final = "## Measured\n"
+
+
+def main() -> int:
+    """Write the section of the page; returns the exit status."""
+    before, _, rest = PAGE.read_text().partition(HEADING)
+    _, _, after = rest.partition(FOLLOWING)
+    PAGE.write_text(before + section() + FOLLOWING + after)
+    sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
+    return 0
+
+
+def section() -> str:
+    """The text between the two headings."""
+    return f"{HEADING}\n" + "\n".join(_lines()) + "\n\n"
+
+
+def _lines() -> Iterator[str]:
+    yield "Written by `python -m nvmx_fuzz.boot.page`. What the catalogue of bugs predicts is reported as"
+    yield "`KVM: res2` and so on, what every Bochs does under the names of [FIDELITY.md](FIDELITY.md)."
+    yield ""
+    yield "| difference | machines | rules | who is right | scenario |"
+    yield "|---|---|---|---|---|"
+    for row in LISTED:
+        machines, rules = ", ".join(row.machines), ", ".join(row.rules)
+        yield f"| **{row.name}**: {row.why} | {machines} | {rules} | {row.verdict} | `{row.scenario}` |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,311 @@
+"""What the known disagreements of the machines that boot look like: predicates on the first difference."""
+
+from typing import Final
+
+from nvmx_core.arch.controls import SECONDARY_VIRTUAL_INTR_DELIVERY
+from nvmx_core.arch.events import (
+    BP,
+    DB,
+    HARDWARE_EXCEPTION,
+    NMI,
+    OF,
+    PRIVILEGED_SOFTWARE_EXCEPTION,
+    SOFTWARE_EXCEPTION,
+    SOFTWARE_INTERRUPT,
+    TYPE_MASK,
+    TYPE_SHIFT,
+    VALID,
+    VECTOR_MASK,
+)
+from nvmx_core.arch.exits import (
+    EPT_MISCONFIG,
+    EPT_VIOLATION,
+    EXCEPTION_NMI,
+    EXTERNAL_INTERRUPT_EXIT,
+    INTERRUPT_WINDOW,
+    INVALID_STATE,
+    NMI_WINDOW,
+    PREEMPTION_TIMER,
+    TRIPLE_FAULT,
+)
+from nvmx_core.arch.fields import SECONDARY
+from nvmx_core.arch.state import (
+    BLOCKING_BY_NMI,
+    BLOCKING_BY_STI,
+    HLT,
+    INTERRUPT_SHADOW,
+    PENDING_DBG_BS,
+    RFLAGS_IF,
+    RFLAGS_TF,
+)
+from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL
+from nvmx_core.scenario.steps import LOWEST_VECTOR
+from nvmx_fuzz.bochs.predicates import field, is_exit
+from nvmx_fuzz.compare import Difference
+
+VMFAIL_CONTROLS: Final = 7
+SPURIOUS_VECTOR: Final = 0x0F
+"""What L1 has in its APIC for spurious interrupts."""
+PROCESSOR_CHECKS: Final = ("C5", "C6")
+"""Checks of controls that KVM leaves to the processor, behind its own of the guest state."""
+_SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
+
+
+def _event_of(info: int) -> tuple[int, int]:
+    return (info & TYPE_MASK) >> TYPE_SHIFT, info & VECTOR_MASK
+
+
+def _is_debug_exception(found: Difference) -> bool:
+    """Whether the other machine shows a #DB: delivered, as an exit, or in flight."""
+    record = found.other
+    if record[:1] == (DELIVER,):
+        return record[1] == DB
+    words = (field(record, "interruption info"), field(record, "IDT-vectoring info"))
+    return any(word & VALID and _event_of(word) == (HARDWARE_EXCEPTION, DB) for word in words)
+
+
+def step_before_the_instruction(found: Difference) -> bool:
+    """L2 single-steps, and the other machine shows its #DB without the instruction."""
+    steps = (field(found.bare, "rflags") | field(found.other, "rflags")) & RFLAGS_TF
+    places = (
+        set(found.fields()) <= {"rip", "return rip", "rsp", "rflags"} and found.is_of_one_kind()
+    )
+    if found.fields() == ("dr6",):
+        return (field(found.bare, "dr6") ^ field(found.other, "dr6")) == PENDING_DBG_BS
+    if found.bare[:2] == found.other[:2] == (DELIVER, DB):  # the step of POPF has cleared TF
+        return places
+    dies = is_exit(found.other, TRIPLE_FAULT)
+    return bool(steps) and (_is_debug_exception(found) or places or dies)
+
+
+def single_step_of_an_exit(found: Difference) -> bool:
+    """Only BS of the pending debug exceptions differs."""
+    name = "pending debug exceptions"
+    both = field(found.bare, name) ^ field(found.other, name)
+    return found.fields() == (name,) and both == PENDING_DBG_BS
+
+
+def shadow_of_a_fault(found: Difference) -> bool:
+    """An exception exits out of the shadow of STI, and the other machine does not save the shadow."""
+    name = "interruptibility"
+    return (
+        is_exit(found.bare, EXCEPTION_NMI)
+        and found.fields() == (name,)
+        and field(found.bare, name) ^ field(found.other, name) == BLOCKING_BY_STI
+    )
+
+
+def int1_behind_mov_ss(found: Difference) -> bool:
+    """INT1 exits behind MOV SS: the conditions that MOV SS holds are reported, the shadow is gone."""
+    info = field(found.bare, "interruption info")
+    return (
+        is_exit(found.bare, EXCEPTION_NMI)
+        and _event_of(info) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
+        and bool(found.fields())
+        and set(found.fields()) <= {"qualification", "interruptibility"}
+    )
+
+
+def closed_interrupt_does_not_exit(found: Difference) -> bool:
+    """An interrupt that L2 keeps closed, by IF = 0 or a shadow, does not exit at the entry."""
+    closed = not field(found.bare, "rflags") & RFLAGS_IF
+    closed |= bool(field(found.bare, "interruptibility") & INTERRUPT_SHADOW)
+    return (
+        is_exit(found.bare, EXTERNAL_INTERRUPT_EXIT)
+        and closed
+        and not is_exit(found.other, EXTERNAL_INTERRUPT_EXIT)
+    )
+
+
+def active_after_hlt(found: Difference) -> bool:
+    """An exit out of HLT, and the other machine saves active."""
+    return (
+        not is_exit(found.bare, INVALID_STATE)
+        and found.fields() == ("activity",)
+        and field(found.bare, "activity") == HLT
+    )
+
+
+def failed_entry_saves_activity(found: Difference) -> bool:
+    """An entry into HLT fails, and the other machine has made the activity state active."""
+    return (
+        is_exit(found.bare, INVALID_STATE)
+        and found.fields() == ("activity",)
+        and field(found.bare, "activity") == HLT
+    )
+
+
+def breakpoint_without_condition(found: Difference) -> bool:
+    """A #DB that nobody steps for and nothing was injected before; the other machine has none."""
+    info = field(found.bare, "interruption info")
+    exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
+    return (
+        (exits or found.bare[:2] == (DELIVER, DB))
+        and not field(found.bare, "rflags") & RFLAGS_TF
+        and not found.injected & VALID
+        and not _is_debug_exception(found)
+    )
+
+
+def spurious_interrupt(found: Difference) -> bool:
+    """The other machine exits for an interrupt where the model has none, and acknowledges vector 15."""
+    return (
+        is_exit(found.other, EXTERNAL_INTERRUPT_EXIT)
+        and not is_exit(found.bare, EXTERNAL_INTERRUPT_EXIT)
+        and field(found.other, "interruption info") == VALID | SPURIOUS_VECTOR
+    )
+
+
+def nmis_stay_blocked(found: Difference) -> bool:
+    """The other machine has NMIs blocked where L1 has opened them."""
+    name = "interruptibility"
+    blocked = field(found.other, name) & ~field(found.bare, name) & BLOCKING_BY_NMI
+    window = is_exit(found.bare, NMI_WINDOW) and not is_exit(found.other, NMI_WINDOW)
+    return bool(blocked) and (window or found.fields() == (name,))
+
+
+def iret_opens_nmis(found: Difference) -> bool:
+    """NMIs are blocked, and on the other machine an IRET has opened them; no event is in delivery."""
+    name = "interruptibility"
+    return (
+        found.fields() == (name,)
+        and not field(found.bare, "IDT-vectoring info") & VALID
+        and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_NMI
+    )
+
+
+def int1_as_hardware_exception(found: Difference) -> bool:
+    """An exit in the delivery of INT1 stands behind the instruction."""
+    behind = field(found.other, "rip") - field(found.bare, "rip") == 1
+    vectoring = _event_of(field(found.bare, "IDT-vectoring info"))
+    of_int1 = vectoring == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
+    return behind and (
+        of_int1 or (is_exit(found.bare, TRIPLE_FAULT) and found.fields() == ("rip",))
+    )
+
+
+def guest_before_controls(found: Difference) -> bool:
+    """A control is wrong, and the other machine finds fault with the guest state first."""
+    return (
+        found.entry_rule in PROCESSOR_CHECKS
+        and found.bare == (VMFAIL, VMFAIL_CONTROLS)
+        and is_exit(found.other, INVALID_STATE)
+    )
+
+
+def inactive_state_accepted(found: Difference) -> bool:
+    """An entry into another activity state that has to fail, and does not."""
+    return (
+        found.entry_rule in ("G2", "G3", "G4")
+        and is_exit(found.bare, INVALID_STATE)
+        and not is_exit(found.other, INVALID_STATE)
+    )
+
+
+def timer_of_an_earlier_entry(found: Difference) -> bool:
+    """The VMX-preemption timer has ended, and the other machine saves that some of it is left."""
+    name = "preemption timer"
+    return (
+        is_exit(found.bare, PREEMPTION_TIMER)
+        and found.fields() == (name,)
+        and not field(found.bare, name)
+    )
+
+
+def stale_length(found: Difference) -> bool:
+    """Vector 3 or 4, injected as a hardware exception, returns behind an instruction that is not there."""
+    kind, vector = _event_of(found.injected)
+    return (
+        kind == HARDWARE_EXCEPTION
+        and vector in (BP, OF)
+        and found.bare[:1] == (DELIVER,)
+        and found.fields() == ("return rip",)
+    )
+
+
+def trap_behind_injection(found: Difference) -> bool:
+    """The trap that MOV SS holds is taken behind an injected soft event, on the other machine not."""
+    info = field(found.bare, "interruption info")
+    exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
+    return (
+        (exits or found.bare[:2] == (DELIVER, DB))
+        and not _is_debug_exception(found)
+        and bool(found.injected & VALID)
+        and _event_of(found.injected)[0] in _SOFT_TYPES
+    )
+
+
+def wrong_vector_in_delivery(found: Difference) -> bool:
+    """A virtual interrupt comes with another vector: L0 injects again what the exit reported.
+
+    Behind an IRET the frame tells no vector any more; L2 has returned from another handler.
+    """
+    if found.injected & VALID or not found.entry.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY:
+        return False
+    if found.other == (VMFAIL, VMFAIL_CONTROLS):  # what was reported could not be injected at all
+        return found.bare[:1] == (DELIVER,) or bool(field(found.bare, "IDT-vectoring info") & VALID)
+    if found.bare[:1] == (DELIVER,) and found.other[:1] == (END,):
+        return True
+    if found.bare[:1] == (END,):
+        return bool(found.fields()) and set(found.fields()) <= {"rip", "rflags"}
+    return found.bare[:1] == (DELIVER,) and found.fields() == ("vector",)
+
+
+def misconfiguration_qualified(found: Difference) -> bool:
+    """Exit 49 with a qualification, and where it is res4 too, with a length for entry."""
+    fields = set(found.fields()) - {"entry instruction length", "interruptibility"}
+    return is_exit(found.bare, EPT_MISCONFIG) and fields == {"qualification"}
+
+
+def nmi_blocking_of_a_delivery(found: Difference) -> bool:
+    """An exit in the delivery of an NMI does not say that NMIs are blocked."""
+    name = "interruptibility"
+    vectoring = field(found.bare, "IDT-vectoring info")
+    return (
+        found.fields() == (name,)
+        and bool(vectoring & VALID)
+        and _event_of(vectoring)[0] == NMI
+        and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_NMI
+    )
+
+
+def unblocking_by_iret(found: Difference) -> bool:
+    """A fault of IRET: NMIs blocked again, instead of bit 12 of the qualification."""
+    return is_exit(found.bare, EPT_VIOLATION) and found.fields() == (
+        "qualification",
+        "interruptibility",
+    )
+
+
+def interrupt_before_higher_rank(found: Difference) -> bool:
+    """A window or a virtual interrupt is due, and the other machine exits for an interrupt first."""
+    if is_exit(found.bare, NMI_WINDOW) and found.other[:1] == (DELIVER,):
+        return found.other[1] >= LOWEST_VECTOR and not found.injected & VALID
+    if not is_exit(found.other, EXTERNAL_INTERRUPT_EXIT):
+        return False
+    if is_exit(found.bare, NMI_WINDOW, INTERRUPT_WINDOW):
+        return set(found.fields()) <= {"reason", "interruption info", "activity"}
+    return found.bare[:1] == (DELIVER,) and not found.injected & VALID
+
+
+def int1_dropped(found: Difference) -> bool:
+    """INT1 was injected, and neither comes nor is in flight."""
+    kind = _event_of(found.injected)[0]
+    in_flight = field(found.other, "IDT-vectoring info") & VALID
+    return (
+        bool(found.injected & VALID)
+        and kind == PRIVILEGED_SOFTWARE_EXCEPTION
+        and found.bare[:1] in ((DELIVER,), (EXIT,))
+        and not found.entry_rule
+        and not in_flight
+        and found.other[:2] != (DELIVER, DB)
+    )
+
+
+def refused_injection(found: Difference) -> bool:
+    """VMfail 7 for an injection that the model accepts: of type 6, or of vector 3 or 4."""
+    kind, vector = _event_of(found.injected)
+    changes = kind == SOFTWARE_EXCEPTION or (kind == HARDWARE_EXCEPTION and vector in (BP, OF))
+    controls = found.entry_rule[:1] in ("E", "C")
+    accepted = bool(found.injected & VALID) and not controls and found.bare[:1] != (VMFAIL,)
+    return changes and accepted and found.other == (VMFAIL, VMFAIL_CONTROLS)

@@ -1,0 +1,70 @@
+"""Does our L0, with the bugs that a version of KVM has, predict what the real one showed?
+
+The real machine is a fresh one for each scenario, so every page of L2 is dropped by L0 at the start; other
+steps of L0 cannot be made there, and are left out here.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from nvmx_core.arch.state import ACTIVE
+from nvmx_core.bugs.versions import bugs_of
+from nvmx_core.errors import ModelError
+from nvmx_core.guests.memory import PAGE_COUNT
+from nvmx_core.journal import END, RECORD_FIELDS, Record
+from nvmx_core.l0.kvm import Kvm
+from nvmx_core.machines.bare import Bare
+from nvmx_core.machines.modes import MODE_L2
+from nvmx_core.machines.nested import Nested
+from nvmx_core.scenario.config import Config
+from nvmx_core.scenario.steps import DROP_PAGE, OPERATIONS, Scenario, Step
+from nvmx_fuzz.boot.reading import visible
+from nvmx_fuzz.compare import Difference, first_difference
+
+VERSION: Final = "kvm-6.1"
+_END_ACTIVITY: Final = 1 + RECORD_FIELDS[END].index("activity")
+_FRESH: Final[tuple[Step, ...]] = tuple((DROP_PAGE, page, 0, 0) for page in range(PAGE_COUNT))
+
+
+def predicting_bugs(
+    scenario: Scenario, bare: list[Record], found: Difference, has_rf: bool, version: str = VERSION
+) -> Iterator[str]:
+    """The catalogued bugs of a version that make our L0 show the same difference from *bare*, by name."""
+    fresh = on_fresh_machine(scenario)
+    for bug in bugs_of(version):
+        shown = journal_under(fresh, bug.l0, has_rf)
+        ours = first_difference(bare, shown, ()) if shown is not None else None
+        if ours and ours.place == found.place and ours.other == found.other:
+            yield bug.name
+
+
+def bugs_that_sleep(scenario: Scenario, has_rf: bool, version: str = VERSION) -> Iterator[str]:
+    """The catalogued bugs of a version that leave L2 asleep at the end, where `bare` does not."""
+    fresh = on_fresh_machine(scenario)
+    for bug in bugs_of(version):
+        shown = journal_under(fresh, bug.l0, has_rf)
+        if shown and shown[-1][1] == MODE_L2 and shown[-1][_END_ACTIVITY] != ACTIVE:
+            yield bug.name
+
+
+def on_fresh_machine(scenario: Scenario) -> Scenario:
+    """The scenario as a machine runs it whose L0 has mapped nothing yet, and does nothing by itself."""
+    steps = tuple(step for step in scenario.steps if OPERATIONS[step[0]].actor != "L0")
+    return Scenario(scenario.config, (*_FRESH, *steps))
+
+
+def journal_on_bare(scenario: Scenario, has_rf: bool) -> list[Record]:
+    """What can be seen of a scenario on `bare`."""
+    machine = Bare(Config(*scenario.config))
+    machine.run_unmarked(scenario)
+    return visible(machine.journal, has_rf=has_rf)
+
+
+def journal_under(scenario: Scenario, l0: type[Kvm], has_rf: bool) -> list[Record] | None:
+    """What can be seen of a scenario on an L0 of ours; None where it breaks the model."""
+    machine = Nested(Config(*scenario.config), l0)
+    try:
+        machine.run_unmarked(scenario)
+    except ModelError:
+        return None
+    return visible(machine.journal, has_rf=has_rf)

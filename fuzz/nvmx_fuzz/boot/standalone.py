@@ -1,0 +1,248 @@
+"""A scenario as a script that needs nobody beside L1 and L2.
+
+Under the machine `bochs` a helper makes arrivals at exact boundaries and changes L2's memory while L2
+rests. Here L1 and L2 do everything themselves: L1 sends itself interrupts and NMIs by its local APIC, what
+L2 pops stands on its stack before it is entered, and where the scenario ends in L2 an instruction that
+always exits brings L1 back. What cannot be done so is refused, each reason under its own name.
+"""
+
+from typing import Final, NamedTuple
+
+from nvmx_core.arch.controls import PIN_PREEMPTION_TIMER
+from nvmx_core.arch.events import OTHER_EVENT, TYPE_MASK, TYPE_SHIFT, VALID
+from nvmx_core.arch.fields import (
+    ENTRY_INTR_INFO,
+    FIELDS,
+    GUEST_ACTIVITY,
+    PIN_BASED,
+    POISON,
+)
+from nvmx_core.arch.instructions import INSTRUCTION_INDEX
+from nvmx_core.arch.state import ACTIVE
+from nvmx_core.guests.memory import page_of
+from nvmx_core.journal import Record
+from nvmx_core.scenario.config import Config
+from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER, Scenario, Step
+from nvmx_fuzz.boot import places
+from nvmx_fuzz.boot.capabilities import Capabilities
+from nvmx_fuzz.boot.program import SELF_INTERRUPT, SELF_NMI
+from nvmx_fuzz.realise import l1_program as l1
+from nvmx_fuzz.realise import layout, schedule
+from nvmx_fuzz.realise.arrivals import ArrivalRecorder
+from nvmx_fuzz.realise.realiser import Realised, Recorder, fit
+from nvmx_fuzz.realise.recording import AT_ENTRY, IN_EMULATION, IN_EVENT_DELIVERY
+from nvmx_fuzz.realise.schedule import Item
+from nvmx_fuzz.realise.vmcs import NotRealisableError
+
+STOP_CODE: Final = bytes.fromhex("0F01C1")
+"""VMCALL, where the scenario ends in L2."""
+_RDPMC: Final = INSTRUCTION_INDEX["rdpmc"]
+_HLT: Final = INSTRUCTION_INDEX["hlt"]
+_NAMES: Final = {
+    INTERRUPT: "interrupt", NMI: "nmi", INIT: "init", SIPI: "sipi", SMI: "smi", TIMER: "timer",
+}  # fmt: skip
+_ITEMS: Final = {
+    schedule.ARRIVE_INTERRUPT: INTERRUPT, schedule.ARRIVE_NMI: NMI, schedule.ARRIVE_INIT: INIT,
+    schedule.ARRIVE_SIPI: SIPI, schedule.ARRIVE_SMI: SMI, schedule.ARRIVE_TIMER: TIMER,
+}  # fmt: skip
+
+
+class Delivery(NamedTuple):
+    """A delivery in L2 as the model has it, and where the words of its frame stand, the lowest first."""
+
+    record: Record
+    address: int
+    has_error_code: bool
+
+
+class Standalone(NamedTuple):
+    """What L1 has to do, what the model expects, and how the records of the image are to be read.
+
+    ``stays`` has the deliveries of each of L1's entries, in order; ``ends_in_l2``: the last exit is the one
+    that brings L1 back; ``sleeps``: L1 enters, or L2 falls into, another state than active.
+    """
+
+    realised: Realised
+    stays: list[list[Delivery]]
+    ends_in_l2: bool
+    sleeps: bool
+
+
+def stand_alone(scenario: Scenario, capabilities: Capabilities) -> Standalone:
+    """Realise a scenario for a processor with these capabilities.
+
+    Raises: NotRealisableError.
+    """
+    fitted = fit(scenario, capabilities.flags())
+    recorder = StandaloneRecorder(Config(*fitted.config), capabilities)
+    recorder.run_unmarked(fitted)
+    return Standalone(recorder.result(), recorder.stays, recorder.ends_in_l2, recorder.sleeps)
+
+
+class StandaloneRecorder(Recorder):
+    """The layer that does without a helper."""
+
+    def __init__(self, config: Config, capabilities: Capabilities) -> None:
+        super().__init__(config)
+        self.capabilities: Final = capabilities
+        self.stays: list[list[Delivery]] = []
+        self.ends_in_l2: bool = False
+        self.sleeps: bool = False
+        self.words: dict[int, int] = {}
+        self.touched: set[int] = set()
+
+    # -- arrivals -------------------------------------------------------------------------------------
+
+    def _arm(self, step: Step, when: int) -> None:
+        # What waits for a delivery that never comes needs nobody.
+        super(ArrivalRecorder, self)._arm(step, when)
+
+    def arrive(self, op: int, b: int) -> None:
+        if self.moment == AT_ENTRY:
+            self._arrive_at_entry(op, b)
+        elif self.moment == IN_EVENT_DELIVERY and not self._passes(op):
+            raise NotRealisableError(f"{_NAMES[op]}-in-delivery")
+        elif self.moment == IN_EMULATION and not self._passes(op):
+            raise NotRealisableError(f"{_NAMES[op]}-in-emulation")
+        super().arrive(op, b)
+
+    def _timer_runs(self) -> bool:
+        """Whether time means anything: L2 runs, or is being entered, with the VMX-preemption timer."""
+        entered = self.cpu.non_root or self.moment == AT_ENTRY
+        return entered and self.l1.vmcs[PIN_BASED] & PIN_PREEMPTION_TIMER != 0
+
+    def _passes(self, op: int) -> bool:
+        return op == TIMER and not self._timer_runs()
+
+    def _arrive_at_entry(self, op: int, b: int) -> None:
+        """Sent before the entry: L1's interrupts are off, its NMIs must be blocked."""
+        place = len(self.script) - 1
+        if self._passes(op):
+            return
+        if op == INTERRUPT:
+            self.script.insert(place, (SELF_INTERRUPT, b, 0, 0))
+        elif op == NMI and self.cpu.root_nmi_blocked:
+            self.script.insert(place, (SELF_NMI, 0, 0, 0))
+        else:
+            raise NotRealisableError(f"{_NAMES[op]}-at-entry")
+
+    def _in_order(self, *items: Item) -> None:
+        for kind, operand, value in items:
+            if kind == schedule.ARRIVE_TIMER and not self._timer_runs():
+                continue
+            if not self.l1_is_current():
+                name = _NAMES[_ITEMS[kind]] if kind in _ITEMS else "post-interrupt"
+                raise NotRealisableError(f"{name}-while-l2-runs")
+            if self.l1.in_mov_ss_shadow:
+                raise NotRealisableError("arrival-behind-mov-ss-of-l1")
+            if kind == schedule.ARRIVE_INTERRUPT:
+                self.script.append((SELF_INTERRUPT, operand, 0, 0))
+            elif kind == schedule.ARRIVE_NMI:
+                self.script.append((SELF_NMI, 0, 0, 0))
+            elif kind == schedule.POKE:
+                self.script.append((l1.STORE32, operand, value, 0))
+            else:
+                raise NotRealisableError(f"{_NAMES[_ITEMS[kind]]}-while-l1-runs")
+
+    # -- L2's memory ----------------------------------------------------------------------------------
+
+    def _l2_table_step(self, op: int, a: int, b: int) -> None:
+        before = len(self.schedule)
+        super()._l2_table_step(op, a, b)
+        if any(item[0] == schedule.POKE for item in self.schedule[before:]):
+            raise NotRealisableError("l2-tables-change-while-l2-runs")
+
+    def _poke(self, _address: int, _content: bytes) -> None:
+        raise NotRealisableError("code-changes-while-l2-runs")
+
+    def execute(self, instruction: int, operand: int) -> None:
+        before = len(self.schedule)
+        reads_counter = instruction == _RDPMC and self.cpu.would_execute(instruction)
+        if reads_counter and not self.capabilities.has_counters:
+            raise NotRealisableError("rdpmc-without-counters")
+        super().execute(instruction, operand)
+        if any(item[0] == schedule.POKE_BYTE for item in self.schedule[before:]):
+            raise NotRealisableError("iret-to-old-task")
+        self.sleeps |= instruction == _HLT and self.cpu.non_root
+
+    def _place_operand(self, instruction: int, operand: int) -> None:
+        """What L2 is to pop is there already, or is put there before the entry."""
+        before = len(self.schedule)
+        super()._place_operand(instruction, operand)
+        pokes = self.schedule[before:]
+        del self.schedule[before:]
+        for _kind, address, value in pokes:
+            if self.words.get(address) != value:
+                if address in self.touched:
+                    raise NotRealisableError("stack-changes-while-l2-runs")
+                self.code_of_stint.append((l1.STORE32, address, value, 0))
+                self.words[address] = value
+            self.touched.add(address)
+
+    def _follow_delivery(self, record: Record) -> None:
+        outer, esp = self.l2_cpl, self.esp
+        super()._follow_delivery(record)
+        has_error_code = record[2] != POISON
+        selector = layout.L2_USER_CODE_SELECTOR if outer else layout.L2_CODE_SELECTOR
+        frame = [record[2]] if has_error_code else []
+        frame += [record[3], selector, record[4]]
+        if outer:
+            frame += [esp, layout.L2_USER_DATA_SELECTOR]
+        for index, word in enumerate(frame):
+            self.words[self.esp + 4 * index] = word
+            self.touched.add(self.esp + 4 * index)
+        self.stays[-1].append(Delivery(record, self.esp, has_error_code))
+
+    # -- entries, exits and the end -------------------------------------------------------------------
+
+    def _enter(self, manners: int) -> None:
+        self.stays.append([])
+        super()._enter(manners)
+
+    def _write_vmcs(self) -> None:
+        vmcs = self.l1.vmcs
+        place, lacking = self.capabilities.missing(vmcs)
+        if lacking:
+            raise NotRealisableError(f"not-offered: {FIELDS[place].name} {lacking:#x}")
+        if self.capabilities.dies_of_type_7 and _injects_other_event(vmcs[ENTRY_INTR_INFO]):
+            raise NotRealisableError("other-event-not-offered")
+        self.sleeps |= vmcs[GUEST_ACTIVITY] != ACTIVE
+        super()._write_vmcs()
+        self.touched = set()
+
+    def _after_exit(self) -> None:
+        self._follow()
+        self._scrub()
+        super()._after_exit()
+
+    def _scrub(self) -> None:
+        """L1 has made unrecognisable what is dead of the stack."""
+        limit = places.STACK_TOP
+        if self.l2_cpl == 0 and places.STACK_BOTTOM <= self.esp <= places.STACK_TOP:
+            limit = self.esp
+        for address in [address for address in self.words if address < limit]:
+            del self.words[address]
+
+    def finish(self) -> None:
+        if self.cpu.non_root:
+            self._place_stop()
+        super().finish()
+
+    def _place_stop(self) -> None:
+        cpu = self.cpu
+        if cpu.activity != ACTIVE:
+            raise NotRealisableError("l2-sleeps-at-the-end")
+        if cpu.rip >> 32:
+            raise NotRealisableError("rip-outside-of-code")
+        self._place_code(cpu.rip, STOP_CODE)
+        memory = self.memory
+        unusual = memory.l2_absent | memory.ept12_absent | memory.ept12_misconfigured
+        if memory.apic_page >= 0:
+            unusual |= 1 << memory.apic_page
+        if unusual >> page_of(cpu.rip) & 1:
+            raise NotRealisableError("l2-cannot-be-stopped")
+        self.ends_in_l2 = True
+
+
+def _injects_other_event(info: int) -> bool:
+    return info & VALID != 0 and (info & TYPE_MASK) >> TYPE_SHIFT == OTHER_EVENT

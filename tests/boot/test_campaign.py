@@ -1,0 +1,113 @@
+"""A campaign on a real machine: what it chooses, what it keeps, and where it goes on."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("keystone", reason="the extra bochs is not installed")
+
+from nvmx_fuzz.boot.batch import Batch
+from nvmx_fuzz.boot.campaign import Chooser, report, run_again, run_batch, write_unlisted
+from nvmx_fuzz.boot.emulator import Ended
+from nvmx_fuzz.boot.journal_base import JournalBase, Row
+from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
+from nvmx_fuzz.boot.predictions import CONFIRMED, NOT_SHOWN, lines, predictions
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.scenario_files import load
+from tests.boot.support import KVM_ON_BOCHS
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 12
+
+
+def machine_that_hangs() -> BootingMachine:
+    """A machine on which every scenario hangs."""
+
+    def start(_image: bytes) -> Ended:
+        return Ended("".join(f"%{number:x} hangs\n" for number in range(SIZE)), "")
+
+    started = BootingMachine(BOOTING["kvm-bochs"]._replace(batch=lambda: Batch(start)))
+    started.__dict__["capabilities"] = KVM_ON_BOCHS
+    return started
+
+
+def test_batches_differ_and_go_on_in_another_process(tmp_path: Path) -> None:
+    chosen = []
+    for _ in range(2):  # each time as if started anew
+        base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+        machine = machine_that_hangs()
+        choice = Chooser(base, machine, []).batch(SIZE)
+        run_batch(base, machine, choice)
+        chosen.append(choice.contents)
+        base.close()
+    assert [len(contents) for contents in chosen] == [SIZE, SIZE]
+    assert not set(chosen[0]) & set(chosen[1])
+
+
+def test_the_choice_depends_on_what_ran_alone(tmp_path: Path) -> None:
+    choices = [
+        Chooser(JournalBase(tmp_path / f"{number}.sqlite", "kvm"), machine_that_hangs(), []).batch(
+            SIZE
+        )
+        for number in range(2)
+    ]
+    assert choices[0] == choices[1]
+
+
+def test_what_shows_something_new_comes_first(tmp_path: Path) -> None:
+    base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+    first = Chooser(base, machine_that_hangs(), []).batch(SIZE)
+    assert first.features
+    assert first.next_number >= SIZE
+
+
+def test_everything_is_kept_and_reported(tmp_path: Path) -> None:
+    base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+    machine = machine_that_hangs()
+    run_batch(base, machine, Chooser(base, machine, []).batch(SIZE))
+    lines = list(report(base))
+    assert lines[0].startswith(f"{SIZE} scenarios, batches: 1")
+    assert any("UNLISTED" in line and "hangs" in line for line in lines)
+    (path,) = write_unlisted(base, tmp_path / "found")
+    assert path.read_text().startswith("# hangs\n")
+    load(str(path))
+
+
+def test_what_nothing_was_known_of_runs_again(tmp_path: Path) -> None:
+    base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+    machine = machine_that_hangs()
+    run_batch(base, machine, Chooser(base, machine, []).batch(SIZE))
+    before, boots = base.kinds(), machine.boots
+    run_again(base, machine)
+    assert base.kinds() == before
+    assert machine.boots == boots + 1
+
+
+def test_a_database_of_another_machine_is_refused(tmp_path: Path) -> None:
+    JournalBase(tmp_path / "x.sqlite", "kvm").close()
+    with pytest.raises(BadFile, match="is of the machine kvm; give another"):
+        JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+
+
+def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    path.write_text("precious " * 200)
+    with pytest.raises(BadFile, match="is no database of a campaign"):
+        JournalBase(path, "kvm")
+    assert path.read_text() == "precious " * 200
+
+
+def test_predictions_are_counted_by_what_was_shown(tmp_path: Path) -> None:
+    base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+    content = encode(load(str(ROOT / "corpus/bugs/res4.scn")).scenario)
+    rows = [
+        Row(content, "different", "key", "KVM: res4", "", "", 0),
+        Row(encode(load(str(ROOT / "corpus/bugs/res2.scn")).scenario), "same", "", "", "", "", 0),
+    ]
+    base.add_batch(rows, [], 0, 1.0, 1, 2)
+    flags = KVM_ON_BOCHS.flags()
+    found = predictions(base, flags, "kvm-6.1", has_rf=False)
+    assert found["res4"] == {CONFIRMED: 1}
+    assert found["res2"] == {NOT_SHOWN: 1}
+    assert any("res4" in line and "1 confirmed" in line for line in lines(found))

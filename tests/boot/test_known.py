@@ -1,0 +1,157 @@
+"""What is listed of Bochs 2.7 and KVM 6.1, and what the catalogue of bugs predicts."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("keystone", reason="the extra bochs is not installed")
+
+from nvmx_core.arch.rules import RULES
+from nvmx_core.journal import DELIVER, EXIT, L1_ENTRY, RECORD_FIELDS, VMFAIL, Record
+from nvmx_fuzz.boot import divergences
+from nvmx_fuzz.boot.batch import Batch
+from nvmx_fuzz.boot.divergences import LISTED, SLEEPS, Listed, listed
+from nvmx_fuzz.boot.emulator import Ended
+from nvmx_fuzz.boot.machine import BOOTING, BootingMachine, Kind
+from nvmx_fuzz.boot.moved import stand_alone_moved
+from nvmx_fuzz.boot.predicted import bugs_that_sleep, journal_on_bare, predicting_bugs
+from nvmx_fuzz.codec import encode
+from nvmx_fuzz.compare import Difference, Entry, first_difference
+from nvmx_fuzz.outcomes import INCIDENT
+from nvmx_fuzz.realise.realiser import fit
+from nvmx_fuzz.scenario_files import load
+from tests.boot.support import KVM_ON_BOCHS, scenario
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def exited(**fields: int) -> Record:
+    record = [EXIT, *[0] * 23]
+    for name, value in fields.items():
+        record[1 + RECORD_FIELDS[EXIT].index(name.replace("_", " ").replace("IDT ", "IDT-"))] = (
+            value
+        )
+    return tuple(record)
+
+
+def difference(bare: Record, other: Record, injected: int = 0) -> Difference:
+    return Difference(bare, other, Entry(), ((L1_ENTRY, injected, 0, 0),))
+
+
+@pytest.mark.parametrize("row", LISTED, ids=lambda row: row.name)
+def test_a_row_cites_rules_and_a_scenario_that_stands_alone(row: Listed) -> None:
+    assert row.rules
+    assert all(rule in RULES for rule in row.rules)
+    assert set(row.machines) <= BOOTING.keys()
+    if row.scenario.startswith("corpus/"):
+        found = load(str(ROOT / row.scenario)).scenario
+    else:
+        found = scenario(row.scenario.replace(" / ", "\n") + "\n")
+    stand_alone_moved(found, KVM_ON_BOCHS)
+
+
+def name_of(machine: str, found: Difference) -> str:
+    row = listed(machine, found)
+    return row.name if row else ""
+
+
+def test_a_single_step_that_comes_too_early_is_known_on_kvm_in_bochs_only() -> None:
+    found = difference(
+        (DELIVER, 1, -1, 0x16001, 0x302, 0, 0), (DELIVER, 1, -1, 0x16000, 0x302, 0, 0)
+    )
+    assert name_of("kvm-bochs", found) == "single step before the instruction"
+    assert name_of("kvm", found) == name_of("bochs-boot", found) == ""
+
+
+def test_another_delivery_that_comes_too_early_is_not() -> None:
+    found = difference(
+        (DELIVER, 6, -1, 0x16001, 0x202, 0, 0), (DELIVER, 6, -1, 0x16000, 0x202, 0, 0)
+    )
+    assert name_of("kvm-bochs", found) == ""
+
+
+def test_an_interrupt_before_a_window_is_known_on_kvm() -> None:
+    found = difference(exited(reason=7, rflags=0x202), exited(reason=1, rflags=0x202))
+    assert name_of("kvm", found) == "interrupt before what ranks higher"
+    assert name_of("bochs-boot", found) == ""
+
+
+def test_an_interrupt_instead_of_an_injection_is_not() -> None:
+    """This is the bug that the project is named after; no row may hide it."""
+    injected = 0x80000040
+    deliver = (DELIVER, 0x40, -1, 0x16000, 0x202, 0, 0)
+    found = difference(
+        deliver, exited(reason=1, IDT_vectoring_info=injected, rflags=0x202), injected
+    )
+    assert name_of("kvm", found) == name_of("kvm-bochs", found) == ""
+
+
+def test_vectoring_information_with_an_interrupt_exit_is_not_known() -> None:
+    found = difference(exited(reason=1), exited(reason=1, IDT_vectoring_info=0x80000040))
+    assert all(name_of(machine, found) == "" for machine in BOOTING)
+
+
+def test_the_catalogue_predicts_what_kvm_does_to_a_length() -> None:
+    """res4, as Linux 6.1 showed it."""
+    found = fit(load(str(ROOT / "corpus/bugs/res4.scn")).scenario, KVM_ON_BOCHS.flags())
+    bare = journal_on_bare(found, has_rf=False)
+    place = next(index for index, record in enumerate(bare) if record[0] == EXIT)
+    shown = list(bare)
+    length = 1 + RECORD_FIELDS[EXIT].index("entry instruction length")
+    shown[place] = (*bare[place][:length], 2, *bare[place][length + 1 :])
+    different = first_difference(bare, shown, ())
+    assert different
+    assert list(predicting_bugs(found, bare, different, has_rf=False)) == ["res4"]
+    other = different._replace(other=(VMFAIL, 7))
+    assert list(predicting_bugs(found, bare, other, has_rf=False)) == []
+
+
+def test_the_catalogue_predicts_where_l2_sleeps() -> None:
+    name = "corpus/entry_checks/g2-activity-1-dpl-not-0.scn"
+    found = fit(load(str(ROOT / name)).scenario, KVM_ON_BOCHS.flags())
+    assert list(bugs_that_sleep(found, has_rf=False)) == ["res8"]
+
+
+def machine_that(kind: Kind, answers: dict[int, str]) -> BootingMachine:
+    """A machine whose monitor says this of its scenarios."""
+
+    def start(_image: bytes) -> Ended:
+        said = "".join(f"%{number:x} {reason}\n" for number, reason in answers.items())
+        return Ended(said, "")
+
+    started = BootingMachine(kind._replace(batch=lambda: Batch(start)))
+    started.__dict__["capabilities"] = KVM_ON_BOCHS
+    return started
+
+
+def test_an_l2_that_may_sleep_is_no_news_and_one_that_may_not_is() -> None:
+    texts = (
+        "config single-step=on\nL1 vmwrite GUEST_ACTIVITY 0x1\nL1 enter\n",
+        "L1 enter\nL2 cpuid\n",
+    )
+    contents = [encode(scenario(text)) for text in texts]
+    machine = machine_that(BOOTING["kvm-bochs"], {0: "hangs", 1: "hangs"})
+    outcomes = list(machine.compare(contents))
+    assert [outcome.verdict for outcome in outcomes] == [INCIDENT, INCIDENT]
+    assert machine.known(contents[0], outcomes[0]) == SLEEPS
+    assert machine.known(contents[1], outcomes[1]) == ""
+
+
+def test_a_triple_fault_is_news() -> None:
+    content = encode(scenario("L1 vmwrite GUEST_ACTIVITY 0x1\nL1 inject nmi\nL1 enter\nL2 cpuid\n"))
+    machine = machine_that(BOOTING["kvm"], {0: "triple-faults"})
+    (outcome,) = machine.compare([content])
+    assert machine.known(content, outcome) == ""
+
+
+def test_what_is_not_realisable_does_not_boot() -> None:
+    machine = machine_that(BOOTING["kvm"], {})
+    (outcome,) = machine.compare([encode(scenario("outside smi\n"))])
+    assert (outcome.verdict, outcome.reason) == ("not realisable", "smi-while-l1-runs")
+
+
+def test_names_of_machines_are_those_of_the_command_line() -> None:
+    from nvmx_fuzz.machines import MACHINES
+
+    assert set(MACHINES) == {"bochs", *BOOTING}
+    assert set(divergences.EVERYWHERE) == set(BOOTING)

@@ -1,0 +1,265 @@
+"""What is missing, broken or hangs around the image: one clear line each."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("keystone", reason="the extra bochs is not installed")
+
+from nvmx_fuzz.boot import emulator, host, linux
+from nvmx_fuzz.boot.emulator import Settings, run_disc
+from nvmx_fuzz.boot.iso import MissingToolError, iso_of
+from nvmx_fuzz.boot.wire import checksum
+from nvmx_fuzz.cli import main
+from nvmx_fuzz.outcomes import MissingError
+
+LAST = "$ *210c8933"
+SETTINGS = Settings(megabytes=1, silent_seconds=0.3, start_seconds=0.6)
+
+
+# -- an emulator that is a script ------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Runs a disc in an emulator whose life is a few lines of shell; $serial and $log are its files."""
+
+    def run_script(life: str) -> emulator.Ended:
+        program = tmp_path / "bochs"
+        program.write_text(
+            "#!/bin/sh\n"
+            "file=$3\n"
+            "serial=$(sed -n 's/^com1:.*dev=//p' $file); log=$(sed -n 's/^log: //p' $file)\n"
+            f"{life}\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        return run_disc(b"disc", SETTINGS, LAST)
+
+    return run_script
+
+
+def ended(run: object, life: str) -> tuple[str, str]:
+    assert callable(run)
+    text, reason = run(life)
+    return text, reason
+
+
+def test_a_batch_that_is_done_ends_the_emulator(run: object) -> None:
+    text, reason = ended(run, f"printf '@m 0:1\\n{LAST}\\n' > $serial; exec sleep 60")
+    assert text.endswith(f"{LAST}\n")
+    assert reason == ""
+
+
+def test_silence_while_it_works_is_a_hang(run: object) -> None:
+    text, reason = ended(run, "printf '@m 0:1\\n' > $serial; while :; do :; done")
+    assert (text, reason) == ("@m 0:1\n", "hangs")
+
+
+def test_a_kernel_that_does_not_boot_does_not_start(run: object) -> None:
+    assert ended(run, "printf 'GRUB\\n' > $serial; while :; do :; done") == (
+        "GRUB\n",
+        "does not start",
+    )
+
+
+def test_the_reason_of_a_panic_is_the_emulators(run: object) -> None:
+    life = "printf '@m 0:1\\n' > $serial; printf '0[CPU0] >>PANIC<< no such thing\\n' > $log"
+    assert ended(run, life)[1] == "the emulator gives up: no such thing"
+
+
+def test_a_triple_fault_is_named(run: object) -> None:
+    life = (
+        "printf '@m 0:1\\n' > $serial; printf '0[CPU0] 3rd (13) exception, triple fault\\n' > $log"
+    )
+    assert ended(run, life)[1] == "triple fault"
+
+
+def test_a_machine_that_powers_off_too_early_is_noticed(run: object) -> None:
+    assert ended(run, "printf '@m 0:1\\n' > $serial")[1] == "powers off early"
+
+
+# -- what is not installed -------------------------------------------------------------------------
+
+
+def test_without_bochs_its_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(MissingToolError, match="apt-get install bochs"):
+        run_disc(b"", SETTINGS, LAST)
+
+
+def test_without_grub_its_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(MissingToolError, match="apt-get install grub-common"):
+        iso_of({}, "")
+
+
+def test_without_a_static_busybox_its_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(linux, "_BUSYBOX", tmp_path / "busybox")
+    with pytest.raises(MissingToolError, match="apt-get install busybox-static"):
+        linux.disc_with_kvm(b"")
+
+
+def test_without_apt_the_kernel_cannot_be_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(linux, "FOLDER", tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(MissingToolError, match="apt-get is needed to fetch linux-image"):
+        linux.kernel()
+
+
+def test_a_kernel_without_kvm_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(linux, "FOLDER", tmp_path)
+    boot = tmp_path / "kernel" / "boot"
+    boot.mkdir(parents=True)
+    (boot / "vmlinuz-1.2").write_bytes(b"")
+    with pytest.raises(MissingToolError, match=r"has no virt/lib/irqbypass\.ko"):
+        linux.kernel()
+
+
+# -- the host --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "nested", "message"),
+    [
+        (False, "Y", "there is no .*kvm here; try: nvmx-fuzz compare --machine kvm-bochs"),
+        (True, None, "kvm_intel is not loaded here"),
+        (True, "N", "nesting turned off; try: modprobe kvm_intel nested=1"),
+        (True, "Y", ""),
+        (True, "1", ""),
+    ],
+)
+def test_a_host_that_cannot_nest_is_told_so(
+    device: bool, nested: str | None, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr(host, "NESTED", tmp_path / "nested")
+    if device:
+        (tmp_path / "kvm").touch()
+    if nested is not None:
+        (tmp_path / "nested").write_text(f"{nested}\n")
+    if not message:
+        host.check_host()
+        return
+    with pytest.raises(MissingError, match=message):
+        host.check_host()
+
+
+def test_the_command_line_says_what_to_do_instead(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")
+    assert main(["compare", "--machine", "kvm"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["compare", "--machine", "kvm", "--where-possible"]) == 0
+    assert capsys.readouterr().out.startswith("nothing compared: there is no ")
+
+
+# -- the monitor -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_the_monitor_compiles_without_warnings_and_refuses_what_is_no_image(tmp_path: Path) -> None:
+    program, image = tmp_path / "vmm", tmp_path / "image"
+    command = [
+        "cc",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-o",
+        str(program),
+        str(linux.MONITOR_SOURCE),
+    ]
+    subprocess.run(command, check=True)
+    image.write_bytes(bytes(8192))
+    done = subprocess.run([str(program), str(image)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, f"%! {image}: Invalid argument\n")
+    done = subprocess.run([str(program), "absent"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "%! absent: No such file or directory\n")
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def test_an_image_is_written_with_the_numbers_of_its_scenarios(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = []
+    for name, text in (("good", "L1 enter\nL2 cpuid\n"), ("bad", "outside smi\n")):
+        path = tmp_path / f"{name}.scn"
+        path.write_text(f"version 1\n{text}")
+        names.append(str(path))
+    target = tmp_path / "image"
+    assert main(["export", "--format", "multiboot", *names, "-o", str(target)]) == 0
+    assert target.read_bytes()[:4] == bytes.fromhex("02b0ad1b")
+    assert capsys.readouterr().err == f"{names[1]}: left out, smi-while-l1-runs\n#0 {names[0]}\n"
+
+
+def test_an_image_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.scn"
+    path.write_text("version 1\noutside smi\n")
+    target = tmp_path / "image"
+    assert main(["export", "--format", "multiboot", str(path), "-o", str(target)]) == 2
+    assert not target.exists()
+    assert "none of the scenarios can be in an image" in capsys.readouterr().err
+
+
+def test_other_forms_take_one_file() -> None:
+    assert main(["export", "--format", "pytest", "a.scn", "b.scn"]) == 2
+
+
+# -- the text of a serial port ---------------------------------------------------------------------
+
+
+def serial_text(tmp_path: Path, lines: str) -> str:
+    path = tmp_path / "serial.txt"
+    path.write_text(lines)
+    return str(path)
+
+
+def printed_line(body: str) -> str:
+    return f"{body} *{checksum(body.encode()):x}\r\n"
+
+
+@pytest.mark.parametrize(("reason", "status"), [("a", 0), ("1e", 1)])
+def test_what_an_image_printed_elsewhere_is_compared(
+    reason: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "x.scn"
+    scenario.write_text("version 1\nL1 enter\nL2 cpuid\n")
+    line = printed_line(f"#0 x 0:{reason} 6:2 9:16000 a:14800 b:202 c:4093 10:64 z")
+    text = serial_text(tmp_path, "SeaBIOS\r\n" + printed_line("@m 0:1") + line)
+    assert main(["compare", "--serial", text, str(scenario)]) == status
+    assert "bare and serial: 1 scenario compared" in capsys.readouterr().out
+
+
+def test_a_line_that_was_cut_elsewhere_is_an_incident(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "x.scn"
+    scenario.write_text("version 1\nL1 enter\nL2 cpuid\n")
+    text = serial_text(tmp_path, printed_line("@m 0:1") + "#0 x 0:a 6:2 9:160")
+    assert main(["compare", "--serial", text, str(scenario)]) == 1
+    assert "INCIDENT has no whole line in serial.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SeaBIOS\r\n", "holds no output of an image"),
+        (printed_line("! 1"), "the image did not run: the processor has no VMX"),
+    ],
+)
+def test_a_text_without_an_image_is_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--serial", serial_text(tmp_path, text)]) == 2
+    assert message in capsys.readouterr().err
