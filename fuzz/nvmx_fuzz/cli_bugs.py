@@ -38,6 +38,8 @@ def command(
 ) -> None:
     """Show the catalogue of known bugs, all of them or those NAMES stand for (kvm-5.4, bug1,res2 ...)."""
     chosen = _chosen(names)
+    if hunt and not chosen:
+        raise click.UsageError(f"{','.join(names)} has no bug to hunt", click.get_current_context())
     if hunt:
         hunt_and_show(chosen, methods or (GUIDED,), runs, seconds, record, jobs, as_json)
     else:
@@ -47,20 +49,22 @@ def command(
 def _chosen(names: tuple[str, ...]) -> list[str]:
     from nvmx_core.bugs.catalogue import CATALOGUE  # noqa: PLC0415 - the model is slow to import
     from nvmx_core.bugs.versions import UnknownL0Error, bugs_of  # noqa: PLC0415
-    from nvmx_fuzz.nested_events import unknown_l0  # noqa: PLC0415
+    from nvmx_fuzz.nested_events import why_unknown  # noqa: PLC0415
 
     if not names:
         return [bug.name for bug in CATALOGUE]
     try:
         return [bug.name for bug in bugs_of(",".join(names))]
     except UnknownL0Error as error:
-        raise click.UsageError(
-            unknown_l0(str(error.args[0])), click.get_current_context()
-        ) from None
+        raise click.UsageError(why_unknown(error), click.get_current_context()) from None
 
 
 def _show(chosen: list[str], only: bool, as_json: bool) -> None:
-    from nvmx_core.bugs.catalogue import BUG_BY_NAME, UNEXPRESSED  # noqa: PLC0415
+    from nvmx_core.bugs.catalogue import (  # noqa: PLC0415
+        BUG_BY_NAME,
+        UNEXPRESSED,
+        shown_version,
+    )
 
     rows: list[dict[str, Any]] = []
     for name in chosen:
@@ -71,8 +75,8 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
                 "id": name,
                 "subject": bug.subject,
                 "commit": bug.commit,
-                "introduced": bug.introduced or "3.1",
-                "fixed in": bug.fixed_in or "not in 6.12",
+                "introduced": shown_version(bug.introduced) or "3.1",
+                "fixed in": shown_version(bug.fixed_in) or "not in 6.12",
                 "rule": bug.rule,
                 "scenario": scenario,
             }

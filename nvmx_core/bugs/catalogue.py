@@ -1,14 +1,20 @@
 """The catalogue: known bugs of KVM's nested event handling, each a subclass of the fixed L0.
 
-Ids, commits and versions are those of the project's notes on KVM's history; "about" stands before a version
-that follows from a date. `introduced` is "" for what the first nested VMX (3.1) had already, `fixed_in` ""
-for what 6.12 still has and "?" where it is not known; versions are made from the two (`versions.py`).
+Ids, commits and versions are those of the project's notes on KVM's history. `introduced` is "" for what the
+first nested VMX (3.1) had already, `fixed_in` "" for what 6.12 still has. Before a version stands "~" when it
+follows from a date or from the bugs around it, and no source states it; ">" when the fix is not known and it
+is the last version that the bug was read in. "?" is a bug that no version is known of. Versions of KVM are
+made from the two (`versions.py`).
 """
 
 from typing import Final, NamedTuple
 
 from nvmx_core.bugs import asleep, entry, injection, ordering, smm_and_save
 from nvmx_core.l0.kvm import Kvm
+
+ABOUT: Final = "~"
+AFTER: Final = ">"
+UNKNOWN: Final = "?"
 
 
 class Bug(NamedTuple):
@@ -23,6 +29,13 @@ class Bug(NamedTuple):
     l0: type[Kvm]
 
 
+def shown_version(version: str) -> str:
+    """A version of the catalogue in words; "" stays so."""
+    if version == UNKNOWN:
+        return "not known"
+    return version.replace(ABOUT, "about ").replace(AFTER, "after ")
+
+
 class Unexpressed(NamedTuple):
     """A known bug that the model cannot show, and why."""
 
@@ -33,79 +46,79 @@ class Unexpressed(NamedTuple):
 
 CATALOGUE: Final[tuple[Bug, ...]] = (
     Bug("bug1", "51cfe38ea50aa631", "KVM: nVMX: Fix warning-causing idt-vectoring-info behavior",
-        "", "3.3", "X3", ordering.Bug1),
+        "", "~3.3", "X3", ordering.Bug1),
     Bug("bug2", "acc9ab60132739e0", "KVM: nVMX: Fix pending events injection",
-        "4.10", "4.11", "X3", ordering.Bug2),
+        "~4.10", "~4.11", "X3", ordering.Bug2),
     Bug("bug3", "d6185f20a0ef", "KVM: nVMX: Add KVM_REQ_IMMEDIATE_EXIT",
-        "", "3.3", "O11", ordering.Bug3),
+        "", "~3.3", "O11", ordering.Bug3),
     Bug("bug4", "1a680e355c94", "KVM: nVMX: Require immediate-exit when event reinjected to L2 and L1 event pending",
-        "4.11", "4.17", "O11", ordering.Bug4),
+        "~4.11", "~4.17", "O11", ordering.Bug4),
     Bug("bug5", "7709aba8f716", "KVM: x86: Morph pending exceptions to pending VM-Exits at queue time",
         "", "6.1", "V11", injection.Bug5),
     Bug("bug8", "5f3d5799974b", "KVM: nVMX: Rework event injection and recovery",
-        "", "3.10", "S1", injection.Bug8),
+        "", "~3.10", "S1", injection.Bug8),
     Bug("bug9", "", "KVM: nVMX: Fix injection of PENDING_INTERRUPT and NMI_WINDOW exits to L1",
-        "", "3.10", "V11", injection.Bug9),
+        "", "~3.10", "V11", injection.Bug9),
     Bug("bug10", "", "KVM: nVMX: Fix conditions for NMI injection",
-        "", "3.10", "V11", injection.Bug10),
+        "", "~3.10", "V11", injection.Bug10),
     Bug("bug11", "", "KVM: nVMX: Fix the NMI IDT-vectoring handling",
-        "", "4.9", "V2", injection.Bug11),
+        "", "~4.9", "V2", injection.Bug11),
     Bug("bug13", "", "KVM: nVMX: Preserve exception priority irrespective of exiting behavior",
-        "3.15", "5.8", "V4", ordering.Bug13),
+        "~3.15", "5.8", "V4", ordering.Bug13),
     Bug("bug15", "", "KVM: x86: Set KVM_REQ_EVENT if run is canceled with req_immediate_exit set",
         "", "5.8", "O11", ordering.Bug15),
     Bug("bug16", "b5861e5cf2fc", "KVM: nVMX: Fix loss of pending IRQ/NMI before entering L2",
         "", "4.19", "O11", ordering.Bug16),
     Bug("bug17", "3a25dfa67fe4", "KVM: nVMX: promptly process interrupts delivered while in guest mode",
-        "5.8", "5.15", "V11", ordering.Bug17),
+        "~5.8", "5.15", "V11", ordering.Bug17),
     Bug("bug18", "f27a85c4988d", "KVM: nVMX: Re-evaluate L1 pending events when running L2 and L1 got posted-interrupt",
-        "", "4.16", "V11", ordering.Bug18),
+        "", "~4.16", "V11", ordering.Bug18),
     Bug("bug19", "a1c77abb8d93", "KVM: nVMX: Properly handle userspace interrupt window request",
         "", "5.7", "V11", ordering.Bug19),
     Bug("bug21", "cb6a32c2b877", "KVM: x86: Handle triple fault in L2 without killing L1",
         "", "5.13", "V11", injection.Bug21),
     Bug("bug23", "", "KVM: nVMX: Fix vmx_check_nested_events return value in case an event was reinjected to L2",
-        "4.11", "4.15", "V10", ordering.Bug23),
+        "~4.11", "~4.15", "V10", ordering.Bug23),
     Bug("bug24", "b96fb439774e", "KVM: nVMX: fixes to nested virt interrupt injection",
-        "", "4.14", "V11", injection.Bug24),
+        "", "~4.14", "V11", injection.Bug24),
     Bug("bug25", "2d6144e366fb", "KVM: nVMX: Fix loss of L2's NMI blocking state",
-        "", "4.14", "V11", injection.Bug25),
+        "", "~4.14", "V11", injection.Bug25),
     Bug("bug27", "", "KVM: nVMX: Prioritize SMI over nested IRQ/NMI",
         "", "5.8", "V4", ordering.Bug27),
     Bug("bug28", "", "#PF bit of the exception bitmap tested with the vector as mask",
-        "", "?", "V11", injection.Bug28),
+        "", ">3.1", "V11", injection.Bug28),
     Bug("bug29", "b9bed78e2fa9", "KVM: VMX: Set vmcs.PENDING_DBG.BS on #DB in STI/MOVSS blocking shadow",
-        "", "5.17", "E0", injection.Bug29),
+        "", "~5.17", "E0", injection.Bug29),
     Bug("bug30", "", "KVM: VMX: use preemption timer to force immediate VMExit",
-        "3.3", "4.19", "V11", ordering.Bug30),
+        "~3.3", "4.19", "V11", ordering.Bug30),
     Bug("bug31", "4f350c6dbcb9", "kvm: nVMX: Handle deferred early VMLAUNCH/VMRESUME failure properly",
-        "", "4.15", "V11", entry.Bug31),
+        "", "~4.15", "V11", entry.Bug31),
     Bug("bug32", "0447378a4a79", "kvm: vmx: Nested VM-entry prereqs for event inj.",
-        "", "4.18", "E0", entry.Bug32),
+        "", "~4.18", "E0", entry.Bug32),
     Bug("bug33", "c3634d25fbee", "KVM: nVMX: Leave most VM-Exit info fields unmodified on failed VM-Entry",
         "", "5.19", "V11", entry.Bug33),
     Bug("bug36", "", "Disallow VM-entry in MOV-SS shadow",
         "", "?", "V11", entry.Bug36),
     Bug("bug37", "b6b8a1451fc4", "KVM: nVMX: Rework interception of IRQs and NMIs",
-        "", "3.15", "V11", asleep.Bug37),
+        "", "~3.15", "V11", asleep.Bug37),
     Bug("bug38", "", "KVM: nVMX: NMI-window and interrupt-window exiting should wake L2 from HLT",
-        "3.15", "5.0", "V11", asleep.Bug38),
+        "~3.15", "~5.0", "V11", asleep.Bug38),
     Bug("bug40", "e6c67d8cf117", "KVM: nVMX: Wake blocked vCPU in guest-mode if pending interrupt in virtual APICv",
-        "", "4.20", "V11", asleep.Bug40),
+        "", "~4.20", "V11", asleep.Bug40),
     Bug("bug41", "4b9852f4f389", "KVM: x86: Fix INIT signal handling in various CPU states",
-        "", "5.4", "V11", asleep.Bug41),
+        "", "~5.4", "V11", asleep.Bug41),
     Bug("bug42", "a56953e9506c", "KVM: nVMX: Make an event request if INIT or SIPI is pending on VM-Enter",
-        "5.4", "6.1", "O11", ordering.Bug42),
+        "~5.4", "6.1", "O11", ordering.Bug42),
     Bug("bug44", "1c96dcceaeb3", "KVM: x86: fix apic_accept_events vs check_nested_events",
-        "5.4", "5.11", "V11", asleep.Bug44),
+        "~5.4", "5.11", "V11", asleep.Bug44),
     Bug("bug45", "c2086eca8658", "KVM: nVMX: Ignore SIPI that arrives in L2 when vCPU is not in WFS",
-        "5.11", "6.1", "V11", asleep.Bug45),
+        "~5.11", "6.1", "V11", asleep.Bug45),
     Bug("bug46", "25bb2cf97139", "KVM: nVMX: Morph notification vector IRQ on nested VM-Enter to pending PI",
-        "4.0", "5.9", "V11", asleep.Bug46),
+        "~4.0", "~5.9", "V11", asleep.Bug46),
     Bug("bug47", "6e0b456547f4", "KVM: nVMX: Detect nested posted interrupt NV at nested VM-Exit injection",
-        "4.0", "6.12", "V11", asleep.Bug47),
+        "~4.0", "~6.12", "V11", asleep.Bug47),
     Bug("bug48", "32f55e475ce2", "KVM: nVMX: Request immediate exit iff pending nested event needs injection",
-        "6.10", "6.11", "S1", ordering.Bug48),
+        "~6.10", "6.11", "S1", ordering.Bug48),
     Bug("bug50", "5ef8acbdd687", "KVM: nVMX: Emulate MTF when performing instruction emulation",
         "", "5.6", "V11", asleep.Bug50),
     Bug("bug51", "a06230b62b89", "KVM: x86: Deliver exception payload on KVM_GET_VCPU_EVENTS",
@@ -113,27 +126,27 @@ CATALOGUE: Final[tuple[Bug, ...]] = (
     Bug("bug55", "", "KVM: nVMX: immediately mark preemption timer expired only for zero value",
         "", "4.19", "V11", asleep.Bug55),
     Bug("bug56", "759cbd59674a", "KVM: x86: nSVM/nVMX: set nested_run_pending on VM entry which is a result of RSM",
-        "4.14", "5.15", "V11", smm_and_save.Bug56),
+        "~4.14", "~5.15", "V11", smm_and_save.Bug56),
     Bug("bug58", "6514dc380d35", "KVM: nVMX: Use nested_run_pending rather than from_vmentry",
-        "4.20", "5.0", "V11", smm_and_save.Bug58),
+        "~4.20", "~5.0", "V11", smm_and_save.Bug58),
     Bug("bug59", "", "KVM: x86: Extend KVM_{G,S}ET_VCPU_EVENTS to support pending triple fault",
-        "", "6.0", "V11", smm_and_save.Bug59),
+        "", "~6.0", "V11", smm_and_save.Bug59),
     Bug("res1", "", "No KVM_REQ_EVENT after the forced entry of a re-injection",
-        "3.3", "3.10", "V10", ordering.Res1),
+        "~3.3", "~3.10", "V10", ordering.Res1),
     Bug("res2", "", "Types of interrupted events are normalised by vector",
-        "3.10", "", "V2", injection.Res2),
+        "~3.10", "", "V2", injection.Res2),
     Bug("res3", "", "INT1 (type 5) is dropped when its delivery is interrupted",
-        "3.10", "", "V2", injection.Res3),
+        "~3.10", "", "V2", injection.Res3),
     Bug("res4", "", "The length of a soft interrupt in flight goes into L1's entry length field",
-        "3.10", "", "V11", injection.Res4),
+        "~3.10", "", "V11", injection.Res4),
     Bug("res6", "", "Bit 12 of a synthesized exit 0 means NMI blocking",
-        "3.10", "", "V11", injection.Res6),
+        "~3.10", "", "V11", injection.Res6),
     Bug("res7", "", "SMI is ranked below MTF, debug traps and the timer",
-        "5.8", "", "V4", ordering.Res7),
+        "~5.8", "", "V4", ordering.Res7),
     Bug("res8", "", "Activity states that the manual forbids are accepted",
         "", "", "V11", entry.Res8),
     Bug("res11", "", "Userspace save drops soft events in flight",
-        "3.10", "", "V2", smm_and_save.Res11),
+        "~3.10", "", "V2", smm_and_save.Res11),
 )  # fmt: skip
 
 UNEXPRESSED: Final[tuple[Unexpressed, ...]] = (

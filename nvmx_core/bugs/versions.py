@@ -10,7 +10,7 @@ import re
 from functools import cache
 from typing import Final
 
-from nvmx_core.bugs.catalogue import BUG_BY_NAME, CATALOGUE, Bug
+from nvmx_core.bugs.catalogue import ABOUT, AFTER, BUG_BY_NAME, CATALOGUE, UNEXPRESSED, UNKNOWN, Bug
 from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.l0.kvm import Kvm
 
@@ -23,12 +23,19 @@ VERSIONS: Final = (
 
 L0_BY_NAME: Final[dict[str, type[Kvm]]] = {FIXED: Kvm} | {bug.name: bug.l0 for bug in CATALOGUE}
 
-_VERSION: Final = re.compile(r"kvm-(\d+)\.(\d+)")
+_VERSION: Final = re.compile(r"kvm-(\d{1,3})\.(\d{1,3})")
 _FIRST: Final = (3, 1)
+_LAST: Final = (6, 12)
+_LAST_OF_SERIES: Final = {3: 19, 4: 20, 5: 19}
 
 
 class UnknownL0Error(Exception):
-    """No L0 has that name; the first argument is the part of it that is unknown."""
+    """No L0 has that name: the part of it that is unknown, and a sentence why, "" when it is just no name."""
+
+    def __init__(self, part: str, reason: str = "") -> None:
+        super().__init__(part, reason)
+        self.part: Final = part
+        self.reason: Final = reason
 
 
 class CombinationError(Exception):
@@ -55,29 +62,57 @@ def bugs_of(name: str) -> list[Bug]:
     wanted: set[str] = set()
     for part in name.split(","):
         version = _VERSION.fullmatch(part)
-        if version and (int(version[1]), int(version[2])) >= _FIRST:
-            wanted.update(bug.name for bug in bugs_in((int(version[1]), int(version[2]))))
+        if version:
+            number = (int(version[1]), int(version[2]))
+            _require_version(part, number)
+            wanted.update(bug.name for bug in bugs_in(number))
         elif part in BUG_BY_NAME:
             wanted.add(part)
         elif part != FIXED:
-            raise UnknownL0Error(part)
+            raise UnknownL0Error(part, _why_unknown(part))
     return [bug for bug in CATALOGUE if bug.name in wanted]
 
 
+def _require_version(part: str, number: tuple[int, int]) -> None:
+    major, minor = number
+    last = _LAST_OF_SERIES.get(major, minor)
+    if number > _LAST:
+        reason = f"{part} is newer than the catalogue, which ends with kvm-{_LAST[0]}.{_LAST[1]}"
+    elif number < _FIRST:
+        reason = f"{part} has no nested VMX, which came with kvm-{_FIRST[0]}.{_FIRST[1]}"
+    elif minor > last:
+        reason = f"there was no {part}: the last of that series is kvm-{major}.{last}"
+    else:
+        return
+    raise UnknownL0Error(part, reason)
+
+
+def _why_unknown(part: str) -> str:
+    if part in PLANTED:
+        return f"{part} is planted, no bug of KVM, and is chosen alone"
+    for entry in UNEXPRESSED:
+        if entry.name == part:
+            return f"{part} is known, but not expressed: {entry.reason}"
+    return ""
+
+
 def bugs_in(version: tuple[int, int]) -> list[Bug]:
-    """The bugs that were in a version, of those whose last version is known."""
-    return [
-        bug
-        for bug in CATALOGUE
-        if bug.fixed_in != "?"
-        and _number(bug.introduced, _FIRST) <= version < _number(bug.fixed_in, (99, 0))
-    ]
+    """The bugs that were in a version, of those whose fix, or one version that had them, is known."""
+    return [bug for bug in CATALOGUE if _is_in(bug, version)]
+
+
+def _is_in(bug: Bug, version: tuple[int, int]) -> bool:
+    if bug.fixed_in == UNKNOWN or version < _number(bug.introduced, _FIRST):
+        return False
+    if bug.fixed_in.startswith(AFTER):
+        return version <= _number(bug.fixed_in, _LAST)
+    return version < _number(bug.fixed_in, (_LAST[0] + 1, 0))
 
 
 def _number(version: str, default: tuple[int, int]) -> tuple[int, int]:
     if not version:
         return default
-    major, minor = version.split(".")
+    major, minor = version.lstrip(f"{ABOUT}{AFTER}").split(".")
     return int(major), int(minor)
 
 

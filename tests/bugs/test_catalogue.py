@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nvmx_core.arch.rules import RULES
-from nvmx_core.bugs.catalogue import BUG_BY_NAME, CATALOGUE, UNEXPRESSED, Bug
+from nvmx_core.bugs.catalogue import BUG_BY_NAME, CATALOGUE, UNEXPRESSED, Bug, shown_version
 from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.bugs.versions import (
     FIXED,
@@ -80,6 +80,27 @@ def test_versions_follow_from_the_first_and_the_last() -> None:
     assert {bug.name for bug in bugs_in((6, 12))} <= {b.name for b in CATALOGUE if not b.fixed_in}
 
 
+def test_a_fix_that_is_not_known_leaves_the_version_that_was_read() -> None:
+    assert BUG_BY_NAME["bug28"].fixed_in == ">3.1"
+    assert "bug28" in {bug.name for bug in bugs_in((3, 1))}
+    assert "bug28" not in {bug.name for bug in bugs_in((3, 4))}
+
+
+def test_a_bug_that_no_version_is_known_of_is_in_none() -> None:
+    unknown = {bug.name for bug in CATALOGUE if bug.fixed_in == "?"}
+    assert unknown == {"bug36"}
+    for version in VERSIONS:
+        assert not unknown & {bug.name for bug in bugs_of(f"kvm-{version}")}
+
+
+@pytest.mark.parametrize(
+    ("version", "shown"),
+    [("", ""), ("5.8", "5.8"), ("~4.14", "about 4.14"), (">3.1", "after 3.1"), ("?", "not known")],
+)
+def test_a_version_is_shown_as_sure_as_it_is(version: str, shown: str) -> None:
+    assert shown_version(version) == shown
+
+
 def test_fixed_is_part_of_a_list_and_adds_nothing() -> None:
     assert l0_class(FIXED) is Kvm
     assert bugs_of("fixed,bug1") == [BUG_BY_NAME["bug1"]]
@@ -97,7 +118,32 @@ def test_two_bugs_that_replace_the_same_decision_are_refused() -> None:
         l0_class("bug3,bug30")
 
 
-@pytest.mark.parametrize("name", ["bug999", "bug1,bug999", "kvm-2.0", "kvm-6", ""])
-def test_unknown_name_is_refused(name: str) -> None:
-    with pytest.raises(UnknownL0Error):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bug999", ""),
+        ("bug1,bug999", ""),
+        ("kvm-6", ""),
+        ("", ""),
+        ("kvm-2.0", "has no nested VMX"),
+        ("kvm-3.0", "has no nested VMX"),
+        ("kvm-3.20", "the last of that series is kvm-3.19"),
+        ("kvm-4.21", "the last of that series is kvm-4.20"),
+        ("kvm-5.20", "the last of that series is kvm-5.19"),
+        ("kvm-6.13", "newer than the catalogue, which ends with kvm-6.12"),
+        ("kvm-99.1", "newer than the catalogue"),
+        ("bug6", "known, but not expressed: no step makes L0"),
+        ("bug1,res9", "known, but not expressed: "),
+        ("deep1,bug1", "planted, no bug of KVM, and is chosen alone"),
+    ],
+)
+def test_unknown_name_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(UnknownL0Error) as refused:
         l0_class(name)
+    assert reason in refused.value.reason
+    assert bool(reason) == bool(refused.value.reason)
+
+
+@pytest.mark.parametrize("name", ["kvm-3.1", "kvm-3.19", "kvm-4.20", "kvm-5.19", "kvm-6.0"])
+def test_versions_between_those_that_are_named_work_too(name: str) -> None:
+    assert bugs_of(name)

@@ -87,3 +87,23 @@ def test_command_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> No
     error = capsys.readouterr().err
     assert error.startswith("nvmx-fuzz: there is no L0 called 'bug99'; did you mean")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bugs", "deep1"], "deep1 is planted"),
+        (["bugs", "bug6"], "bug6 is known, but not expressed: "),
+        (["bugs", "kvm-3.20"], "there was no kvm-3.20"),
+        (["bugs", "fixed", "--hunt"], "fixed has no bug to hunt"),
+        (["replay", "--l0", "deep1,bug1", "x"], "deep1 is planted"),
+        (["replay", "--l0", "bug1,bug6", "x"], "bug6 is known, but not expressed: "),
+    ],
+)
+def test_command_says_why_a_name_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nvmx-fuzz: {said}")
+    assert error.count("\n") == 1
