@@ -8,6 +8,7 @@ import click
 
 from nvmx_fuzz import hunt as hunting
 from nvmx_fuzz.cli_options import Seconds, json_option
+from nvmx_fuzz.core_choice import why_not_compiled
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.hunt import GUIDED, METHODS
 
@@ -131,9 +132,11 @@ def hunt_and_show(
             )
     if record is not None and not record.parent.is_dir():
         raise BadFile(record, "its folder does not exist")
-    done = []
+    done: list[hunting.Run] = []
     total = len(chosen) * len(methods) * runs
     for run in hunting.hunt(chosen, methods, runs, seconds, record, jobs):
+        if not done:
+            show_settings(methods)
         done.append(run)
         verdict = "found" if run.found else "not found"
         click.echo(
@@ -145,10 +148,20 @@ def hunt_and_show(
     if as_json:
         click.echo(json.dumps([result._asdict() for result in found], indent=2))
         return
-    click.echo("bug     method       found   median executions       worst  median CPU s   worst")
+    click.echo(
+        "bug     method       found   median executions       worst  median CPU s   worst  setting"
+    )
     for result in found:
         click.echo(
             f"{result.bug:7} {result.method:11} {result.found:3}/{result.runs:<3}"
             f"{result.median_executions:19,.0f}{result.worst_executions:12,}"
-            f"{result.median_seconds:14.2f}{result.worst_seconds:8.2f}"
+            f"{result.median_seconds:14.2f}{result.worst_seconds:8.2f}  {result.setting}"
         )
+    click.echo(f"revision: {', '.join(sorted({run.revision for run in done}))}")
+
+
+def show_settings(methods: tuple[str, ...]) -> None:
+    """Say what the methods run with; without a compiled core that is another search, and a slower one."""
+    settings = ", ".join(f"{method} {hunting.setting_of(method)}" for method in methods)
+    problem = why_not_compiled()
+    click.echo(f"settings: {settings}{f' ({problem})' if problem else ''}", err=True)
