@@ -90,6 +90,8 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    from nvmx_core.bugs.versions import hidden_in  # noqa: PLC0415
+
     table = Table("id", "fixed in", "rule", "commit", "subject, smallest known scenario", box=None,
                   pad_edge=False)  # fmt: skip
     for row in rows:
@@ -98,6 +100,8 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
         table.add_row(row["id"], row["fixed in"], row["rule"], row["commit"][:12], text)
     console = Console(highlight=False)
     console.print(table)
+    for hidden, hider in hidden_in(BUG_BY_NAME[name] for name in chosen) if only else ():
+        console.print(f"{hider} takes away what {hidden} needs: nothing of it shows beside it")
     if left_out:
         console.print("\nKnown, and not expressed by the model:")
         for entry in left_out:

@@ -20,12 +20,20 @@ from nvmx_core.arch.fields import (
     EXIT_REASON,
     GUEST_INTERRUPTIBILITY,
     IDT_VECTORING_INFO,
+    PF_ERROR_MASK,
+    PF_ERROR_MATCH,
     POISON,
+    Vmcs,
 )
 from nvmx_core.arch.state import BLOCKING_BY_NMI
 from nvmx_core.bugs.remembering import Remembering
 from nvmx_core.journal import VM_DEAD
 from nvmx_core.l0.kvm import Kvm
+
+
+def _filter_matches(vmcs12: Vmcs, error_code: int) -> bool:
+    """Whether a #PF is one that L1's filter leaves to the exception bitmap; it turns the others round."""
+    return error_code & vmcs12[PF_ERROR_MASK] == vmcs12[PF_ERROR_MATCH]
 
 
 class Bug5(Kvm):
@@ -38,8 +46,14 @@ class Bug5(Kvm):
 
     __slots__ = ()
 
-    def l1_intercepts_queued(self, vector: int, error_code: int) -> bool:
-        return False
+    def queue_exception(
+        self, info: int, error_code: int, payload: int, length: int, trap: bool
+    ) -> None:
+        self.request_event = True
+        if self.exception_injected:
+            self._merge(info, error_code, payload, length)
+        else:
+            self._set_pending(info, error_code, payload, length, trap)
 
     def check_faults(self) -> int:
         self._give_to_l1()
@@ -53,7 +67,7 @@ class Bug5(Kvm):
         if not self.exception_pending:
             return
         info = self.exception_info
-        if self.l1_intercepts(info & VECTOR_MASK, self.exception_error_code):
+        if self.l1_intercepts_queued(info & VECTOR_MASK, self.exception_error_code):
             self.exception_pending = False
             self.queue_vmexit(
                 info,
@@ -143,9 +157,8 @@ class Bug24(Kvm):
     __slots__ = ()
 
     def l1_intercepts_queued(self, vector: int, error_code: int) -> bool:
-        if vector == PF:
-            return self.vmcs12[EXCEPTION_BITMAP] >> PF & 1 != 0
-        return super().l1_intercepts_queued(vector, error_code)
+        wanted = super().l1_intercepts_queued(vector, error_code)
+        return wanted == (vector != PF or _filter_matches(self.vmcs12, error_code))
 
 
 class Bug25(Remembering):
@@ -175,14 +188,15 @@ class Bug25(Remembering):
 class Bug28(Kvm):
     """The #PF bit of L1's exception bitmap was tested with the vector as mask.
 
-    Bits 1 to 3 decide instead of bit 14.
+    Bits 1 to 3 decide instead of bit 14; the filter is as it was.
     """
 
     __slots__ = ()
 
     def l1_intercepts(self, vector: int, error_code: int) -> bool:
         if vector == PF:
-            return self.vmcs12[EXCEPTION_BITMAP] & PF != 0
+            wanted = self.vmcs12[EXCEPTION_BITMAP] & PF != 0
+            return wanted == _filter_matches(self.vmcs12, error_code)
         return super().l1_intercepts(vector, error_code)
 
 

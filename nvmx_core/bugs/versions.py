@@ -3,10 +3,11 @@
 A version is the set of catalogued bugs that were in it, as far as their first and last versions are known.
 Several bugs in one L0 are a class with several bases; that needs the Python build, because compiled classes
 have one base each. Bugs go together when each of two that touch one method calls the other's through
-``super()``, or when they touch different ones.
+``super()``, or when they touch different ones; and unless one takes away what the other needs (HIDDEN_BY).
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Final
 
@@ -22,6 +23,21 @@ VERSIONS: Final = (
 """Versions worth a name; any other "kvm-X.Y" works too."""
 
 L0_BY_NAME: Final[dict[str, type[Kvm]]] = {FIXED: Kvm} | {bug.name: bug.l0 for bug in CATALOGUE}
+
+HIDDEN_BY: Final[dict[str, tuple[str, ...]]] = {
+    "bug1": ("bug4",),  # bug4 looks at nothing while there is an event to re-inject
+    "bug2": ("bug4",),
+    "bug23": (
+        "bug3",
+        "bug4",
+        "bug30",
+    ),  # an immediate exit too many is none, or a late one, without them
+    "bug48": ("bug3", "bug30"),
+}
+"""Bugs of which nothing is seen in an L0 that has one of the others too.
+
+A list of a person is refused then. A version has what it had: it keeps both, and shows only the other.
+"""
 
 _VERSION: Final = re.compile(r"kvm-(\d{1,3})\.(\d{1,3})")
 _FIRST: Final = (3, 1)
@@ -47,30 +63,56 @@ def l0_class(name: str) -> type[Kvm]:
 
     Raises:
         UnknownL0Error: there is none of that name.
-        CombinationError: two of the bugs replace the same decision, or the build is compiled.
+        CombinationError: two of the bugs replace the same decision, one that was named hides another or is
+            hidden, or the build is compiled.
     """
     if name in L0_BY_NAME:
         return L0_BY_NAME[name]
     if name in PLANTED:
         return PLANTED[name]
-    bugs = bugs_of(name)
+    named, of_versions = _parts(name)
+    bugs = _in_order(named | of_versions)
+    for hidden, hider in hidden_in(bugs):
+        if hidden in named or not {hidden, hider} <= of_versions:
+            raise CombinationError(
+                f"{hider} takes away what {hidden} needs, so nothing of it would show; name one of them"
+            )
     return combine(tuple(bug.name for bug in bugs))
 
 
 def bugs_of(name: str) -> list[Bug]:
     """The catalogued bugs that *name* stands for, in the order of the catalogue; raises UnknownL0Error."""
-    wanted: set[str] = set()
+    named, of_versions = _parts(name)
+    return _in_order(named | of_versions)
+
+
+def hidden_in(bugs: Iterable[Bug]) -> list[tuple[str, str]]:
+    """Each bug that another one of them hides, and that one."""
+    names = [bug.name for bug in bugs]
+    return [
+        (hidden, hider) for hidden in names for hider in HIDDEN_BY.get(hidden, ()) if hider in names
+    ]
+
+
+def _in_order(names: set[str]) -> list[Bug]:
+    return [bug for bug in CATALOGUE if bug.name in names]
+
+
+def _parts(name: str) -> tuple[set[str], set[str]]:
+    """The bugs that *name* names, and those that its versions had."""
+    named: set[str] = set()
+    of_versions: set[str] = set()
     for part in name.split(","):
         version = _VERSION.fullmatch(part)
         if version:
             number = (int(version[1]), int(version[2]))
             _require_version(part, number)
-            wanted.update(bug.name for bug in bugs_in(number))
+            of_versions.update(bug.name for bug in bugs_in(number))
         elif part in BUG_BY_NAME:
-            wanted.add(part)
+            named.add(part)
         elif part != FIXED:
             raise UnknownL0Error(part, _why_unknown(part))
-    return [bug for bug in CATALOGUE if bug.name in wanted]
+    return named, of_versions
 
 
 def _require_version(part: str, number: tuple[int, int]) -> None:

@@ -1,5 +1,6 @@
 """The catalogue of known bugs: its table, its smallest scenarios, versions and combinations."""
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ from nvmx_core.bugs.catalogue import BUG_BY_NAME, CATALOGUE, UNEXPRESSED, Bug, s
 from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.bugs.versions import (
     FIXED,
+    HIDDEN_BY,
     VERSIONS,
     CombinationError,
     UnknownL0Error,
     bugs_in,
     bugs_of,
+    combine,
+    hidden_in,
     l0_class,
 )
 from nvmx_core.l0.kvm import Kvm
@@ -65,11 +69,46 @@ def test_smallest_scenario_breaks_nothing_on_fixed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_version_shows_a_bug_that_was_in_it(version: str) -> None:
+def test_version_shows_every_bug_that_was_in_it_but_those_that_another_hides(version: str) -> None:
     name = f"kvm-{version}"
+    bugs = bugs_of(name)
     l0 = l0_class(name)
-    shown = [bug.name for bug in bugs_of(name) if rules_broken(FOLDER / f"{bug.name}.scn", l0)]
-    assert len(shown) > len(bugs_of(name)) // 2
+    silent = {bug.name for bug in bugs if not rules_broken(FOLDER / f"{bug.name}.scn", l0)}
+    assert silent == {hidden for hidden, _hider in hidden_in(bugs)}
+
+
+def test_the_versions_that_have_a_hidden_bug_are_few() -> None:
+    numbers = [(major, minor) for major in range(3, 7) for minor in range(21)]
+    have = {number: set(hidden_in(bugs_in(number))) for number in numbers}
+    expected = {("bug23", "bug4"), ("bug23", "bug30")}
+    assert {number: pairs for number, pairs in have.items() if pairs} == {
+        (4, minor): expected for minor in (11, 12, 13, 14)
+    }
+
+
+def test_of_two_bugs_both_show_or_the_pair_is_refused() -> None:
+    silent = set()
+    for two in combinations(BUG_BY_NAME, 2):
+        try:
+            both = combine(two)
+        except CombinationError:
+            continue
+        silent |= {
+            (name, two[1 - place])
+            for place, name in enumerate(two)
+            if not rules_broken(FOLDER / f"{name}.scn", both)
+        }
+    assert silent == {(hidden, hider) for hidden, hiders in HIDDEN_BY.items() for hider in hiders}
+
+
+@pytest.mark.parametrize("name", ["bug4,bug23", "bug23,bug3", "kvm-4.12,bug23", "kvm-6.10,bug3"])
+def test_a_list_with_a_hidden_bug_is_refused(name: str) -> None:
+    with pytest.raises(CombinationError, match=r"bug\d+ takes away what bug(23|48) needs"):
+        l0_class(name)
+
+
+def test_a_version_with_one_of_its_own_bugs_named_is_the_version() -> None:
+    assert l0_class("kvm-4.12,bug30") is l0_class("kvm-4.12")
 
 
 def test_versions_follow_from_the_first_and_the_last() -> None:
