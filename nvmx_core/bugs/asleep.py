@@ -101,7 +101,7 @@ class Bug45(Kvm):
 
 
 class _NotificationAtEntry(Remembering):
-    """Remembers whether L1 had the notification vector pending when it entered L2."""
+    """Remembers whether the notification vector that is pending was so when L1 entered L2."""
 
     __slots__ = ()
 
@@ -132,7 +132,10 @@ class Bug47(_NotificationAtEntry):
     __slots__ = ()
 
     def takes_posted_interrupts(self) -> bool:
-        return self.notification_at_entry and super().takes_posted_interrupts()
+        if not (self.notification_at_entry and super().takes_posted_interrupts()):
+            return False
+        self.notification_at_entry = False
+        return True
 
 
 class Bug50(Kvm):

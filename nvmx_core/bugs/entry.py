@@ -9,7 +9,7 @@ from nvmx_core.arch.fields import (
     IDT_VECTORING_INFO,
 )
 from nvmx_core.arch.state import ACTIVE
-from nvmx_core.cpu.entry_checks import PASS, Verdict
+from nvmx_core.cpu.entry_checks import Verdict
 from nvmx_core.l0.kvm import Kvm
 
 _EVENT_RULES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8")
@@ -25,8 +25,13 @@ class Bug32(Kvm):
     __slots__ = ()
 
     def check_controls(self) -> int:
-        error, rule = self.config.checker.judge_controls(self.vmcs12, self.memory.vtpr)
-        return 0 if rule in _EVENT_RULES else error
+        checker = self.config.checker
+        error, rule = checker.judge_controls(self.vmcs12, self.memory.vtpr)
+        if rule not in _EVENT_RULES:
+            return error
+        without_event = self.vmcs12[:]
+        without_event[ENTRY_INTR_INFO] &= ~VALID
+        return checker.judge_controls(without_event, self.memory.vtpr)[0]
 
 
 class Bug31(Bug32):
@@ -83,7 +88,9 @@ class Res8(Kvm):
     __slots__ = ()
 
     def check_guest_state(self) -> Verdict:
-        qualification, rule = super().check_guest_state()
-        if rule in _ACTIVITY_RULES and self.vmcs12[GUEST_ACTIVITY] != ACTIVE:
-            return PASS
-        return qualification, rule
+        verdict = super().check_guest_state()
+        if verdict[1] not in _ACTIVITY_RULES or self.vmcs12[GUEST_ACTIVITY] == ACTIVE:
+            return verdict
+        active = self.vmcs12[:]
+        active[GUEST_ACTIVITY] = ACTIVE
+        return self.config.checker.judge_guest_state(active)
