@@ -7,9 +7,11 @@ from nvmx_core.arch.fields import (
     GUEST_ACTIVITY,
     IDT_VECTORING_ERROR_CODE,
     IDT_VECTORING_INFO,
+    LAUNCH_STATE,
 )
 from nvmx_core.arch.state import ACTIVE
 from nvmx_core.cpu.entry_checks import Verdict
+from nvmx_core.cpu.processor import LAUNCHED
 from nvmx_core.l0.kvm import Kvm
 
 _EVENT_RULES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8")
@@ -63,6 +65,19 @@ class Bug33(Kvm):
         vmcs12[IDT_VECTORING_INFO] = 0
         vmcs12[IDT_VECTORING_ERROR_CODE] = 0
         vmcs12[ENTRY_INTR_INFO] &= ~VALID
+        super().fail_entry(reason, qualification)
+
+
+class Bug33b(Kvm):
+    """The launch state was set before the guest state was checked.
+
+    After exit 33 L1's next VMLAUNCH fails with error 4. On bare metal the VMCS is still clear (E0).
+    """
+
+    __slots__ = ()
+
+    def fail_entry(self, reason: int, qualification: int) -> None:
+        self.vmcs12[LAUNCH_STATE] = LAUNCHED
         super().fail_entry(reason, qualification)
 
 

@@ -32,6 +32,7 @@ HIDDEN_BY: Final[dict[str, tuple[str, ...]]] = {
         "bug4",
         "bug30",
     ),  # an immediate exit too many is none, or a late one, without them
+    "bug44b": ("bug37", "bug44"),  # the exit for a stale SIPI comes as little as that for a new one
     "bug48": ("bug3", "bug30"),
 }
 """Bugs of which nothing is seen in an L0 that has one of the others too.
