@@ -110,13 +110,15 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
 
 def smallest_known(name: str) -> list[str]:
     """The steps and choices of `corpus/bugs/NAME.scn`, a line each; none without such a file."""
+    from nvmx_core.scenario.text import format_scenario  # noqa: PLC0415
+    from nvmx_fuzz.scenario_files import load  # noqa: PLC0415
     from nvmx_fuzz.seeds import bug_scenario  # noqa: PLC0415
 
     path = bug_scenario(name)
     if path is None:
         return []
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    return [" ".join(line.split()) for line in lines if line and not line.startswith("version")]
+    text = format_scenario(load(str(path)).scenario)
+    return [" ".join(line.split()) for line in text.splitlines() if not line.startswith("version")]
 
 
 def hunt_and_show(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nvmx_core.scenario.text import parse_scenario
 from nvmx_fuzz import hunt as hunting
 from nvmx_fuzz.cli import main
 from nvmx_fuzz.files import BadFile
@@ -19,6 +20,7 @@ from nvmx_fuzz.hunt import (
     results,
     setting_of,
 )
+from nvmx_fuzz.seeds import BUGS_FOLDER
 
 
 def run(method: str, seed: int, found: bool, executions: int, seconds: float) -> Run:
@@ -126,6 +128,9 @@ def test_command_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(capsys.readouterr().out)
     assert {"id", "subject", "commit", "fixed in", "rule", "scenario"} <= set(shown["bugs"][0])
     assert all(entry["reason"] for entry in shown["not expressed"])
+    for row in shown["bugs"]:
+        known = parse_scenario((BUGS_FOLDER / f"{row['id']}.scn").read_text()).scenario
+        assert parse_scenario("\n".join(["version 1", *row["scenario"]])).scenario == known
     assert main(["bugs", "kvm-6.12", "--json"]) == 0
     assert all(row["id"] != "bug1" for row in json.loads(capsys.readouterr().out)["bugs"])
 
