@@ -12,14 +12,16 @@ import os
 import re
 import signal
 import sys
+import traceback
 from typing import Final, cast
 
 import click
 from click.shell_completion import CompletionItem
 
-from nvmx_fuzz import L0_VARIABLE
+from nvmx_fuzz import L0_VARIABLE, OUR_OWN_BUG
 from nvmx_fuzz.core_choice import VARIABLE, NoCompiledCoreError, choose, needs_python
 from nvmx_fuzz.files import BadFile, MissingLibraryError
+from nvmx_fuzz.wording import printable
 
 PROGRAM: Final = "nvmx-fuzz"
 BAD_INPUT: Final = 2
@@ -158,6 +160,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         _abandon_output()
         return _fail(f"{error.filename or 'standard output'}: {(error.strerror or '').lower()}")
+    except Exception:  # noqa: BLE001 - whatever it is, nobody who calls us must take it for a finding
+        traceback.print_exc()
+        return _fail("our own bug; please report the lines above", OUR_OWN_BUG)
     return status if isinstance(status, int) else 0
 
 
@@ -190,9 +195,9 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(message: str) -> int:
-    click.echo(f"{PROGRAM}: {message}", err=True)
-    return BAD_INPUT
+def _fail(message: str, status: int = BAD_INPUT) -> int:
+    click.echo(f"{PROGRAM}: {printable(message)}", err=True)
+    return status
 
 
 def _abandon_output() -> None:

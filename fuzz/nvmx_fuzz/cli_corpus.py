@@ -12,7 +12,7 @@ from nvmx_fuzz import cli_corpus_care, cli_corpus_trace
 from nvmx_fuzz.cli_options import FIXED, json_option
 from nvmx_fuzz.cli_replay import show
 from nvmx_fuzz.codec import encode
-from nvmx_fuzz.corpus_files import files_in, files_of
+from nvmx_fuzz.corpus_files import files_of, scenarios_in
 from nvmx_fuzz.files import STANDARD_INPUT, BadFile, read_small_file, write_output
 from nvmx_fuzz.replaying import replay
 from nvmx_fuzz.scenario_files import Loaded, load, load_content
@@ -70,7 +70,7 @@ def list_command(folder: str, as_json: bool) -> int:
     """List the scenarios in a folder: form, steps, and the first line of their comment."""
     status = 0
     rows: list[dict[str, Any]] = []
-    for path in files_in(Path(folder)):
+    for path in scenarios_in(Path(folder)):
         try:
             rows.append(_row(load(str(path)), str(path.relative_to(folder))))
         except BadFile as error:

@@ -28,7 +28,7 @@ from nvmx_fuzz.corpus_features import (
     reached,
     union,
 )
-from nvmx_fuzz.corpus_files import files_in, files_of, findings_of, pack
+from nvmx_fuzz.corpus_files import files_in, files_of, findings_of, pack, scenarios_in
 from nvmx_fuzz.files import BadFile, about, content_name, make_folder, write_output, write_whole
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, Loaded, load
 from nvmx_fuzz.seeds import seed_folder
@@ -158,7 +158,7 @@ def minimize_command(source: str, target: Path, as_json: bool) -> int:
     """Write few scenarios of DIR that together show all that DIR shows into another folder, as bytes."""
     if _files_there(target):
         raise BadFile(target, "is not empty; minimize writes into a folder of its own")
-    found, status = _measured(FeatureMeter(), files_in(Path(source)))
+    found, status = _measured(FeatureMeter(), scenarios_in(Path(source)))
     if not found and not status:
         raise BadFile(source, "holds no scenarios")
     if not found:
@@ -175,7 +175,7 @@ def minimize_command(source: str, target: Path, as_json: bool) -> int:
 @json_option
 def stats_command(folder: str, as_json: bool) -> int:
     """Say what a corpus shows: features, lengths, situations and which are missing."""
-    found, status = _measured(FeatureMeter(), files_in(Path(folder)))
+    found, status = _measured(FeatureMeter(), scenarios_in(Path(folder)))
     total = union(found)
     situations = Counter(name for one in found for name in reached(one.features))
     lengths = sorted(len(one.data) for one in found)
@@ -219,7 +219,7 @@ def pack_command(folder: str, archive: str, as_json: bool) -> int:
     """Pack a corpus for a fuzzing job: a zip of bytes, the same for the same scenarios."""
     contents = {
         content_name(data): data
-        for data in (encode(load(str(path)).scenario) for path in files_in(Path(folder)))
+        for data in (encode(load(str(path)).scenario) for path in scenarios_in(Path(folder)))
     }
     if not contents:
         raise BadFile(folder, "holds no scenarios")

@@ -15,7 +15,7 @@ from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.journal_view import journal_lines, journals_json
 from nvmx_fuzz.replaying import Replay, replay
 from nvmx_fuzz.scenario_files import load
-from nvmx_fuzz.wording import counted
+from nvmx_fuzz.wording import as_argument, counted, printable
 
 
 @click.command("replay")
@@ -42,6 +42,8 @@ def command(
 
     A FILE is a scenario as text (.scn) or as bytes, such as a crash file of libFuzzer; - is standard input.
     """
+    if as_json and (debugs or step is not None):
+        raise click.UsageError("--json shows no single step", click.get_current_context())
     status = 0
     results: list[dict[str, Any]] = []
     for name in files:
@@ -77,7 +79,9 @@ def show(replayed: Replay) -> None:
     expectations = (
         f", {counted(replayed.expectations, 'expectation')}" if replayed.expectations else ""
     )
-    click.echo(f"{replayed.name}: {replayed.verdict} on {replayed.l0} ({steps}{expectations})")
+    click.echo(
+        f"{printable(replayed.name)}: {replayed.verdict} on {replayed.l0} ({steps}{expectations})"
+    )
     for violation in replayed.violations:
         click.echo(f"  step {violation.step + 1}: {violation.sentence}  [{violation.key()}]")
     for machine, sentence in replayed.broken:
@@ -111,4 +115,4 @@ def next_command(replayed: Replay) -> str:
     is_default = replayed.l0 == FIXED and not os.environ.get(L0_VARIABLE)
     l0 = "" if is_default else f" --l0 {replayed.l0}"
     what = "explain" if replayed.violations else "replay --journal"
-    return f"nvmx-fuzz {what}{l0} {shlex.quote(replayed.name)}"
+    return f"nvmx-fuzz {what}{l0} {shlex.quote(as_argument(replayed.name))}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from nvmx_fuzz.campaign_report import PAGE, ReportMaker
-from nvmx_fuzz.files import STANDARD_OUTPUT, write_output
+from nvmx_fuzz.files import STANDARD_OUTPUT, write_output, write_whole
 
 
 @click.command("report")
@@ -26,7 +26,9 @@ def command(folder: Path, output: str | None) -> int:
     if output == STANDARD_OUTPUT:
         click.echo(html, nl=False)
         return 0
-    target = output or str(folder / PAGE)
-    write_output(target, html.encode())
-    click.echo(target)
+    if output:
+        write_output(output, html.encode())
+    else:
+        write_whole(folder / PAGE, html.encode())
+    click.echo(output or folder / PAGE)
     return 0

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 from nvmx_fuzz import FEEDBACK_VARIABLE
-from nvmx_fuzz.cli_options import Seconds, json_option, l0_option
+from nvmx_fuzz.cli_options import FIXED, Seconds, json_option, l0_option
 from nvmx_fuzz.core_choice import CHOICES, NoCompiledCoreError, agree
 from nvmx_fuzz.files import BadFile, MissingLibraryError, write_whole
 from nvmx_fuzz.launcher import JOBS_MAX, FuzzingProcess, Plan, output_folder
@@ -147,6 +147,8 @@ def _campaign(
         from nvmx_fuzz.corpus_files import read_seeds  # noqa: PLC0415 - imports the model
 
         seeds = read_seeds(plan.seeds)
+    if plan.l0 != FIXED:
+        _require_l0(plan.l0)
     with ExitStack() as stack:
         stack.enter_context(output_folder(plan))
         click.echo(f"seed {plan.seed}: {plan.command}", file=stream)
@@ -156,12 +158,8 @@ def _campaign(
             stack.callback(processes[-1].kill)
         # The fuzzing processes load their copies of the model while we load ours.
         from nvmx_fuzz.campaign import Campaign, Signals  # noqa: PLC0415
-        from nvmx_fuzz.nested_events import unknown_l0  # noqa: PLC0415
         from nvmx_fuzz.summary import exit_status, summarise, summary_text  # noqa: PLC0415
 
-        refusal = unknown_l0(plan.l0)
-        if refusal:
-            raise click.UsageError(refusal, click.get_current_context())
         signals = Signals()
         stack.enter_context(signals.listening())
         if watched_port is not None:
@@ -186,6 +184,15 @@ def _campaign(
         if problem is not None:
             raise problem
         return exit_status(summary)
+
+
+def _require_l0(name: str) -> None:
+    """Raise UsageError if there is no such L0."""
+    from nvmx_fuzz.nested_events import unknown_l0  # noqa: PLC0415 - imports the model
+
+    refusal = unknown_l0(name)
+    if refusal:
+        raise click.UsageError(refusal, click.get_current_context())
 
 
 @contextmanager

@@ -58,6 +58,13 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def scenarios_in(folder: Path) -> list[Path]:
+    """The files that a folder of scenarios or the output folder of a campaign stands for; raises BadFile."""
+    check_folder(folder)
+    parts = CAMPAIGN_PARTS if is_campaign(folder) else ("",)
+    return [path for part in parts for path in files_in(folder / part)]
+
+
 def files_of(names: Iterable[str]) -> list[str]:
     """The files that *names* stand for: themselves, and what is in those that are folders.
 
@@ -66,9 +73,7 @@ def files_of(names: Iterable[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if os.path.isdir(name):  # not that of pathlib, which raises for a name that is too long
-            folder = Path(name)
-            parts = CAMPAIGN_PARTS if is_campaign(folder) else ("",)
-            found += [str(path) for part in parts for path in files_in(folder / part)]
+            found += map(str, scenarios_in(Path(name)))
         else:
             found.append(name)
     return found

@@ -12,10 +12,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
+
+from nvmx_fuzz.wording import printable
 
 SIZE_MAX: Final = 1 << 18
 """No scenario comes near; whatever is larger is not one."""
+
+IS_A_LINK: Final = "is a link, and nothing is written behind one"
 
 _SCENARIO: Final = "no scenario"
 _CONTENT_NAME: Final = re.compile("[0-9a-f]{40}")
@@ -33,7 +37,7 @@ class BadFile(Exception):  # noqa: N818 - it is the file that is bad
         self.message: Final = message
         self.line: Final = line
         place = f"{self.name}:{line}" if line else self.name
-        super().__init__(f"{place}: {message}")
+        super().__init__(printable(f"{place}: {message}"))
 
 
 class MissingLibraryError(Exception):
@@ -96,9 +100,37 @@ def write_whole(path: Path, content: bytes, *, is_lasting: bool = True) -> None:
         raise BadFile(path, reason_of(error)) from None
 
 
+def open_own(path: Path) -> IO[bytes]:
+    """Open a file of ours for writing, empty, and make it if it is not there.
+
+    Raises BadFile for a link and for what is no regular file, without waiting on it.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with about(path):
+        if path.is_symlink():
+            raise BadFile(path, IS_A_LINK)
+        descriptor = os.open(path, flags, 0o666)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(descriptor)
+            raise BadFile(path, f"is {file_kind(mode)}, not a file")
+        os.ftruncate(descriptor, 0)
+        return os.fdopen(descriptor, "wb")
+
+
 def content_name(content: bytes) -> str:
     """The name that libFuzzer gives a file with this content, behind any prefix."""
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def is_of_content(name: str) -> bool:
+    """Whether a name is one that a file has after its content."""
+    return _CONTENT_NAME.fullmatch(name) is not None
+
+
+def is_draft(name: str) -> bool:
+    """Whether a name is that of a file which `write_whole` had not finished."""
+    return name.startswith(".") and name.endswith(".new")
 
 
 def is_kept(entry: os.DirEntry[str]) -> bool:
@@ -111,7 +143,7 @@ def is_whole(name: str, content: bytes) -> bool:
 
     libFuzzer writes the files of a corpus under their names at once; one that is killed leaves a part.
     """
-    return not _CONTENT_NAME.fullmatch(name) or name == content_name(content)
+    return not is_of_content(name) or name == content_name(content)
 
 
 def write_output(name: str, content: bytes) -> None:

@@ -20,9 +20,19 @@ from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.codec import decode, encode
-from nvmx_fuzz.files import BadFile, about, content_name, write_whole
+from nvmx_fuzz.files import (
+    BadFile,
+    about,
+    content_name,
+    is_draft,
+    is_of_content,
+    is_whole,
+    read_small_file,
+    write_whole,
+)
 from nvmx_fuzz.shrink import shrink
 from nvmx_fuzz.version import revision
+from nvmx_fuzz.wording import as_argument
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,8 @@ class Findings:
     def recall(self) -> None:
         """Take up what an earlier campaign left, if it still happens; raises BadFile."""
         with about(self._folder):
-            found = [path.read_bytes() for path in sorted(self._folder.glob("*.bin"))]
-        for data in found:
+            paths = sorted(self._folder.glob("*.bin"))
+        for data in [read_small_file(str(path)) for path in paths]:
             scenario = decode(data)
             violation = self._first_violation(scenario)
             if violation is not None:
@@ -86,10 +96,12 @@ class Findings:
         with about(self._arrivals):
             arrived = sorted(self._arrivals.iterdir())
         for path in arrived:
-            with about(path):
-                data = path.read_bytes()
-            if path.name == content_name(data):  # else a draft of whoever was killed
-                self.offer(data)
+            if is_of_content(path.name):
+                data = read_small_file(str(path))
+                if is_whole(path.name, data):
+                    self.offer(data)
+            elif not is_draft(path.name):
+                continue
             with about(path):
                 path.unlink(missing_ok=True)
 
@@ -145,7 +157,7 @@ class Findings:
         return self._command("explain", finding.scn)
 
     def _command(self, subcommand: str, scn: Path) -> str:
-        return f"nvmx-fuzz {subcommand} --l0 {self._l0_name} {shlex.quote(str(scn))}"
+        return f"nvmx-fuzz {subcommand} --l0 {self._l0_name} {shlex.quote(as_argument(str(scn)))}"
 
     def _finding(
         self, violation: Violation, scenario: Scenario, *, earlier: bool = False

@@ -9,6 +9,7 @@ Times are seconds of fuzzing: no clock of the machine is in the file.
 
 import json
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nvmx_core.l0.reach import REACH_NAMES
-from nvmx_fuzz.files import BadFile, about, read_file
+from nvmx_fuzz.files import IS_A_LINK, BadFile, about, file_kind, read_file
 from nvmx_fuzz.rule_rows import RULE_ROWS
 from nvmx_fuzz.status import Status
 from nvmx_fuzz.transitions import TransitionCount
@@ -116,7 +117,9 @@ class HistoryWriter:
         line = f"{json.dumps(record, separators=(',', ':'))}\n".encode()
         with about(self._path):
             descriptor = os.open(
-                self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
+                self._path,
+                os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o666,
             )
             try:
                 written = os.write(descriptor, line)
@@ -143,9 +146,14 @@ def _start(status: Status) -> dict[str, Any]:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what comes after the last end of a line."""
+    """Cut off what comes after the last end of a line; raises BadFile for what is no file of ours."""
+    if path.is_symlink():
+        raise BadFile(path, IS_A_LINK)
     if not path.exists():
         return
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise BadFile(path, f"is {file_kind(mode)}, not a file")
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
         place = size

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from nvmx_fuzz.files import BadFile, about, make_folder, write_whole
+from nvmx_fuzz.files import IS_A_LINK, BadFile, about, make_folder, open_own, write_whole
 from nvmx_fuzz.progress import MEMORY_SIZE, Order, Progress
 
+COMMAND_FILE: Final = "command.txt"
+"""In the output folder of a campaign: how to repeat it."""
 FREE_BYTES_MIN: Final = 1 << 20
 JOBS_MAX: Final = 256
 RELOAD_SECONDS: Final = 10
@@ -87,6 +89,13 @@ class Plan:
         return self.out / "seeds"
 
     @property
+    def parts(self) -> tuple[Path, ...]:
+        """The folders in `out`."""
+        return (
+            self.corpus, self.encoded_seeds, self.findings, self.arrivals, self.model_errors
+        )  # fmt: skip
+
+    @property
     def findings(self) -> Path:
         """Where findings are written."""
         return self.out / "findings"
@@ -118,24 +127,34 @@ def free_bytes(folder: Path) -> int:
 def output_folder(plan: Plan) -> Iterator[None]:
     """Make the folders of a plan and keep other campaigns out of them; raises BadFile."""
     make_folder(plan.out)
-    for folder in (
-        plan.corpus, plan.encoded_seeds, plan.findings, plan.arrivals, plan.model_errors
-    ):  # fmt: skip
+    _require_that_it_is_ours(plan)
+    for folder in plan.parts:
         make_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise BadFile(folder, "cannot be written")
     if free_bytes(plan.out) < FREE_BYTES_MIN:
         raise BadFile(plan.out, NO_SPACE)
-    with about(plan.out):
-        lock = (plan.out / ".lock").open("wb")
-    with lock:
+    with open_own(plan.out / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             message = "another campaign runs here; choose another folder with --out"
             raise BadFile(plan.out, message) from None
-        write_whole(plan.out / "command.txt", f"{plan.command}\n".encode())
+        write_whole(plan.out / COMMAND_FILE, f"{plan.command}\n".encode())
         yield
+
+
+def _require_that_it_is_ours(plan: Plan) -> None:
+    """Raise BadFile if what a campaign would replace or write behind is not that of a campaign."""
+    is_campaign = (plan.out / COMMAND_FILE).is_file()
+    for folder in plan.parts:
+        with about(folder):
+            if folder.is_symlink():
+                raise BadFile(folder, IS_A_LINK)
+            if not is_campaign and folder.is_dir() and any(folder.iterdir()):
+                raise BadFile(folder, "is not empty, and not of a campaign; choose another --out")
+    if plan.seeds is not None and plan.seeds.resolve().is_relative_to(plan.encoded_seeds.resolve()):
+        raise BadFile(plan.seeds, "is where this campaign puts its own seeds; choose another --out")
 
 
 class FuzzingProcess:
@@ -204,8 +223,7 @@ class FuzzingProcess:
 
 
 def _start(order: Order, log: Path) -> subprocess.Popen[bytes]:
-    with about(log):
-        output = log.open("wb")
+    output = open_own(log)
     # Ctrl-C goes to all processes, but only the parent decides; what is ignored stays ignored.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

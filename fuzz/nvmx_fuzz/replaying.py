@@ -14,11 +14,11 @@ from nvmx_core.oracle.violation import Violation
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import check_expectations
+from nvmx_fuzz import OUR_OWN_BUG
 from nvmx_fuzz.scenario_files import Loaded
 
 OK: Final = 0
 FOUND: Final = 1
-OUR_OWN_BUG: Final = 3
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,10 @@ def ran_out_of_memory(log: Path) -> bool:
         return False
 
 
+_RATE_SECONDS_MIN: Final = 0.1
+"""In less, a rate is chance."""
+
+
 class Rate:
     """Executions and steps a second, over the last few looks."""
 
@@ -114,7 +118,7 @@ class Rate:
         first = self._looks[0]
         self._looks.append(now)
         passed = now[0] - first[0]
-        if passed <= 0:
+        if passed < _RATE_SECONDS_MIN:
             return 0.0, 0.0
         return (now[1] - first[1]) / passed, (now[2] - first[2]) / passed
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from nvmx_core.l0.reach import REACH_COUNT, REACH_NAMES
+from nvmx_fuzz import OUR_OWN_BUG
 from nvmx_fuzz.findings import Finding, Findings
 from nvmx_fuzz.status import Status
 from nvmx_fuzz.version import revision
@@ -14,7 +15,6 @@ SUMMARY_VERSION: Final = 1
 NOTHING_FOUND: Final = 0
 FOUND: Final = 1
 CUT_SHORT: Final = 2
-OUR_OWN_BUG: Final = 3
 
 Summary = dict[str, Any]
 

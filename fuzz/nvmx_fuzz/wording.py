@@ -6,6 +6,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def as_argument(path: str) -> str:
+    """A path as an argument of a command, which does not look like an option."""
+    return f"./{path}" if path.startswith("-") and path != "-" else path
+
+
 def printable(text: str) -> str:
     """A text on one line: what cannot be printed becomes an escape."""
     return "".join(

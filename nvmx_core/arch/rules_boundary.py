@@ -109,8 +109,8 @@ BOUNDARY_RULES: Final[tuple[Rule, ...]] = (
         "Fault or exit of one instruction",
         "#UD, the #GP of a privilege level and of I/O permission precede the instruction's exit, "
         "and so do faults on operands that the exit depends on; other faults come after it. VMX "
-        "instructions exit before their privilege check.",
-        "SDM: Relative Priority of Faults and VM Exits",
+        "instructions and MOV DR exit before their privilege check.",
+        "SDM: Relative Priority of Faults and VM Exits; Instructions That Cause VM Exits Conditionally",
     ),
     Rule(
         "P16",

@@ -29,6 +29,7 @@ from nvmx_core.arch.exits import (
     EPT_WRITE,
     IO_INSTRUCTION,
     MONITOR_EXIT,
+    MOV_DR_EXIT,
     MWAIT_EXIT,
     TASK_SWITCH,
     TASK_SWITCH_BY_IRET,
@@ -125,7 +126,7 @@ class Execution(Boundary):
         instruction = INSTRUCTIONS[index]
         if self.unusual_pages and not self._fetch():
             pass
-        elif instruction.privileged and self.cpl and not self._iopl_allows(instruction):
+        elif instruction.privileged and self.cpl and self._faults_by_privilege(instruction):
             self.fault_error_code = 0
             self.raise_fault(UD if instruction.exit_reason in _UD_OUTSIDE_CPL_0 else GP)
         elif self._is_intercepted(instruction):
@@ -146,15 +147,18 @@ class Execution(Boundary):
             absent |= self.pt_absent
         return (
             not absent & page
-            and not (instruction.privileged and self.cpl and not self._iopl_allows(instruction))
+            and not (instruction.privileged and self.cpl and self._faults_by_privilege(instruction))
             and not self._is_intercepted(instruction)
         )
 
-    def _iopl_allows(self, instruction: Instruction) -> bool:
-        """Whether an instruction that outside CPL 0 depends on IOPL (STI, CLI, IN, OUT) may execute."""
-        return (
-            instruction.action in (SET_IF, CLEAR_IF) or instruction.exit_reason == IO_INSTRUCTION
-        ) and self.cpl <= self._iopl()
+    def _faults_by_privilege(self, instruction: Instruction) -> bool:
+        """P15: whether a privileged instruction faults outside CPL 0.
+
+        STI, CLI, IN and OUT depend on IOPL; the exit of MOV DR comes before its fault.
+        """
+        if instruction.action in (SET_IF, CLEAR_IF) or instruction.exit_reason == IO_INSTRUCTION:
+            return self.cpl > self._iopl()
+        return instruction.exit_reason != MOV_DR_EXIT or not self._is_intercepted(instruction)
 
     def _iopl(self) -> int:
         return (self.rflags & RFLAGS_IOPL) >> RFLAGS_IOPL_SHIFT

@@ -210,6 +210,12 @@ def test_of_two_checks_that_fail_either_is_reported() -> None:
     two = entry("G5", GUEST_INTERRUPTIBILITY=3, VMCS_LINK_POINTER=0)
     assert order_of_guest_checks(Difference(failure(two), failure(two, 4), two))
     assert order_of_guest_checks(Difference(failure(two, 4), failure(two), two))
+    both = entry(
+        "G7", GUEST_RFLAGS=0x202, GUEST_INTERRUPTIBILITY=1, ENTRY_INTR_INFO=NMI, VMCS_LINK_POINTER=0
+    )
+    assert order_of_guest_checks(Difference(failure(both, 3), failure(both, 4), both))
+    assert not order_of_guest_checks(Difference(failure(both, 5), failure(both, 4), both))
+    assert not order_of_guest_checks(Difference(failure(both, 3), failure(both), both))
     for one in (
         entry("G5", GUEST_INTERRUPTIBILITY=3),
         entry("E0", VMCS_LINK_POINTER=0),
@@ -232,7 +238,6 @@ def test_posted_interrupts_enter_without_virtual_ones(theirs: Record) -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "of"),
     [
-        pytest.param(REFUSED, ENTERED, POSTED._replace(rule="C3"), id="another rule"),
         pytest.param(
             REFUSED, ENTERED, entry("C4", PIN_BASED=0xA9), id="another need of C4 beside it"
         ),
@@ -253,6 +258,17 @@ def test_an_entry_to_smm_fails_later_on_bochs() -> None:
     assert not entry_to_smm(Difference(REFUSED, (VMFAIL, 8), TO_SMM))
     assert not entry_to_smm(Difference(REFUSED, ENTERED, TO_SMM))
     assert not entry_to_smm(Difference(REFUSED, theirs, entry("G12")))
+
+
+def test_checks_on_controls_that_bochs_lacks_come_together() -> None:
+    host = entry("G12", ENTRY_CONTROLS=1 << 10, HOST_RIP=1 << 47)
+    assert entry_to_smm(Difference(REFUSED, (VMFAIL, 8), host))
+    assert not entry_to_smm(Difference(REFUSED, failure(host), host))
+    asked = entry("C1", "nmi-exiting=off", PIN_BASED=0x20, ENTRY_CONTROLS=1 << 10)
+    assert not entry_to_smm(Difference(REFUSED, failure(asked), asked))
+    both = entry("C4", "acknowledge-interrupt-on-exit=on", PIN_BASED=0xA9, ENTRY_CONTROLS=1 << 10)
+    assert entry_to_smm(Difference(REFUSED, failure(both), both))
+    assert not posted_without_virtual_interrupts(Difference(REFUSED, ENTERED, both))
 
 
 # -- instructions and deliveries ----------------------------------------------------------------------------
@@ -304,6 +320,7 @@ XSETBV = an_exit(XSETBV_EXIT, ss_dpl=3)
         an_exit(0, interruption_info=GP),
         an_exit(0, interruption_info=0x80000B08),
         in_delivery(GP),
+        in_delivery(0x80000B08),
         an_exit(TRIPLE_FAULT),
     ],
 )

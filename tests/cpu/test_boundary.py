@@ -32,6 +32,7 @@ from nvmx_core.arch.exits import (
     INTERRUPT_WINDOW,
     MCE_DURING_ENTRY,
     MONITOR_TRAP_FLAG,
+    MOV_DR_EXIT,
     NMI_WINDOW,
     PAUSE_EXIT,
     PREEMPTION_TIMER,
@@ -379,7 +380,6 @@ PRIVILEGED_INSTRUCTIONS: Final = (
     "in",
     "wbinvd",
     "invlpg",
-    "mov-dr",
     "mov-cr8",
     "mov-cr3",
     "xsetbv",
@@ -404,6 +404,12 @@ def test_p15_the_privilege_fault_precedes_the_exit(instruction: str) -> None:
     assert seen.exits == []
     assert seen.vectors == [GP]
     assert seen.delivered[0].error_code == 0
+
+
+def test_p15_mov_dr_exits_before_its_privilege_fault() -> None:
+    assert play(enter(), run("mov-dr"), on="user-mode").vectors == [GP]
+    seen = play(control("mov-dr-exiting"), enter(), run("mov-dr"), on="user-mode")
+    assert (seen.exit.reason, seen.vectors) == (MOV_DR_EXIT, [])
 
 
 @pytest.mark.parametrize("instruction", ["monitor", "mwait"])
