@@ -8,6 +8,7 @@ import click
 
 from nvmx_fuzz import hunt as hunting
 from nvmx_fuzz.cli_options import Seconds, json_option
+from nvmx_fuzz.core_choice import why_not_compiled
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.hunt import GUIDED, METHODS
 
@@ -38,6 +39,8 @@ def command(
 ) -> None:
     """Show the catalogue of known bugs, all of them or those NAMES stand for (kvm-5.4, bug1,res2 ...)."""
     chosen = _chosen(names)
+    if hunt and not chosen:
+        raise click.UsageError(f"{','.join(names)} has no bug to hunt", click.get_current_context())
     if hunt:
         hunt_and_show(chosen, methods or (GUIDED,), runs, seconds, record, jobs, as_json)
     else:
@@ -47,20 +50,22 @@ def command(
 def _chosen(names: tuple[str, ...]) -> list[str]:
     from nvmx_core.bugs.catalogue import CATALOGUE  # noqa: PLC0415 - the model is slow to import
     from nvmx_core.bugs.versions import UnknownL0Error, bugs_of  # noqa: PLC0415
-    from nvmx_fuzz.nested_events import unknown_l0  # noqa: PLC0415
+    from nvmx_fuzz.nested_events import why_unknown  # noqa: PLC0415
 
     if not names:
         return [bug.name for bug in CATALOGUE]
     try:
         return [bug.name for bug in bugs_of(",".join(names))]
     except UnknownL0Error as error:
-        raise click.UsageError(
-            unknown_l0(str(error.args[0])), click.get_current_context()
-        ) from None
+        raise click.UsageError(why_unknown(error), click.get_current_context()) from None
 
 
 def _show(chosen: list[str], only: bool, as_json: bool) -> None:
-    from nvmx_core.bugs.catalogue import BUG_BY_NAME, UNEXPRESSED  # noqa: PLC0415
+    from nvmx_core.bugs.catalogue import (  # noqa: PLC0415
+        BUG_BY_NAME,
+        UNEXPRESSED,
+        shown_version,
+    )
 
     rows: list[dict[str, Any]] = []
     for name in chosen:
@@ -71,8 +76,8 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
                 "id": name,
                 "subject": bug.subject,
                 "commit": bug.commit,
-                "introduced": bug.introduced or "3.1",
-                "fixed in": bug.fixed_in or "not in 6.12",
+                "introduced": shown_version(bug.introduced) or "3.1",
+                "fixed in": shown_version(bug.fixed_in) or "not in 6.12",
                 "rule": bug.rule,
                 "scenario": scenario,
             }
@@ -85,6 +90,8 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    from nvmx_core.bugs.versions import hidden_in  # noqa: PLC0415
+
     table = Table("id", "fixed in", "rule", "commit", "subject, smallest known scenario", box=None,
                   pad_edge=False)  # fmt: skip
     for row in rows:
@@ -93,6 +100,8 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
         table.add_row(row["id"], row["fixed in"], row["rule"], row["commit"][:12], text)
     console = Console(highlight=False)
     console.print(table)
+    for hidden, hider in hidden_in(BUG_BY_NAME[name] for name in chosen) if only else ():
+        console.print(f"{hider} takes away what {hidden} needs: nothing of it shows beside it")
     if left_out:
         console.print("\nKnown, and not expressed by the model:")
         for entry in left_out:
@@ -101,13 +110,15 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
 
 def smallest_known(name: str) -> list[str]:
     """The steps and choices of `corpus/bugs/NAME.scn`, a line each; none without such a file."""
+    from nvmx_core.scenario.text import format_scenario  # noqa: PLC0415
+    from nvmx_fuzz.scenario_files import load  # noqa: PLC0415
     from nvmx_fuzz.seeds import bug_scenario  # noqa: PLC0415
 
     path = bug_scenario(name)
     if path is None:
         return []
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    return [" ".join(line.split()) for line in lines if line and not line.startswith("version")]
+    text = format_scenario(load(str(path)).scenario)
+    return [" ".join(line.split()) for line in text.splitlines() if not line.startswith("version")]
 
 
 def hunt_and_show(
@@ -127,9 +138,11 @@ def hunt_and_show(
             )
     if record is not None and not record.parent.is_dir():
         raise BadFile(record, "its folder does not exist")
-    done = []
+    done: list[hunting.Run] = []
     total = len(chosen) * len(methods) * runs
     for run in hunting.hunt(chosen, methods, runs, seconds, record, jobs):
+        if not done:
+            show_settings(methods)
         done.append(run)
         verdict = "found" if run.found else "not found"
         click.echo(
@@ -141,10 +154,20 @@ def hunt_and_show(
     if as_json:
         click.echo(json.dumps([result._asdict() for result in found], indent=2))
         return
-    click.echo("bug     method       found   median executions       worst  median CPU s   worst")
+    click.echo(
+        "bug     method       found   median executions       worst  median CPU s   worst  setting"
+    )
     for result in found:
         click.echo(
             f"{result.bug:7} {result.method:11} {result.found:3}/{result.runs:<3}"
             f"{result.median_executions:19,.0f}{result.worst_executions:12,}"
-            f"{result.median_seconds:14.2f}{result.worst_seconds:8.2f}"
+            f"{result.median_seconds:14.2f}{result.worst_seconds:8.2f}  {result.setting}"
         )
+    click.echo(f"revision: {', '.join(sorted({run.revision for run in done}))}")
+
+
+def show_settings(methods: tuple[str, ...]) -> None:
+    """Say what the methods run with; without a compiled core that is another search, and a slower one."""
+    settings = ", ".join(f"{method} {hunting.setting_of(method)}" for method in methods)
+    problem = why_not_compiled()
+    click.echo(f"settings: {settings}{f' ({problem})' if problem else ''}", err=True)

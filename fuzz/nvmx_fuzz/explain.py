@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from nvmx_core.bugs.catalogue import shown_version
 from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.bugs.versions import FIXED, bugs_of, l0_class
 from nvmx_core.journal import EXIT, Record
@@ -115,7 +116,7 @@ def about(l0_name: str) -> str:
         return f"has {', '.join(bug.name for bug in bugs)}"
     bug = bugs[0]
     fix = f'{bug.commit[:12]} "{bug.subject}"'.lstrip()
-    return f"undoes {fix} ({bug.fixed_in or 'not mended in 6.12'})"
+    return f"undoes {fix} ({shown_version(bug.fixed_in) or 'not mended in 6.12'})"
 
 
 def _finding(violation: Violation) -> Finding:

@@ -12,7 +12,8 @@ from nvmx_core.scenario.step_text import operand_values, pack_step
 from nvmx_core.scenario.steps import OPERATIONS, Operand, Scenario, Step, canonical
 
 _VALUES_TRIED: Final = 16
-_VECTORS: Final = (0x20, 0x31, 0x51, 0x80, 0xF1)
+_VECTORS: Final = (0x00, 0x20, 0x31, 0x51, 0x80, 0xF1)
+"""The interrupt controllers, L1's and the virtual one, have none below 0x10; exceptions are below 0x20."""
 
 
 def free_operands(

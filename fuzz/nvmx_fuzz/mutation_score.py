@@ -6,6 +6,7 @@ was cut off goes on where it stopped. The score is of the mutants that are not e
 listed with a verdict from `docs/mutation-verdicts.txt`.
 """
 
+import ast
 import re
 import shutil
 import sqlite3
@@ -14,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -66,9 +68,13 @@ exclude-operators = ["core/(?!({kept})$)"]
 
 
 class Mutant(NamedTuple):
-    """One mutant that was looked at: where, old and new line, who saw it, and how."""
+    """One mutant that was looked at: where, old and new line, who saw it, and how.
+
+    ``function`` is "" outside of functions; the same line in two functions is two questions.
+    """
 
     module: str
+    function: str
     old: str
     new: str
     who: str
@@ -77,7 +83,8 @@ class Mutant(NamedTuple):
     @property
     def key(self) -> str:
         """What a verdict is given to."""
-        return f"{self.module}: {self.old} -> {self.new}"
+        place = f"{self.module} {self.function}".rstrip()
+        return f"{place}: {self.old} -> {self.new}"
 
 
 def folder_of(job: int) -> Path:
@@ -132,7 +139,7 @@ def prepare_again(job: int, *, tests: bool) -> None:
     known = verdicts()
     again = [
         (job_id,)
-        for job_id, mutant in _looked_at(folder / "session.sqlite")
+        for job_id, mutant in _looked_at(folder)
         if mutant.who in (*UNSEEN, "campaign") and not known.is_equivalent(mutant)
     ]
     # Cosmic Ray can add and replace results, but has no call that removes one.
@@ -202,19 +209,37 @@ def environment(tree: Path) -> dict[str, str]:
 def mutants() -> Iterator[Mutant]:
     """All that were looked at so far, in every session."""
     for session in sorted(BUILD.glob("*/session.sqlite")):
-        yield from (mutant for _job_id, mutant in _looked_at(session))
+        yield from (mutant for _job_id, mutant in _looked_at(session.parent))
 
 
-def _looked_at(session: Path) -> Iterator[tuple[str, Mutant]]:
+def _looked_at(folder: Path) -> Iterator[tuple[str, Mutant]]:
     from cosmic_ray.work_db import WorkDB, use_db  # noqa: PLC0415 - of the extra "mutation"
 
-    with use_db(str(session), WorkDB.Mode.open) as work:
+    with use_db(str(folder / "session.sqlite"), WorkDB.Mode.open) as work:
         for item, result in work.completed_work_items:
             if result.test_outcome is not None:
-                yield item.job_id, _mutant(item, result)
+                yield item.job_id, _mutant(item, result, folder / "tree")
 
 
-def _mutant(item: Any, result: Any) -> Mutant:
+@cache
+def _functions(module: Path) -> tuple[tuple[int, int, str], ...]:
+    """The functions of a module: first and last line, and the name; inner ones behind outer ones."""
+    tree = ast.parse(module.read_text())
+    found = [
+        (node.lineno, node.end_lineno or node.lineno, node.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return tuple(sorted(found))
+
+
+def _function_at(module: Path, line: int) -> str:
+    """The innermost function that a line is in; "" for none."""
+    names = [name for first, last, name in _functions(module) if first <= line <= last]
+    return names[-1] if names else ""
+
+
+def _mutant(item: Any, result: Any, tree: Path) -> Mutant:
     (spec,) = item.mutations
     old, new = ("", "")
     for line in (result.diff or "").splitlines():
@@ -229,7 +254,9 @@ def _mutant(item: Any, result: Any) -> Mutant:
     who, _, how = last.partition(": ")
     if who not in (*SEEN, *UNSEEN):
         who, how = "oracles", last  # cut off, or it does not even start
-    return Mutant(str(spec.module_path).removeprefix("nvmx_core/"), old, new, who, how)
+    module = str(spec.module_path)
+    function = _function_at(tree / module, spec.start_pos[0])
+    return Mutant(module.removeprefix("nvmx_core/"), function, old, new, who, how)
 
 
 class Verdicts:
@@ -289,7 +316,8 @@ def page(found: list[Mutant], known: Verdicts) -> str:
     for mutant in sorted(found):
         if mutant.who in UNSEEN:
             seen = "see it" if mutant.who == "tests only" else "-"
-            text = f"{mutant.module}: `{mutant.old}` becomes `{mutant.new}`".replace("|", "\\|")
+            place = f"{mutant.module} {mutant.function}".rstrip()
+            text = f"{place}: `{mutant.old}` becomes `{mutant.new}`".replace("|", "\\|")
             lines.append(f"| {text} | {seen} | {known.of(mutant) or 'none yet'} |")
     return "\n".join(lines)
 

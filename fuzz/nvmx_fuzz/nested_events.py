@@ -118,13 +118,18 @@ def unknown_l0(name: str) -> str:
     except CombinationError as clash:
         return str(clash)
     except UnknownL0Error as unknown:
-        part = str(unknown.args[0])
-    else:
-        return ""
-    near = nearest_l0_names(part)
+        return why_unknown(unknown)
+    return ""
+
+
+def why_unknown(unknown: UnknownL0Error) -> str:
+    """One line about a part of a name that stands for no L0: why, or the nearest names."""
+    if unknown.reason:
+        return unknown.reason
+    near = nearest_l0_names(unknown.part)
     known = f"known are {', '.join(_NAMES[:4])}, ...; see: nvmx-fuzz bugs"
     hint = f"did you mean {' or '.join(near)}?" if near else known
-    return f"there is no L0 called {part!r}; {hint}"
+    return f"there is no L0 called {unknown.part!r}; {hint}"
 
 
 def nearest_l0_names(name: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Writes `docs/POWER.md` and its plot from records of hunts: `python -m nvmx_fuzz.power RECORD…`.
 
 A table of bugs and methods, a summary of each method, and a survival curve: how many (bug, run) pairs were
-still not found after so many CPU seconds. Needs the extra "report" for the plot.
+still not found after so many CPU seconds. A run that several records hold counts once, as the last of them
+has it. Needs the extra "report" for the plot.
 """
 
 import statistics
@@ -61,6 +62,7 @@ def summary(runs: Sequence[hunt.Run]) -> list[str]:
     heads = (
         "method", "runs", "limit, s", "found in all runs", "in some", "in none", "median of bugs, s",
         "worst run, s", f"runs that found within {budget:g} s", "mean CPU time to there, s", "executions/s",
+        "setting",
     )  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method in methods_of(runs):
@@ -81,6 +83,7 @@ def summary(runs: Sequence[hunt.Run]) -> list[str]:
             f"{100 * in_time / len(own):.1f} %",
             f"{statistics.mean(min(run.seconds, budget) for run in own):.2f}",
             f"{sum(run.executions for run in own) / sum(run.seconds for run in own):,.0f}",
+            ", ".join(sorted({run.setting for run in own})),
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
@@ -135,7 +138,7 @@ def plot(runs: Sequence[hunt.Run], path: Path) -> None:
 def main(*records: str) -> int:
     """Write the tables and the plot; the prose of the page stays."""
     try:
-        runs = [run for record in records for run in hunt.read(Path(record))]
+        runs = hunt.latest(run for record in records for run in hunt.read(Path(record)))
         if not runs:
             sys.stderr.write("power: no runs are recorded\n")
             return 2

@@ -1,13 +1,14 @@
 """Bugs that need one feature more: an L2 asleep, INIT and SIPI, MTF, posted interrupts, the timer."""
 
-from nvmx_core.arch.fields import POSTED_INTR_NV
+from nvmx_core.arch.controls import PIN_POSTED_INTR
+from nvmx_core.arch.fields import PIN_BASED, POSTED_INTR_NV
 from nvmx_core.arch.state import ACTIVE, HLT, WAIT_FOR_SIPI
 from nvmx_core.bugs.remembering import Remembering
 from nvmx_core.cpu.apic import NO_VECTOR
 from nvmx_core.journal import VM_DEAD
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.l0.nested_check import NEXT, STOP
-from nvmx_core.scenario.steps import SIPI
+from nvmx_core.scenario.steps import INIT, SIPI
 
 
 class Bug37(Kvm):
@@ -49,6 +50,26 @@ class Bug40(Kvm):
         return self.mp_state != HLT and super().has_virtual_interrupt()
 
 
+class Bug40b(Kvm):
+    """A posted interrupt was no reason to wake L2 from HLT, because only RVI was looked at.
+
+    L2 sleeps, with the notification pending. On bare metal it is processed, and L2 wakes (K3, K4).
+    """
+
+    __slots__ = ()
+
+    def check_interrupt(self, blocked: bool) -> int:
+        if self.mp_state == HLT and self._is_notification():
+            return NEXT
+        return super().check_interrupt(blocked)
+
+    def _is_notification(self) -> bool:
+        vector = self.apic.deliverable() if self.userspace_vector < 0 else self.userspace_vector
+        return (
+            self.vmcs12[PIN_BASED] & PIN_POSTED_INTR != 0 and vector == self.vmcs12[POSTED_INTR_NV]
+        )
+
+
 class Bug41(Kvm):
     """INIT reset the vCPU, nested or not.
 
@@ -67,6 +88,21 @@ class Bug41(Kvm):
         return STOP
 
 
+class Bug41b(Kvm):
+    """INIT reset the vCPU while L1 ran, too.
+
+    On bare metal INIT is latched in VMX root operation (A2).
+    """
+
+    __slots__ = ()
+
+    def arrive(self, op: int, operand: int) -> None:
+        super().arrive(op, operand)
+        if op == INIT and not (self.guest_mode or self.in_smm):
+            self.journal.append((VM_DEAD, 0))
+            self.dead = True
+
+
 class Bug44(Kvm):
     """A SIPI was eaten by L0's own handling of INIT and SIPI.
 
@@ -78,6 +114,27 @@ class Bug44(Kvm):
     def check_sipi(self) -> int:
         self.sipi_vector = NO_VECTOR
         return STOP
+
+
+class Bug44b(Kvm):
+    """A SIPI that came outside wait-for-SIPI stayed latched.
+
+    An L2 that begins to wait later is left at once. On bare metal the SIPI was discarded when it came.
+    """
+
+    __slots__ = ()
+
+    def arrive(self, op: int, operand: int) -> None:
+        if op == SIPI and self.guest_mode and self.mp_state != WAIT_FOR_SIPI:
+            self.sipi_vector = operand
+        super().arrive(op, operand)
+
+    def check_nested_events(self) -> bool:
+        latched = self.sipi_vector if self.mp_state != WAIT_FOR_SIPI else NO_VECTOR
+        busy = super().check_nested_events()
+        if latched != NO_VECTOR:
+            self.sipi_vector = latched
+        return busy
 
 
 class Bug45(Kvm):
@@ -101,7 +158,7 @@ class Bug45(Kvm):
 
 
 class _NotificationAtEntry(Remembering):
-    """Remembers whether L1 had the notification vector pending when it entered L2."""
+    """Remembers whether the notification vector that is pending was so when L1 entered L2."""
 
     __slots__ = ()
 
@@ -132,7 +189,10 @@ class Bug47(_NotificationAtEntry):
     __slots__ = ()
 
     def takes_posted_interrupts(self) -> bool:
-        return self.notification_at_entry and super().takes_posted_interrupts()
+        if not (self.notification_at_entry and super().takes_posted_interrupts()):
+            return False
+        self.notification_at_entry = False
+        return True
 
 
 class Bug50(Kvm):
@@ -145,6 +205,20 @@ class Bug50(Kvm):
 
     def owe_mtf(self) -> None:
         """Nothing is owed."""
+
+
+class Bug50b(Kvm):
+    """The MTF exit of an emulated instruction was owed, but nobody asked for the evaluation.
+
+    Exit 37 comes one instruction late unless something else asks; on bare metal behind the instruction (M1).
+    """
+
+    __slots__ = ()
+
+    def owe_mtf(self) -> None:
+        asked = self.request_event
+        super().owe_mtf()
+        self.request_event = asked
 
 
 class Bug55(Kvm):

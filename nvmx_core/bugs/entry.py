@@ -7,9 +7,11 @@ from nvmx_core.arch.fields import (
     GUEST_ACTIVITY,
     IDT_VECTORING_ERROR_CODE,
     IDT_VECTORING_INFO,
+    LAUNCH_STATE,
 )
 from nvmx_core.arch.state import ACTIVE
-from nvmx_core.cpu.entry_checks import PASS, Verdict
+from nvmx_core.cpu.entry_checks import Verdict
+from nvmx_core.cpu.processor import LAUNCHED
 from nvmx_core.l0.kvm import Kvm
 
 _EVENT_RULES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8")
@@ -25,8 +27,13 @@ class Bug32(Kvm):
     __slots__ = ()
 
     def check_controls(self) -> int:
-        error, rule = self.config.checker.judge_controls(self.vmcs12, self.memory.vtpr)
-        return 0 if rule in _EVENT_RULES else error
+        checker = self.config.checker
+        error, rule = checker.judge_controls(self.vmcs12, self.memory.vtpr)
+        if rule not in _EVENT_RULES:
+            return error
+        without_event = self.vmcs12[:]
+        without_event[ENTRY_INTR_INFO] &= ~VALID
+        return checker.judge_controls(without_event, self.memory.vtpr)[0]
 
 
 class Bug31(Bug32):
@@ -61,6 +68,19 @@ class Bug33(Kvm):
         super().fail_entry(reason, qualification)
 
 
+class Bug33b(Kvm):
+    """The launch state was set before the guest state was checked.
+
+    After exit 33 L1's next VMLAUNCH fails with error 4. On bare metal the VMCS is still clear (E0).
+    """
+
+    __slots__ = ()
+
+    def fail_entry(self, reason: int, qualification: int) -> None:
+        self.vmcs12[LAUNCH_STATE] = LAUNCHED
+        super().fail_entry(reason, qualification)
+
+
 class Bug36(Kvm):
     """An entry in L1's MOV-SS shadow was not refused.
 
@@ -83,7 +103,9 @@ class Res8(Kvm):
     __slots__ = ()
 
     def check_guest_state(self) -> Verdict:
-        qualification, rule = super().check_guest_state()
-        if rule in _ACTIVITY_RULES and self.vmcs12[GUEST_ACTIVITY] != ACTIVE:
-            return PASS
-        return qualification, rule
+        verdict = super().check_guest_state()
+        if verdict[1] not in _ACTIVITY_RULES or self.vmcs12[GUEST_ACTIVITY] == ACTIVE:
+            return verdict
+        active = self.vmcs12[:]
+        active[GUEST_ACTIVITY] = ACTIVE
+        return self.config.checker.judge_guest_state(active)

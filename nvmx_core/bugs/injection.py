@@ -5,6 +5,7 @@ from nvmx_core.arch.events import (
     HARDWARE_EXCEPTION,
     NMI_UNBLOCKING_BY_IRET,
     OF,
+    OTHER_EVENT,
     PF,
     PRIVILEGED_SOFTWARE_EXCEPTION,
     SOFTWARE_EXCEPTION,
@@ -17,15 +18,25 @@ from nvmx_core.arch.exits import EPT_VIOLATION, EXCEPTION_NMI, is_soft
 from nvmx_core.arch.fields import (
     ENTRY_INSTRUCTION_LEN,
     EXCEPTION_BITMAP,
+    EXIT_INTR_INFO,
+    EXIT_QUALIFICATION,
     EXIT_REASON,
     GUEST_INTERRUPTIBILITY,
     IDT_VECTORING_INFO,
+    PF_ERROR_MASK,
+    PF_ERROR_MATCH,
     POISON,
+    Vmcs,
 )
 from nvmx_core.arch.state import BLOCKING_BY_NMI
 from nvmx_core.bugs.remembering import Remembering
 from nvmx_core.journal import VM_DEAD
 from nvmx_core.l0.kvm import Kvm
+
+
+def _filter_matches(vmcs12: Vmcs, error_code: int) -> bool:
+    """Whether a #PF is one that L1's filter leaves to the exception bitmap; it turns the others round."""
+    return error_code & vmcs12[PF_ERROR_MASK] == vmcs12[PF_ERROR_MATCH]
 
 
 class Bug5(Kvm):
@@ -38,8 +49,14 @@ class Bug5(Kvm):
 
     __slots__ = ()
 
-    def l1_intercepts_queued(self, vector: int, error_code: int) -> bool:
-        return False
+    def queue_exception(
+        self, info: int, error_code: int, payload: int, length: int, trap: bool
+    ) -> None:
+        self.request_event = True
+        if self.exception_injected:
+            self._merge(info, error_code, payload, length)
+        else:
+            self._set_pending(info, error_code, payload, length, trap)
 
     def check_faults(self) -> int:
         self._give_to_l1()
@@ -53,7 +70,7 @@ class Bug5(Kvm):
         if not self.exception_pending:
             return
         info = self.exception_info
-        if self.l1_intercepts(info & VECTOR_MASK, self.exception_error_code):
+        if self.l1_intercepts_queued(info & VECTOR_MASK, self.exception_error_code):
             self.exception_pending = False
             self.queue_vmexit(
                 info,
@@ -80,6 +97,19 @@ class Bug8(Kvm):
             self.request_event = True
             return
         super().queue_exception(info, error_code, payload, length, trap)
+
+
+class Bug8b(Kvm):
+    """The queues of L2 were not emptied when L2 was left.
+
+    What was being delivered to L2 is injected into L1. On bare metal it is in the IDT-vectoring field, and
+    nothing of L2 crosses into L1 (V6).
+    """
+
+    __slots__ = ()
+
+    def forget_queues(self) -> None:
+        """They are kept."""
 
 
 class Bug9(Kvm):
@@ -143,9 +173,26 @@ class Bug24(Kvm):
     __slots__ = ()
 
     def l1_intercepts_queued(self, vector: int, error_code: int) -> bool:
-        if vector == PF:
-            return self.vmcs12[EXCEPTION_BITMAP] >> PF & 1 != 0
-        return super().l1_intercepts_queued(vector, error_code)
+        wanted = super().l1_intercepts_queued(vector, error_code)
+        return wanted == (vector != PF or _filter_matches(self.vmcs12, error_code))
+
+
+class Bug24b(Kvm):
+    """An exit for an exception that L0 raised took information and qualification of the last hardware exit.
+
+    L1 gets exit 0 without a vector, or with the qualification of another exit. On bare metal they say what
+    was raised (section "Exits", exit 0; Y1).
+    """
+
+    __slots__ = ()
+
+    def exit_for_exception(self) -> int:
+        if not self.nested_run_pending:
+            info = self.vmcs02[EXIT_INTR_INFO]
+            self.vmexit_info = info if info & VALID else 0
+            self.vmexit_payload = self.vmcs02[EXIT_QUALIFICATION]
+            self.vmexit_trap = False
+        return super().exit_for_exception()
 
 
 class Bug25(Remembering):
@@ -175,14 +222,15 @@ class Bug25(Remembering):
 class Bug28(Kvm):
     """The #PF bit of L1's exception bitmap was tested with the vector as mask.
 
-    Bits 1 to 3 decide instead of bit 14.
+    Bits 1 to 3 decide instead of bit 14; the filter is as it was.
     """
 
     __slots__ = ()
 
     def l1_intercepts(self, vector: int, error_code: int) -> bool:
         if vector == PF:
-            return self.vmcs12[EXCEPTION_BITMAP] & PF != 0
+            wanted = self.vmcs12[EXCEPTION_BITMAP] & PF != 0
+            return wanted == _filter_matches(self.vmcs12, error_code)
         return super().l1_intercepts(vector, error_code)
 
 
@@ -211,6 +259,18 @@ class Bug51(Kvm):
     ) -> None:
         self.deliver_payload(info & VECTOR_MASK, payload)
         super().queue_exception(info, error_code, payload, length, trap)
+
+
+class Bug51b(Kvm):
+    """Since the payload of a debug trap was in DR6 already, an exit of higher rank left it out.
+
+    The pending-debug field of L1 is empty, and the trap is gone. On bare metal it is pending there (M4, Y6).
+    """
+
+    __slots__ = ()
+
+    def _merge_trap_into_pending_debug(self) -> None:
+        """Nothing is merged."""
 
 
 class Res2(Kvm):
@@ -245,6 +305,19 @@ class Res3(Kvm):
             super().requeue(info, error_code, length)
 
 
+class Res3b(Kvm):
+    """A pending MTF exit that L1 injects (type 7) is not known to what takes a cancelled entry back.
+
+    The exit never comes; on bare metal it comes before L2's first instruction (M5).
+    """
+
+    __slots__ = ()
+
+    def requeue(self, info: int, error_code: int, length: int) -> None:
+        if info & TYPE_MASK != OTHER_EVENT << TYPE_SHIFT:
+            super().requeue(info, error_code, length)
+
+
 class Res4(Kvm):
     """For a soft interrupt in flight, the exit writes its length into L1's entry length field.
 
@@ -269,3 +342,43 @@ class Res6(Kvm):
         if blocked and not self.vmcs12[IDT_VECTORING_INFO] & VALID and not self.nested_run_pending:
             self.vmexit_info |= NMI_UNBLOCKING_BY_IRET
         return super().exit_for_exception()
+
+
+class Res6b(Kvm):
+    """An IRET fault that L1 gets has bit 3 set again already, although bit 12 says that it was ended (X12).
+
+    On bare metal bit 3 is 0, and the host sets it before it runs the IRET again.
+    """
+
+    __slots__ = ()
+
+    def nested_vmexit(
+        self,
+        reason: int,
+        qualification: int = 0,
+        info: int = 0,
+        error_code: int = POISON,
+        length: int = POISON,
+    ) -> None:
+        reported = info if reason == EXCEPTION_NMI else qualification
+        if reason in (EXCEPTION_NMI, EPT_VIOLATION) and reported & NMI_UNBLOCKING_BY_IRET:
+            self.vmcs02[GUEST_INTERRUPTIBILITY] |= BLOCKING_BY_NMI
+        super().nested_vmexit(reason, qualification, info, error_code, length)
+
+
+class Res6c(Kvm):
+    """Bit 12 of an EPT violation is made anew for L1, and left out (X12)."""
+
+    __slots__ = ()
+
+    def nested_vmexit(
+        self,
+        reason: int,
+        qualification: int = 0,
+        info: int = 0,
+        error_code: int = POISON,
+        length: int = POISON,
+    ) -> None:
+        if reason == EPT_VIOLATION:
+            qualification &= ~NMI_UNBLOCKING_BY_IRET
+        super().nested_vmexit(reason, qualification, info, error_code, length)

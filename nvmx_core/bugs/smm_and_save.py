@@ -16,6 +16,21 @@ class Bug56(Kvm):
         """Nothing is pending."""
 
 
+class Bug55b(Kvm):
+    """A restored vCPU started L1's timer again, with the value of the VMCS.
+
+    Exit 52 comes too late. On bare metal the deadline is fixed at the entry (O7).
+    """
+
+    __slots__ = ()
+
+    def save_and_restore(self) -> Kvm:
+        successor = super().save_and_restore()
+        if successor.guest_mode:
+            successor.start_timer()
+        return successor
+
+
 class Bug58(Kvm):
     """Whether an entry was still to complete was not saved.
 
@@ -42,6 +57,19 @@ class Bug59(Kvm):
         successor = super().save_and_restore()
         successor.request_triple_fault = False
         return successor
+
+
+class Res7b(Kvm):
+    """An MTF exit that was owed when an SMI came is not owed any more after RSM (B8).
+
+    L2 runs on; on bare metal exit 37 comes at the boundary that RSM returns to.
+    """
+
+    __slots__ = ()
+
+    def enter_smm(self) -> None:
+        super().enter_smm()
+        self.mtf_pending = False
 
 
 class Res11(Kvm):

@@ -3,14 +3,15 @@
 A version is the set of catalogued bugs that were in it, as far as their first and last versions are known.
 Several bugs in one L0 are a class with several bases; that needs the Python build, because compiled classes
 have one base each. Bugs go together when each of two that touch one method calls the other's through
-``super()``, or when they touch different ones.
+``super()``, or when they touch different ones; and unless one takes away what the other needs (HIDDEN_BY).
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Final
 
-from nvmx_core.bugs.catalogue import BUG_BY_NAME, CATALOGUE, Bug
+from nvmx_core.bugs.catalogue import ABOUT, AFTER, BUG_BY_NAME, CATALOGUE, UNEXPRESSED, UNKNOWN, Bug
 from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.l0.kvm import Kvm
 
@@ -23,12 +24,35 @@ VERSIONS: Final = (
 
 L0_BY_NAME: Final[dict[str, type[Kvm]]] = {FIXED: Kvm} | {bug.name: bug.l0 for bug in CATALOGUE}
 
-_VERSION: Final = re.compile(r"kvm-(\d+)\.(\d+)")
+HIDDEN_BY: Final[dict[str, tuple[str, ...]]] = {
+    "bug1": ("bug4",),  # bug4 looks at nothing while there is an event to re-inject
+    "bug2": ("bug4",),
+    "bug23": (
+        "bug3",
+        "bug4",
+        "bug30",
+    ),  # an immediate exit too many is none, or a late one, without them
+    "bug44b": ("bug37", "bug44"),  # the exit for a stale SIPI comes as little as that for a new one
+    "bug48": ("bug3", "bug30"),
+}
+"""Bugs of which nothing is seen in an L0 that has one of the others too.
+
+A list of a person is refused then. A version has what it had: it keeps both, and shows only the other.
+"""
+
+_VERSION: Final = re.compile(r"kvm-(\d{1,3})\.(\d{1,3})")
 _FIRST: Final = (3, 1)
+_LAST: Final = (6, 12)
+_LAST_OF_SERIES: Final = {3: 19, 4: 20, 5: 19}
 
 
 class UnknownL0Error(Exception):
-    """No L0 has that name; the first argument is the part of it that is unknown."""
+    """No L0 has that name: the part of it that is unknown, and a sentence why, "" when it is just no name."""
+
+    def __init__(self, part: str, reason: str = "") -> None:
+        super().__init__(part, reason)
+        self.part: Final = part
+        self.reason: Final = reason
 
 
 class CombinationError(Exception):
@@ -40,44 +64,98 @@ def l0_class(name: str) -> type[Kvm]:
 
     Raises:
         UnknownL0Error: there is none of that name.
-        CombinationError: two of the bugs replace the same decision, or the build is compiled.
+        CombinationError: two of the bugs replace the same decision, one that was named hides another or is
+            hidden, or the build is compiled.
     """
     if name in L0_BY_NAME:
         return L0_BY_NAME[name]
     if name in PLANTED:
         return PLANTED[name]
-    bugs = bugs_of(name)
+    named, of_versions = _parts(name)
+    bugs = _in_order(named | of_versions)
+    for hidden, hider in hidden_in(bugs):
+        if hidden in named or not {hidden, hider} <= of_versions:
+            raise CombinationError(
+                f"{hider} takes away what {hidden} needs, so nothing of it would show; name one of them"
+            )
     return combine(tuple(bug.name for bug in bugs))
 
 
 def bugs_of(name: str) -> list[Bug]:
     """The catalogued bugs that *name* stands for, in the order of the catalogue; raises UnknownL0Error."""
-    wanted: set[str] = set()
+    named, of_versions = _parts(name)
+    return _in_order(named | of_versions)
+
+
+def hidden_in(bugs: Iterable[Bug]) -> list[tuple[str, str]]:
+    """Each bug that another one of them hides, and that one."""
+    names = [bug.name for bug in bugs]
+    return [
+        (hidden, hider) for hidden in names for hider in HIDDEN_BY.get(hidden, ()) if hider in names
+    ]
+
+
+def _in_order(names: set[str]) -> list[Bug]:
+    return [bug for bug in CATALOGUE if bug.name in names]
+
+
+def _parts(name: str) -> tuple[set[str], set[str]]:
+    """The bugs that *name* names, and those that its versions had."""
+    named: set[str] = set()
+    of_versions: set[str] = set()
     for part in name.split(","):
         version = _VERSION.fullmatch(part)
-        if version and (int(version[1]), int(version[2])) >= _FIRST:
-            wanted.update(bug.name for bug in bugs_in((int(version[1]), int(version[2]))))
+        if version:
+            number = (int(version[1]), int(version[2]))
+            _require_version(part, number)
+            of_versions.update(bug.name for bug in bugs_in(number))
         elif part in BUG_BY_NAME:
-            wanted.add(part)
+            named.add(part)
         elif part != FIXED:
-            raise UnknownL0Error(part)
-    return [bug for bug in CATALOGUE if bug.name in wanted]
+            raise UnknownL0Error(part, _why_unknown(part))
+    return named, of_versions
+
+
+def _require_version(part: str, number: tuple[int, int]) -> None:
+    major, minor = number
+    last = _LAST_OF_SERIES.get(major, minor)
+    if number > _LAST:
+        reason = f"{part} is newer than the catalogue, which ends with kvm-{_LAST[0]}.{_LAST[1]}"
+    elif number < _FIRST:
+        reason = f"{part} has no nested VMX, which came with kvm-{_FIRST[0]}.{_FIRST[1]}"
+    elif minor > last:
+        reason = f"there was no {part}: the last of that series is kvm-{major}.{last}"
+    else:
+        return
+    raise UnknownL0Error(part, reason)
+
+
+def _why_unknown(part: str) -> str:
+    if part in PLANTED:
+        return f"{part} is planted, no bug of KVM, and is chosen alone"
+    for entry in UNEXPRESSED:
+        if entry.name == part:
+            return f"{part} is known, but not expressed: {entry.reason}"
+    return ""
 
 
 def bugs_in(version: tuple[int, int]) -> list[Bug]:
-    """The bugs that were in a version, of those whose last version is known."""
-    return [
-        bug
-        for bug in CATALOGUE
-        if bug.fixed_in != "?"
-        and _number(bug.introduced, _FIRST) <= version < _number(bug.fixed_in, (99, 0))
-    ]
+    """The bugs that were in a version, of those whose fix, or one version that had them, is known."""
+    return [bug for bug in CATALOGUE if _is_in(bug, version)]
+
+
+def _is_in(bug: Bug, version: tuple[int, int]) -> bool:
+    if bug.fixed_in == UNKNOWN or version < _number(bug.introduced, _FIRST):
+        return False
+    if bug.fixed_in.startswith(AFTER):
+        return version <= _number(bug.fixed_in, _LAST)
+    return version < _number(bug.fixed_in, (_LAST[0] + 1, 0))
 
 
 def _number(version: str, default: tuple[int, int]) -> tuple[int, int]:
     if not version:
         return default
-    major, minor = version.split(".")
+    major, minor = version.lstrip(f"{ABOUT}{AFTER}").split(".")
     return int(major), int(minor)
 
 

@@ -1,5 +1,6 @@
 """The parts of the benches that are no measurement: sizes, settings, tables."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,30 @@ def test_power_tells_found_from_given_up() -> None:
         runs("nvmx-fuzz", 500) + runs("random", 20_000, found=False)
     )
     assert head.startswith("| method | runs |")
-    assert first == "| nvmx-fuzz | 3 | 20 | 1 | 0 | 0 | 0.50 | 0.5 | 100.0 % | 0.50 | 1,000 |"
-    assert second == "| random | 3 | 20 | 0 | 0 | 1 | 20.00 | 20.0 | 0.0 % | 20.00 | 1,000 |"
+    assert (
+        first
+        == "| nvmx-fuzz | 3 | 20 | 1 | 0 | 0 | 0.50 | 0.5 | 100.0 % | 0.50 | 1,000 | not recorded |"
+    )
+    assert (
+        second
+        == "| random | 3 | 20 | 0 | 0 | 1 | 20.00 | 20.0 | 0.0 % | 20.00 | 1,000 | not recorded |"
+    )
+
+
+def test_power_counts_a_run_of_two_records_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    records = [tmp_path / name for name in ("one", "two")]
+    for record, executions in zip(records, (500, 700), strict=True):
+        lines = (json.dumps(run._asdict()) + "\n" for run in runs("nvmx-fuzz", executions))
+        record.write_text("".join(lines))
+    page = tmp_path / "page.md"
+    page.write_text(f"prose\n\n{power.MARK}\nold\n")
+    monkeypatch.setattr(power, "PAGE", page)
+    monkeypatch.setattr(power, "PLOT", tmp_path / "plot.svg")
+    assert power.main(*map(str, records)) == 0
+    assert "| bug1 | X3 | 3/3, 0.70 (0.70) s, 700 |" in page.read_text()
 
 
 def test_power_refuses_what_is_no_record(

@@ -2,12 +2,14 @@
 
 import pytest
 
+from nvmx_core.bugs.catalogue import BUG_BY_NAME
 from nvmx_core.bugs.versions import l0_class
 from nvmx_core.oracle.judge import violations_of
 from nvmx_core.scenario.step_text import format_step
 from nvmx_core.scenario.steps import OPERATIONS, Operation, Scenario
 from nvmx_core.scenario.text import parse_scenario
 from nvmx_fuzz.free_operands import alternatives, free_operands
+from nvmx_fuzz.seeds import BUGS_FOLDER
 
 BUG1 = """version 1
 L1 inject external-interrupt 0x40
@@ -37,6 +39,20 @@ def test_what_matters_for_a_finding_keeps_its_value() -> None:
         "outside interrupt any in-delivery",
         "L1 enter",
     ]
+
+
+@pytest.mark.parametrize("name", ["bug30", "bug40", "bug48"])
+def test_a_vector_that_must_not_be_one_of_the_first_is_not_free(name: str) -> None:
+    """The interrupt controller has no vectors 0 to 15, so a virtual interrupt of them is none."""
+    file = parse_scenario((BUGS_FOLDER / f"{name}.scn").read_text())
+    bug = BUG_BY_NAME[name]
+
+    def holds(candidate: Scenario) -> bool:
+        return any(found.rule == bug.rule for found in violations_of(candidate, bug.l0))
+
+    lines = shown(file.scenario, free_operands(file.scenario, holds))
+    assert any(line.startswith("L1 virtual-interrupt") for line in lines)
+    assert "L1 virtual-interrupt any" not in lines
 
 
 def test_nothing_is_free_when_every_value_matters() -> None:

@@ -5,10 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from nvmx_core.scenario.text import parse_scenario
 from nvmx_fuzz import hunt as hunting
 from nvmx_fuzz.cli import main
 from nvmx_fuzz.files import BadFile
-from nvmx_fuzz.hunt import METHODS, Result, Run, hunt, read, results
+from nvmx_fuzz.hunt import (
+    METHODS,
+    NOT_RECORDED,
+    Result,
+    Run,
+    hunt,
+    latest,
+    read,
+    results,
+    setting_of,
+)
+from nvmx_fuzz.seeds import BUGS_FOLDER
 
 
 def run(method: str, seed: int, found: bool, executions: int, seconds: float) -> Run:
@@ -23,7 +35,7 @@ def test_results_are_medians_and_worst_by_bug_and_method() -> None:
         run("atheris", 1, True, 7, 0.1),
     ]
     first, second = results(runs)
-    assert first == Result("random", "bug1", 3, 2, 20, 100, 1.0, 5.0)
+    assert first == Result("random", "bug1", 3, 2, 20, 100, 1.0, 5.0, NOT_RECORDED, NOT_RECORDED)
     assert (second.method, second.found, second.runs) == ("atheris", 1, 1)
 
 
@@ -45,7 +57,55 @@ def test_runs_with_another_limit_are_searched_again(tmp_path: Path) -> None:
     assert found.found
 
 
-@pytest.mark.parametrize("content", ["{", "[1]\n", '{"method": "random"}\n'])
+def test_a_record_without_settings_is_read(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    old = {
+        "method": "random", "bug": "bug1", "seed": 1, "limit": 5, "found": False,
+        "executions": 9, "seconds": 5, "data": "",
+    }  # fmt: skip
+    record.write_text(json.dumps(old) + "\n")
+    (run_,) = read(record)
+    assert (run_.setting, run_.revision) == (NOT_RECORDED, NOT_RECORDED)
+
+
+def test_runs_of_another_setting_are_searched_again(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    other = run("random", 1, False, 9, 0.1)._replace(setting="another", revision="1.0")
+    record.write_text(json.dumps(other._asdict()) + "\n")
+    (found,) = hunt(["bug1"], ["random"], 1, 5.0, record)
+    assert found.found
+    assert found.setting == setting_of("random")
+    assert found.revision not in ("", NOT_RECORDED)
+    assert latest(read(record)) == [found]
+    assert list(hunt(["bug1"], ["random"], 1, 5.0, record)) == [found]
+
+
+def test_settings_are_part_of_the_results() -> None:
+    mixed = [
+        run("random", 1, True, 9, 0.1)._replace(setting="python"),
+        run("random", 2, True, 9, 0.1)._replace(setting="compiled"),
+    ]
+    assert results(mixed)[0].setting == "compiled, python"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 5, 11, 40, -2, -1])
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path, kept: int) -> None:
+    record = tmp_path / "record"
+    known = [run("random", seed, True, 10, 1.5) for seed in (1, 2)]
+    first, second = (json.dumps(one._asdict()) + "\n" for one in known)
+    record.write_text(first + second[:kept])
+    is_whole = kept == -1
+    assert read(record) == known[: 1 + is_whole]
+    found = list(hunt(["bug1"], ["random"], 2, 5.0, record))
+    assert found[0] == known[0]
+    assert (found[1] == known[1]) is is_whole
+    assert read(record) == found
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "hello world", '{"method": "random"}\n', "[1]\n", '{"method": "random", "bug": 1}\n'],
+)
 def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     record = tmp_path / "record"
     record.write_text(content)
@@ -68,6 +128,9 @@ def test_command_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(capsys.readouterr().out)
     assert {"id", "subject", "commit", "fixed in", "rule", "scenario"} <= set(shown["bugs"][0])
     assert all(entry["reason"] for entry in shown["not expressed"])
+    for row in shown["bugs"]:
+        known = parse_scenario((BUGS_FOLDER / f"{row['id']}.scn").read_text()).scenario
+        assert parse_scenario("\n".join(["version 1", *row["scenario"]])).scenario == known
     assert main(["bugs", "kvm-6.12", "--json"]) == 0
     assert all(row["id"] != "bug1" for row in json.loads(capsys.readouterr().out)["bugs"])
 
@@ -86,4 +149,24 @@ def test_command_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["bugs", "bug99"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("nvmx-fuzz: there is no L0 called 'bug99'; did you mean")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bugs", "deep1"], "deep1 is planted"),
+        (["bugs", "bug6"], "bug6 is known, but not expressed: "),
+        (["bugs", "kvm-3.20"], "there was no kvm-3.20"),
+        (["bugs", "fixed", "--hunt"], "fixed has no bug to hunt"),
+        (["replay", "--l0", "deep1,bug1", "x"], "deep1 is planted"),
+        (["replay", "--l0", "bug1,bug6", "x"], "bug6 is known, but not expressed: "),
+    ],
+)
+def test_command_says_why_a_name_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nvmx-fuzz: {said}")
     assert error.count("\n") == 1

@@ -83,10 +83,72 @@ def test_command_goes_on_from_what_is_there(tmp_path: Path) -> None:
     source.write_text(BUG1)
     command = ["minimize", "--l0", "bug1", "--rule", "X3", "--out", str(out), str(source)]
     assert main(command) == 0
-    small = parse_scenario(out.read_text()).scenario
-    out.write_text(format_scenario(small))
+    small = out.read_text()
     assert main(command) == 0
-    assert parse_scenario(out.read_text()).scenario == small
+    assert out.read_text() == small
+    # A run that was cut off leaves one of the scenarios on the way.
+    file = parse_scenario(small)
+    steps = (*file.scenario.steps, NOISE)
+    out.write_text(format_scenario(file.scenario._replace(steps=steps), file.comments))
+    assert main(command) == 0
+    assert out.read_text() == small
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello world\n",
+        b"# precious\nversion 1\nL1 enter\n",
+        BUG1.encode(),
+        BUG1.replace("version", "# key: EXIT-INFO X3 of another L0\nversion").encode(),
+        bytes(3),
+        b"",
+    ],
+)
+def test_command_leaves_alone_what_is_not_its_own(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "raw.scn", tmp_path / "out"
+    source.write_text(BUG1)
+    out.write_bytes(content)
+    assert main(["minimize", "--l0", "bug1", "--out", str(out), str(source)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nvmx-fuzz: {out}: holds something else, and is left alone")
+    assert error.count("\n") == 1
+    assert out.read_bytes() == content
+
+
+def test_command_leaves_alone_what_it_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, link = tmp_path / "raw.scn", tmp_path / "link.scn"
+    source.write_text(f"# as it came\n{BUG1}")
+    link.symlink_to(source)
+    for out in (source, link):
+        assert main(["minimize", "--l0", "bug1", "--out", str(out), str(source)]) == 2
+        assert "holds something else" in capsys.readouterr().err
+    assert source.read_text() == f"# as it came\n{BUG1}"
+
+
+def test_command_knows_the_result_of_another_bug_by_its_l0(tmp_path: Path) -> None:
+    source, out = tmp_path / "raw.scn", tmp_path / "out.scn"
+    source.write_text(BUG1)
+    command = ["minimize", "--rule", "X3", "--out", str(out), str(source), "--l0"]
+    assert main([*command, "bug1"]) == 0
+    kept = out.read_text()
+    assert main([*command, "bug2"]) == 2
+    assert out.read_text() == kept
+
+
+def test_command_names_a_rule_that_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "raw.scn"
+    source.write_text(BUG1)
+    assert main(["minimize", "--l0", "bug1", "--rule", "ZZ", str(source)]) == 2
+    assert capsys.readouterr().err.startswith("nvmx-fuzz: there is no rule 'ZZ'")
+    assert main(["minimize", "--l0", "bug1", "--rule", "K1", str(source)]) == 2
+    assert "violates nothing on bug1 of rule K1" in capsys.readouterr().err
 
 
 def test_command_refuses_what_violates_nothing(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,17 +16,21 @@ from nvmx_fuzz.mutation_score import VERDICTS, Mutant, Verdicts, page
 from nvmx_fuzz.scenario_files import load
 
 
-def mutant(who: str, old: str = "a and b", module: str = "l0/routing.py") -> Mutant:
-    return Mutant(module, old, "a or b", who, "")
+def mutant(
+    who: str, old: str = "a and b", module: str = "l0/routing.py", function: str = "reflect"
+) -> Mutant:
+    return Mutant(module, function, old, "a or b", who, "")
 
 
 def test_a_verdict_is_by_the_whole_key_or_by_a_pattern() -> None:
     known = Verdicts(
-        "# why\n\nl0/routing.py: a and b -> a or b => missing: a seed\n/^cpu/ => equivalent: so\n"
+        "# why\n\nl0/routing.py reflect: a and b -> a or b => missing: a seed\n/^cpu/ => equivalent: so\n"
     )
     assert known.of(mutant("nobody")) == "missing: a seed"
     assert known.of(mutant("nobody", module="cpu/apic.py")) == "equivalent: so"
     assert known.of(mutant("nobody", old="c")) == ""
+    assert known.of(mutant("nobody", function="emulate")) == ""
+    assert known.of(mutant("nobody", function="")) == ""
     assert not known.is_equivalent(mutant("nobody"))
     assert known.is_equivalent(mutant("nobody", module="cpu/apic.py"))
     assert not known.is_equivalent(mutant("oracles", module="cpu/apic.py"))
@@ -43,10 +48,15 @@ def test_the_score_leaves_out_what_is_equivalent() -> None:
         mutant("tests only"),
         mutant("nobody", old="c | d"),
     ]
-    text = page(found, Verdicts("l0/routing.py: c | d -> a or b => equivalent: no difference\n"))
+    text = page(
+        found, Verdicts("l0/routing.py reflect: c | d -> a or b => equivalent: no difference\n")
+    )
     assert "| all | 4 | 1 | 0 | 0 | 1 | 1 | 1 | 1 | 66.7 % |" in text
-    assert "| l0/routing.py: `a and b` becomes `a or b` | see it | none yet |" in text
-    assert "| l0/routing.py: `c \\| d` becomes `a or b` | - | equivalent: no difference |" in text
+    assert "| l0/routing.py reflect: `a and b` becomes `a or b` | see it | none yet |" in text
+    assert (
+        "| l0/routing.py reflect: `c \\| d` becomes `a or b` | - | equivalent: no difference |"
+        in text
+    )
 
 
 def test_nobody_sees_anything_in_the_tree_as_it_is() -> None:
@@ -71,12 +81,19 @@ def test_what_the_unchanged_model_shows_too_is_not_seen(monkeypatch: pytest.Monk
     assert mutation_check.campaign_sees("none", str(ROOT)) == ""
 
 
-def test_a_change_in_the_last_line_of_a_file_has_both_lines() -> None:
-    spec = SimpleNamespace(module_path="nvmx_core/cpu/boundary.py")
-    diff = "--- a\n+++ b\n@@ -1,2 +1,2 @@\n-    return True\n-\n+    return False\n+\n"
-    found = mutation_score._mutant(
-        SimpleNamespace(mutations=(spec,)), SimpleNamespace(diff=diff, output="nobody\n")
+def test_a_change_in_the_last_line_of_a_file_has_both_lines(tmp_path: Path) -> None:
+    spec = SimpleNamespace(module_path="nvmx_core/cpu/boundary.py", start_pos=(4, 8))
+    (tmp_path / "nvmx_core" / "cpu").mkdir(parents=True)
+    lines = (
+        "class A:\n    def before(self):\n        pass\n    def asked(self):\n        return True\n"
     )
+    (tmp_path / spec.module_path).write_text(lines)
+    diff = "--- a\n+++ b\n@@ -1,2 +1,2 @@\n-    return True\n-\n+    return False\n+\n"
+    item, result = SimpleNamespace(mutations=(spec,)), SimpleNamespace(diff=diff, output="nobody\n")
+    found = mutation_score._mutant(item, result, tmp_path)
+    assert found.key == "cpu/boundary.py asked: return True -> return False"
+    spec.start_pos = (1, 0)
+    found = mutation_score._mutant(item, result, tmp_path)
     assert found.key == "cpu/boundary.py: return True -> return False"
 
 
@@ -107,5 +124,28 @@ def test_the_file_of_verdicts_can_be_read() -> None:
     known = Verdicts(VERDICTS.read_text())
     assert known.of(mutant("nobody", old="x", module="l0/log.py")) == ""
     line = "self._write_entry(NMI_INFO, POISON, 0)"
-    found = Mutant("l0/injection.py", line, line.replace("0)", "-1)"), "nobody", "")
+    found = Mutant("l0/injection.py", "reinject", line, line.replace("0)", "-1)"), "nobody", "")
     assert known.is_equivalent(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "equivalent", "visible"),
+    [
+        ("l0/injection.py", "self.own_mtf = False", "take_back_injection", "enter_smm"),
+        (
+            "l0/vcpu.py",
+            "self.request_event = True",
+            "must_ask_userspace",
+            "queue_userspace_interrupt",
+        ),
+    ],
+)
+def test_the_same_line_in_another_function_is_another_question(
+    module: str, line: str, equivalent: str, visible: str
+) -> None:
+    known = Verdicts(VERDICTS.read_text())
+    flip = {"False": "True", "True": "False"}
+    old, _, value = line.rpartition(" ")
+    new = f"{old} {flip[value]}"
+    assert known.is_equivalent(Mutant(module, equivalent, line, new, "nobody", ""))
+    assert not known.is_equivalent(Mutant(module, visible, line, new, "nobody", ""))
