@@ -43,7 +43,7 @@ branch = Extension(
 
 def helper_source() -> str:
     """The digest of the helper's source, by the file that will look at it."""
-    path = Path(__file__).resolve().parent / "fuzz/nvmx_fuzz/bochs/helper.py"
+    path = Path(__file__).resolve().parent / "fuzz/nvmx_fuzz/bochs/helper_source.py"
     return str(run_path(str(path))["source_digest"]())
 
 

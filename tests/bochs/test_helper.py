@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nvmx_core.journal import L1_ENTRY, RETIRE, VMFAIL
-from nvmx_fuzz.bochs import helper
+from nvmx_fuzz.bochs import helper, helper_source
 from nvmx_fuzz.compare import Entry, first_difference
 
 
@@ -40,38 +40,38 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """A copy of the source in a folder of its own, and what is compiled of it instead of a library."""
     folder = tmp_path / "site" / "package" / "bochs"
     folder.mkdir(parents=True)
-    parts = tuple(Path(shutil.copy(part, folder)) for part in helper.PARTS)
+    parts = tuple(Path(shutil.copy(part, folder)) for part in helper_source.PARTS)
     made: list[Path] = []
-    monkeypatch.setattr(helper, "SOURCE", parts[0])
-    monkeypatch.setattr(helper, "PARTS", parts)
+    monkeypatch.setattr(helper_source, "SOURCE", parts[0])
+    monkeypatch.setattr(helper_source, "PARTS", parts)
     monkeypatch.setattr(helper, "_compile", made.append)
     return made
 
 
 def build_of(digest: str) -> Path:
     """What a build would have put beside the source."""
-    path = helper.SOURCE.with_name(f"_helper{EXTENSION_SUFFIXES[0]}")
+    path = helper_source.SOURCE.with_name(f"_helper{EXTENSION_SUFFIXES[0]}")
     path.write_bytes(b"ELF" + digest.encode() + b"end")
     return path
 
 
 def test_the_helper_of_the_build_is_used_whatever_the_times_of_files(compiled: list[Path]) -> None:
-    built = build_of(helper.source_digest())
-    for part in helper.PARTS:
+    built = build_of(helper_source.source_digest())
+    for part in helper_source.PARTS:
         os.utime(part, (1 << 32, 1 << 32))
     assert helper.helper_path() == built
     assert compiled == []
 
 
 def test_a_helper_of_another_source_is_compiled_anew(compiled: list[Path]) -> None:
-    build_of(helper.source_digest())
-    with helper.PARTS[-1].open("a") as stream:
+    build_of(helper_source.source_digest())
+    with helper_source.PARTS[-1].open("a") as stream:
         stream.write("/* changed */")
     assert helper.helper_path() == compiled[0]
 
 
 def test_the_build_writes_down_its_source() -> None:
-    assert helper.source_digest().encode() in helper.helper_path().read_bytes()
+    assert helper_source.source_digest().encode() in helper.helper_path().read_bytes()
 
 
 def test_equal_journals_have_no_difference() -> None:

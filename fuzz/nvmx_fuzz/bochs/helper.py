@@ -5,7 +5,6 @@ The package's build compiles it with the rest; a checkout that has no build comp
 """
 
 import ctypes
-import hashlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -17,13 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from nvmx_fuzz.bochs import helper_source
 from nvmx_fuzz.outcomes import MissingError, UnavailableError
 
 PACKAGE: Final = "bochscpu"
 DISTRIBUTION: Final = "bochscpu-python"
-SOURCE: Final = Path(__file__).with_name("_helper.c")
-PARTS: Final = (SOURCE, *sorted(SOURCE.parent.glob("_helper_*.h")))
-"""The source and what it includes."""
 CPU_MODELS: Final = {"0.4.0": 26}
 """The number of the CPU model skylake_x in each version of the package that the helper knows."""
 
@@ -93,20 +90,15 @@ def helper_path() -> Path:
 
     Raises: BochsUnavailableError.
     """
-    digest = source_digest()
+    digest = helper_source.source_digest()
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        built = SOURCE.with_name(f"_helper{suffix}")
+        built = helper_source.SOURCE.with_name(f"_helper{suffix}")
         if built.exists() and digest.encode() in built.read_bytes():
             return built
-    target = SOURCE.parents[3] / "build" / f"bochs-helper-{digest}.so"
+    target = helper_source.SOURCE.parents[3] / "build" / f"bochs-helper-{digest}.so"
     if not target.exists():
         _compile(target)
     return target
-
-
-def source_digest() -> str:
-    """What the compiled helper says it was made from, see `nvmx_source`; the build asks here too."""
-    return hashlib.sha256(b"".join(part.read_bytes() for part in PARTS)).hexdigest()[:32]
 
 
 def _compile(target: Path) -> None:
@@ -119,8 +111,17 @@ def _compile(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             output = Path(folder) / target.name
-            made_from = f'-DNVMX_SOURCE="{source_digest()}"'
-            options = ["-O2", "-shared", "-fPIC", made_from, "-o", str(output), str(SOURCE), "-ldl"]
+            made_from = f'-DNVMX_SOURCE="{helper_source.source_digest()}"'
+            options = [
+                "-O2",
+                "-shared",
+                "-fPIC",
+                made_from,
+                "-o",
+                str(output),
+                str(helper_source.SOURCE),
+                "-ldl",
+            ]
             done = subprocess.run(
                 [*compiler.split(), *options], capture_output=True, text=True, check=False
             )
