@@ -1,9 +1,9 @@
 """Measures what a second job is worth: `scripts/bench --jobs N`.
 
-Campaigns of one job and of two, with and without an exchange of inputs, take turns with the same seeds,
-so that what the machine does meanwhile hits all of them. Two quantities: executions a second, and the time
-until something is found from nothing, which is a broken rule of a bug that hides behind several steps, or a
-number of features on `fixed`.
+Campaigns of one job and of two, with and without an exchange of inputs, take turns, so that what the machine
+does meanwhile hits all of them. Each has seeds of its own: the first of two jobs would repeat the one.
+Two quantities: executions a second, and the time until something is found from nothing, which is a broken
+rule of a bug that hides behind several steps, or a number of features on `fixed`.
 
 Both by the clock, which is what people wait for, and by the CPU time of a job, which is what the clock would
 show on a machine with a core for each job; and what is found also by the executions of a job, which no
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from math import exp, log
 from pathlib import Path
 from statistics import fmean
 from typing import Final, NamedTuple
@@ -33,6 +32,7 @@ FEATURES: Final = 3000
 
 RUNS: Final = 200_000
 _FIND_SECONDS: Final = 300
+_SEEDS_APART: Final = 1000
 _FIND_TURNS: Final = 6
 """A search is over in seconds, and chance decides in how many: so many for each turn of the others."""
 
@@ -65,8 +65,8 @@ class Turn(NamedTuple):
 class JobsRow(NamedTuple):
     """One quantity with one setting: by the clock, by the CPU time of a job, by its executions (0: a rate).
 
-    Rates are executions a second, times are seconds; all are geometric means. `times` says how many times
-    better than with one job each is.
+    Rates are executions a second, times are seconds; all are means, which is what somebody waits for who
+    searches often. `times` says how many times better than with one job each is.
     """
 
     goal: str
@@ -172,7 +172,8 @@ def _taken(
         sys.stderr.write(f"{l0}: turn {seed} of {turns}\n")
         turn: Taken = {}
         for setting in SETTINGS:
-            one = campaign(l0, seed, setting, seconds, runs, features)
+            own = seed + _SEEDS_APART * SETTINGS.index(setting)
+            one = campaign(l0, own, setting, seconds, runs, features)
             cpu = max(one.cpu - start[setting], 1e-3) / setting.jobs
             turn[setting] = Turn(one.executions // setting.jobs, one.seconds, cpu)
         taken.append(turn)
@@ -199,9 +200,7 @@ def _rows(goal: str, taken: list[Values], *, is_rate: bool = False) -> Iterator[
 
 
 def _means(rows: list[tuple[float, float, float]]) -> tuple[float, float, float]:
-    return _three(
-        exp(fmean(log(max(v, 1e-3)) for v in column)) for column in zip(*rows, strict=True)
-    )
+    return _three(max(fmean(column), 1e-3) for column in zip(*rows, strict=True))
 
 
 def _three(values: Iterable[float]) -> tuple[float, float, float]:
