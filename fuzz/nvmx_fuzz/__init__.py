@@ -28,5 +28,6 @@ SCENARIO_TEXT: Final = ("nvmx_core.scenario",)
 TRACE_READER: Final = ("nvmx_fuzz.trace",)
 """The same for the target `fuzz_trace_reader`."""
 
+# Exit statuses that do not depend on what was looked for.
+BAD_INPUT: Final = 2
 OUR_OWN_BUG: Final = 3
-"""The exit status when the fault is ours."""

@@ -18,13 +18,12 @@ from typing import Final, cast
 import click
 from click.shell_completion import CompletionItem
 
-from nvmx_fuzz import L0_VARIABLE, OUR_OWN_BUG
+from nvmx_fuzz import BAD_INPUT, L0_VARIABLE, OUR_OWN_BUG
 from nvmx_fuzz.core_choice import VARIABLE, NoCompiledCoreError, choose, needs_python
 from nvmx_fuzz.files import BadFile, MissingLibraryError
 from nvmx_fuzz.wording import printable
 
 PROGRAM: Final = "nvmx-fuzz"
-BAD_INPUT: Final = 2
 
 _UNDECODED: Final = re.compile("[\ud800-\udfff]")
 """What Python makes of bytes that are no text."""

@@ -5,11 +5,11 @@ from typing import Any, Final
 
 import click
 
+from nvmx_fuzz import BAD_INPUT
 from nvmx_fuzz.cli_options import json_option
 from nvmx_fuzz.files import BadFile
 
 FOUND: Final = 1
-BAD_INPUT: Final = 2
 
 
 @click.command("check-trace")

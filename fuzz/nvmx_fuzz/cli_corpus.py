@@ -3,12 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from nvmx_core.scenario.text import format_file, format_scenario
-from nvmx_fuzz import cli_corpus_care, cli_corpus_trace
+from nvmx_fuzz import BAD_INPUT, cli_corpus_care, cli_corpus_trace
 from nvmx_fuzz.cli_options import FIXED, json_option
 from nvmx_fuzz.cli_replay import show
 from nvmx_fuzz.codec import encode
@@ -17,8 +17,6 @@ from nvmx_fuzz.files import STANDARD_INPUT, BadFile, read_small_file, write_outp
 from nvmx_fuzz.replaying import replay
 from nvmx_fuzz.scenario_files import Loaded, load, load_content
 from nvmx_fuzz.wording import counted
-
-BAD_INPUT: Final = 2
 
 
 @click.group("corpus")

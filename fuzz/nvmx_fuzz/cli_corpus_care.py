@@ -15,6 +15,7 @@ import click
 
 from nvmx_core.l0.reach import REACH_NAMES
 from nvmx_core.scenario.text import format_file, format_scenario
+from nvmx_fuzz import BAD_INPUT
 from nvmx_fuzz.cli_options import json_option
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.corpus_features import (
@@ -34,7 +35,6 @@ from nvmx_fuzz.scenario_files import TEXT_SUFFIX, Loaded, load
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.wording import counted
 
-BAD_INPUT: Final = 2
 REFUSED: Final = 1
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

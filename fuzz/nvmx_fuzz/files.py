@@ -66,9 +66,7 @@ def read_file(name: str, size_max: int, kind: str) -> bytes:
         # Opening a named pipe would wait for its other end, so not even that.
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                raise BadFile(name, f"is {file_kind(mode)}, not a file")
+            require_regular(name, os.fstat(descriptor))
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 return _limited(name, file.read(size_max + 1), size_max, kind)
         finally:
@@ -110,12 +108,14 @@ def open_own(path: Path) -> IO[bytes]:
         if path.is_symlink():
             raise BadFile(path, IS_A_LINK)
         descriptor = os.open(path, flags, 0o666)
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            os.close(descriptor)
-            raise BadFile(path, f"is {file_kind(mode)}, not a file")
-        os.ftruncate(descriptor, 0)
-        return os.fdopen(descriptor, "wb")
+        file = os.fdopen(descriptor, "wb")
+        try:
+            require_regular(path, os.fstat(descriptor))
+            file.truncate(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
 
 def content_name(content: bytes) -> str:
@@ -195,6 +195,12 @@ def _limited(name: str, content: bytes, size_max: int, kind: str) -> bytes:
     if len(content) > size_max:
         raise BadFile(name, f"is larger than {size_max} bytes, so it is {kind}")
     return content
+
+
+def require_regular(name: str | Path, status: os.stat_result) -> None:
+    """Raise BadFile for what is no regular file."""
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFile(name, f"is {file_kind(status.st_mode)}, not a file")
 
 
 def file_kind(mode: int) -> str:

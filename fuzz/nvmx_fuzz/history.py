@@ -9,7 +9,6 @@ Times are seconds of fuzzing: no clock of the machine is in the file.
 
 import json
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nvmx_core.l0.reach import REACH_NAMES
-from nvmx_fuzz.files import IS_A_LINK, BadFile, about, file_kind, read_file
+from nvmx_fuzz.files import IS_A_LINK, BadFile, about, read_file, require_regular
 from nvmx_fuzz.rule_rows import RULE_ROWS
 from nvmx_fuzz.status import Status
 from nvmx_fuzz.transitions import TransitionCount
@@ -151,9 +150,7 @@ def _drop_torn_line(path: Path) -> None:
         raise BadFile(path, IS_A_LINK)
     if not path.exists():
         return
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        raise BadFile(path, f"is {file_kind(mode)}, not a file")
+    require_regular(path, path.stat())
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
         place = size

@@ -27,7 +27,7 @@ from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.corpus_features import Feature, FeatureMeter, union
 from nvmx_fuzz.corpus_files import files_in
-from nvmx_fuzz.files import BadFile, content_name, is_whole
+from nvmx_fuzz.files import BadFile, content_name, is_draft, is_whole
 from nvmx_fuzz.generate import random_bytes, random_scenario
 from nvmx_fuzz.history import read_history
 from nvmx_fuzz.scenario_files import load
@@ -256,7 +256,7 @@ def _torn(folder: Path, outcome: Outcome) -> list[str]:
     for path in _all_files(folder):
         name = path.relative_to(folder)
         if path.name.startswith("."):
-            outcome.drafts += path.name.endswith(".new")
+            outcome.drafts += is_draft(path.name)
         elif not is_whole(path.name, path.read_bytes()):
             outcome.parts += 1
             problems += [f"{name} is a part, and is read"] if _is_read(path) else []
