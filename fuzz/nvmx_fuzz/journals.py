@@ -1,9 +1,10 @@
-"""What a run shows, recorded for the corpus and for some random scenarios: `python -m nvmx_fuzz.journals`.
+"""What a run shows, recorded for the corpus, random scenarios and the bugs: `python -m nvmx_fuzz.journals`.
 
-What L1 and L2 see, what L0 logs, and which situations were reached, as digests. Where the processor is wrong
-for both machines alike, comparing them shows nothing; a changed digest does. It says only that something
-changed: whether that is right, the tests of the rules say. The command writes `tests/corpus/journals.txt`
-anew; the diff names the scenarios that a change of the model touches.
+What L1 and L2 see, what L0 logs, which situations were reached, and what the oracles say, as digests. Where
+the processor is wrong for both machines alike, comparing them shows nothing; a changed digest does. It says
+only that something changed: whether that is right, the tests of the rules say. The runs of the bugs
+hold what `fixed` never shows: a complaint of L0 about itself, a virtual machine that is given up. The command
+writes `tests/corpus/journals.txt` anew; the diff names the scenarios that a change of the model touches.
 """
 
 import sys
@@ -12,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from nvmx_core.bugs.catalogue import CATALOGUE, Bug
 from nvmx_core.oracle.judge import Verdict, run_and_judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
@@ -39,11 +41,12 @@ def run(scenario: Scenario) -> Verdict:
 
 
 def digest(*verdicts: Verdict) -> str:
-    """The digest of what runs show; the journal is that of bare metal, and `fixed` has to show the same."""
+    """The digest of what runs show."""
     shown = sha256()
-    for verdict in verdicts:
-        vcpu = verdict.nested.vcpu
-        shown.update(repr((verdict.bare.journal, vcpu.log, vcpu.reach)).encode())
+    for bare, nested, violations in verdicts:
+        keys = [violation.key() for violation in violations]
+        vcpu = nested.vcpu
+        shown.update(repr((bare.journal, nested.journal, vcpu.log, vcpu.reach, keys)).encode())
     return shown.hexdigest()[:_DIGITS]
 
 
@@ -61,17 +64,35 @@ def of_generator() -> Iterator[tuple[str, list[Verdict]]]:
         yield f"random/{numbers[0]}-{numbers[-1]}", [run(random_scenario(n)) for n in numbers]
 
 
+def of_catalogue() -> Iterator[tuple[str, Bug, Verdict]]:
+    """Each bug of the catalogue: a name for its run, the bug, and what its smallest scenario shows on it."""
+    for bug in CATALOGUE:
+        scenario = load(str(CORPUS / "bugs" / f"{bug.name}{TEXT_SUFFIX}")).scenario
+        yield (
+            f"catalogue/{bug.name}",
+            bug,
+            run_and_judge(scenario, config_for(scenario.config), bug.l0),
+        )
+
+
+def all_digests() -> dict[str, str]:
+    """The digests of now, in the order of the file."""
+    return (
+        {name: digest(verdict) for name, verdict in of_corpus()}
+        | {name: digest(*verdicts) for name, verdicts in of_generator()}
+        | {name: digest(verdict) for name, _bug, verdict in of_catalogue()}
+    )
+
+
 def recorded() -> dict[str, str]:
-    """The digests in the file, by path below the corpus or by block."""
+    """The digests in the file, by path below the corpus, block, or bug."""
     lines = (line.split() for line in JOURNALS.read_text().splitlines())
     return {name: known for known, name in lines}
 
 
 def main() -> int:
     """Write the file."""
-    found = [(name, digest(verdict)) for name, verdict in of_corpus()]
-    found += [(name, digest(*verdicts)) for name, verdicts in of_generator()]
-    lines = [f"{known}  {name}\n" for name, known in found]
+    lines = [f"{known}  {name}\n" for name, known in all_digests().items()]
     write_whole(JOURNALS, "".join(lines).encode())
     return 0
 

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from difflib import unified_diff
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -239,16 +240,21 @@ def _function_at(module: Path, line: int) -> str:
     return names[-1] if names else ""
 
 
-def _mutant(item: Any, result: Any, tree: Path) -> Mutant:
-    (spec,) = item.mutations
+def _changed_lines(diff: Iterable[str]) -> tuple[str, str]:
+    """The old and the new line of a unified diff of one change."""
     old, new = ("", "")
-    for line in (result.diff or "").splitlines():
+    for line in diff:
         if not line[1:].strip():
             continue  # behind a change in the last line of a file Cosmic Ray shows its end as changed too
         if line.startswith("-") and not line.startswith("---"):
             old = line[1:].strip()
         elif line.startswith("+") and not line.startswith("+++"):
             new = line[1:].strip()
+    return old, new
+
+
+def _mutant(item: Any, result: Any, tree: Path) -> Mutant:
+    (spec,) = item.mutations
     said = (result.output or "").strip().splitlines()
     last = said[-1] if said else ""
     who, _, how = last.partition(": ")
@@ -256,7 +262,24 @@ def _mutant(item: Any, result: Any, tree: Path) -> Mutant:
         who, how = "oracles", last  # cut off, or it does not even start
     module = str(spec.module_path)
     function = _function_at(tree / module, spec.start_pos[0])
-    return Mutant(module.removeprefix("nvmx_core/"), function, old, new, who, how)
+    lines = _changed_lines((result.diff or "").splitlines())
+    return Mutant(module.removeprefix("nvmx_core/"), function, *lines, who, how)
+
+
+def mutant_between(reference: Path, tree: Path) -> Mutant | None:
+    """How the model in *tree* differs from that in *reference*, as a mutant that nobody saw; None: not."""
+    for part in MODULES:
+        for path in sorted((tree / part).rglob("*.py")):
+            module = str(path.relative_to(tree))
+            before = (reference / module).read_text().splitlines()
+            after = path.read_text().splitlines()
+            if before != after:
+                pairs = enumerate(zip(before, after, strict=False), 1)
+                line = next((number for number, (old, new) in pairs if old != new), 1)
+                function = _function_at(reference / module, line)
+                lines = _changed_lines(unified_diff(before, after, n=0, lineterm=""))
+                return Mutant(module.removeprefix("nvmx_core/"), function, *lines, "nobody", "")
+    return None
 
 
 class Verdicts:

@@ -1,5 +1,7 @@
 """The score by mutants, without Cosmic Ray: verdicts, tables, and who sees what."""
 
+import contextlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from nvmx_core.bugs.catalogue import CATALOGUE
-from nvmx_core.oracle import judge
-from nvmx_fuzz import bench_settings, mutation_check, mutation_score
+from nvmx_core.oracle.judge import run_and_judge
+from nvmx_fuzz import bench_settings, journals, mutation_check, mutation_score
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.mutation_score import VERDICTS, Mutant, Verdicts, page
@@ -66,7 +68,9 @@ def test_nobody_sees_anything_in_the_tree_as_it_is() -> None:
 
 
 def test_an_oracle_that_finds_a_known_bug_no_more_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "violations_of", lambda _scenario, _l0: ())
+    monkeypatch.setattr(
+        journals, "run_and_judge", lambda *words: run_and_judge(*words)._replace(violations=())
+    )
     assert mutation_check.catalogue_sees() == f"bugs: {CATALOGUE[0].name} is found no more"
 
 
@@ -149,3 +153,29 @@ def test_the_same_line_in_another_function_is_another_question(
     new = f"{old} {flip[value]}"
     assert known.is_equivalent(Mutant(module, equivalent, line, new, "nobody", ""))
     assert not known.is_equivalent(Mutant(module, visible, line, new, "nobody", ""))
+
+
+def test_the_mutant_of_a_tree_is_named_as_cosmic_ray_names_it(tmp_path: Path) -> None:
+    for part in mutation_score.MODULES:
+        shutil.copytree(ROOT / part, tmp_path / part)
+    assert mutation_score.mutant_between(ROOT, tmp_path) is None
+    assert not is_called_equivalent(tmp_path)
+    module = tmp_path / "nvmx_core/l0/injection.py"
+    line = "self._write_entry(NMI_INFO, POISON, 0)"
+    module.write_text(module.read_text().replace(line, line.replace("0)", "-1)"), 1))
+    found = mutation_score.mutant_between(ROOT, tmp_path)
+    assert found is not None
+    assert found.key == f"l0/injection.py reinject: {line} -> {line.replace('0)', '-1)')}"
+    assert is_called_equivalent(tmp_path)
+
+
+def is_called_equivalent(tree: Path) -> bool:
+    with contextlib.chdir(tree):
+        return mutation_check.is_called_equivalent(str(ROOT))
+
+
+def test_a_bug_that_shows_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = journals.recorded()
+    name = f"catalogue/{CATALOGUE[3].name}"
+    monkeypatch.setattr(journals, "recorded", lambda: known | {name: "0"})
+    assert mutation_check.catalogue_sees() == f"bugs: {CATALOGUE[3].name} shows something else"
