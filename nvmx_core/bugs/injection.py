@@ -1,5 +1,7 @@
 """Bugs of injection: events lost, doubled or changed on their way into L2, exceptions for the wrong one."""
 
+from typing import Final
+
 from nvmx_core.arch.events import (
     BP,
     HARDWARE_EXCEPTION,
@@ -17,6 +19,7 @@ from nvmx_core.arch.events import (
 from nvmx_core.arch.exits import EPT_VIOLATION, EXCEPTION_NMI, is_soft
 from nvmx_core.arch.fields import (
     ENTRY_INSTRUCTION_LEN,
+    ENTRY_INTR_INFO,
     EXCEPTION_BITMAP,
     EXIT_INTR_INFO,
     EXIT_QUALIFICATION,
@@ -32,6 +35,8 @@ from nvmx_core.arch.state import BLOCKING_BY_NMI
 from nvmx_core.bugs.remembering import Remembering
 from nvmx_core.journal import VM_DEAD
 from nvmx_core.l0.kvm import Kvm
+
+_INT1_TYPE: Final = PRIVILEGED_SOFTWARE_EXCEPTION << TYPE_SHIFT
 
 
 def _filter_matches(vmcs12: Vmcs, error_code: int) -> bool:
@@ -292,16 +297,28 @@ class Res2(Kvm):
         super().requeue(info, error_code, length)
 
 
-class Res3(Kvm):
-    """INT1 (type 5) is not known to what puts interrupted events back.
+class Res3(Remembering):
+    """INT1 (type 5) that L1 injects is not known to what puts interrupted events back.
 
-    The event is gone; on bare metal it is delivered (X13).
+    The event is gone; on bare metal it is delivered (X13). One that L2 executes is not lost: RIP is still at
+    the instruction, and the next entry executes it again.
     """
 
     __slots__ = ()
 
+    def prepare_vmcs02(self, from_vmentry: bool) -> None:
+        super().prepare_vmcs02(from_vmentry)
+        info = self.vmcs02[ENTRY_INTR_INFO]
+        self.int1_of_l1 = info & (VALID | TYPE_MASK) == VALID | _INT1_TYPE
+
+    def complete_interrupts(self) -> None:
+        super().complete_interrupts()
+        self.int1_of_l1 = False
+
     def requeue(self, info: int, error_code: int, length: int) -> None:
-        if info & TYPE_MASK != PRIVILEGED_SOFTWARE_EXCEPTION << TYPE_SHIFT:
+        if info & TYPE_MASK == _INT1_TYPE and self.int1_of_l1:
+            self.int1_of_l1 = False
+        else:
             super().requeue(info, error_code, length)
 
 

@@ -14,12 +14,13 @@ class Remembering(Kvm):
     ``stage`` is how far a planted bug's history has come.
     """
 
-    __slots__ = ("nmi_known_unmasked", "notification_at_entry", "stage")
+    __slots__ = ("int1_of_l1", "nmi_known_unmasked", "notification_at_entry", "stage")
 
     def __init__(
         self, config: Config, cpu: Processor, memory: L2Memory, l1: L1, journal: list[Record]
     ) -> None:
         super().__init__(config, cpu, memory, l1, journal)
+        self.int1_of_l1: bool = False
         self.nmi_known_unmasked: bool = False
         self.notification_at_entry: bool = False
         self.stage: int = 0

@@ -3,7 +3,7 @@
 from nvmx_core.arch.exits import EXTERNAL_INTERRUPT_EXIT, FAILED_ENTRY, INVALID_STATE
 from nvmx_core.bugs.versions import l0_class
 from nvmx_core.cpu.entry_checks import QUALIFICATION_LINK_POINTER, VMFAIL_HOST_STATE
-from nvmx_core.journal import EXIT, VMFAIL, Record
+from nvmx_core.journal import DELIVER, EXIT, VMFAIL, Record
 from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import run_and_judge
 from nvmx_core.scenario.config import config_for
@@ -44,3 +44,11 @@ def test_bug47_knows_a_notification_at_the_entry_from_a_later_one() -> None:
         "bug47", config, "outside post-interrupt 0x41", "L1 enter", "outside post-interrupt 0x42"
     )
     assert [record[0] for record in records(later, EXIT)] == [EXTERNAL_INTERRUPT_EXIT]
+
+
+def test_res3_loses_only_an_int1_that_l1_injects() -> None:
+    inject = "L1 inject privileged-software-exception #DB length=1"
+    lost = nested("res3", "L0 drop-page idt-low", inject, "L1 enter")
+    executed = nested("res3", "L0 drop-page idt-low", "L1 enter", "L2 int1")
+    after = nested("res3", inject, "L1 enter", "L0 drop-page idt-low", "L2 int1")
+    assert [len(records(machine, DELIVER)) for machine in (lost, executed, after)] == [0, 1, 2]
