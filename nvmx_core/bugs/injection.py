@@ -25,6 +25,8 @@ from nvmx_core.arch.fields import (
     EXIT_QUALIFICATION,
     EXIT_REASON,
     GUEST_INTERRUPTIBILITY,
+    GUEST_RIP,
+    GUEST_RSP,
     IDT_VECTORING_INFO,
     PF_ERROR_MASK,
     PF_ERROR_MATCH,
@@ -32,7 +34,7 @@ from nvmx_core.arch.fields import (
     Vmcs,
 )
 from nvmx_core.arch.state import BLOCKING_BY_NMI
-from nvmx_core.bugs.remembering import Remembering
+from nvmx_core.bugs.remembering import NOWHERE, Remembering
 from nvmx_core.journal import VM_DEAD
 from nvmx_core.l0.kvm import Kvm
 
@@ -300,26 +302,29 @@ class Res2(Kvm):
 class Res3(Remembering):
     """INT1 (type 5) that L1 injects is not known to what puts interrupted events back.
 
-    The event is gone; on bare metal it is delivered (X13). One that L2 executes is not lost: RIP is still at
-    the instruction, and the next entry executes it again.
+    The event is gone; on bare metal it is delivered (X13). One that L2 executes is not lost: RIP is at the
+    instruction, and the next entry executes it again.
     """
 
     __slots__ = ()
 
     def prepare_vmcs02(self, from_vmentry: bool) -> None:
         super().prepare_vmcs02(from_vmentry)
-        info = self.vmcs02[ENTRY_INTR_INFO]
-        self.int1_of_l1 = info & (VALID | TYPE_MASK) == VALID | _INT1_TYPE
+        injects = self.vmcs02[ENTRY_INTR_INFO] & (VALID | TYPE_MASK) == VALID | _INT1_TYPE
+        self.injected_int1_at = self._place() if injects else NOWHERE
 
     def complete_interrupts(self) -> None:
         super().complete_interrupts()
-        self.int1_of_l1 = False
+        self.injected_int1_at = NOWHERE
 
     def requeue(self, info: int, error_code: int, length: int) -> None:
-        if info & TYPE_MASK == _INT1_TYPE and self.int1_of_l1:
-            self.int1_of_l1 = False
+        if info & TYPE_MASK == _INT1_TYPE and self._place() == self.injected_int1_at:
+            self.injected_int1_at = NOWHERE
         else:
             super().requeue(info, error_code, length)
+
+    def _place(self) -> tuple[int, int]:
+        return self.vmcs02[GUEST_RIP], self.vmcs02[GUEST_RSP]
 
 
 class Res3b(Kvm):
