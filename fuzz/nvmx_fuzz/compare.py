@@ -39,9 +39,14 @@ class Entry(NamedTuple):
 
     def forbidden_by(self) -> tuple[Row, ...]:
         """What forbids it by the second reading of the checks, which asks nobody else."""
-        return entry_reading.forbidden_by(
-            entry_reading.Entry(list(self.vmcs), self.vtpr, self.caps)
-        )
+        return entry_reading.forbidden_by(self._read())
+
+    def forbidden_guest_state(self) -> tuple[Row, ...]:
+        """What of that is guest state, also where the controls forbid it already."""
+        return tuple(entry_reading.broken_by_class(self._read()))[-1]
+
+    def _read(self) -> entry_reading.Entry:
+        return entry_reading.Entry(list(self.vmcs), self.vtpr, self.caps)
 
     def exit_of_failure(self, reason: int, qualification: int) -> Record:
         """The exit information when it fails: only reason and qualification are written (E0)."""

@@ -16,6 +16,7 @@ Source: SDM, "VM Entries", "Checks on VMX Controls and Host-State Area", "Checki
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.capabilities import Capabilities
@@ -253,12 +254,14 @@ _COMPILED: Final = tuple(tuple(_compiled(row) for row in rows) for rows in CLASS
 
 def forbidden_by(entry: Entry) -> tuple[Row, ...]:
     """The rows of the first class that forbids an entry; empty when nothing does."""
+    return next(filter(None, broken_by_class(entry)), ())
+
+
+def broken_by_class(entry: Entry) -> Iterator[tuple[Row, ...]]:
+    """The rows that forbid an entry, for each of `CLASSES`: also those that a processor does not come to."""
     values = _values(entry)
     for rows in _COMPILED:
-        broken = tuple(row for row, terms in rows if all(_holds(term, values) for term in terms))
-        if broken:
-            return broken
-    return ()
+        yield tuple(row for row, terms in rows if all(_holds(term, values) for term in terms))
 
 
 def is_permission(rows: tuple[Row, ...]) -> bool:

@@ -1,4 +1,8 @@
-"""What the known disagreements of the machines that boot look like: predicates on the first difference."""
+"""What the known disagreements of the machines that boot look like: predicates on the first difference.
+
+Where a check of VM entry decides they ask the second reading of the checks (`entry_reading.py`), never the
+model, which is what is being judged.
+"""
 
 from typing import Final
 
@@ -40,6 +44,7 @@ from nvmx_core.arch.state import (
 )
 from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL
 from nvmx_core.scenario.steps import LOWEST_VECTOR
+from nvmx_fuzz import entry_reading
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.compare import Difference
 
@@ -48,6 +53,8 @@ SPURIOUS_VECTOR: Final = 0x0F
 """What L1 has in its APIC for spurious interrupts."""
 PROCESSOR_CHECKS: Final = ("C5", "C6")
 """Checks of controls that KVM leaves to the processor, behind its own of the guest state."""
+ACTIVITY_CHECKS: Final = ("G2", "G3", "G4")
+"""Checks of activity states that KVM lacks (res8)."""
 _SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 
 
@@ -186,19 +193,24 @@ def int1_as_hardware_exception(found: Difference) -> bool:
 
 def guest_before_controls(found: Difference) -> bool:
     """A control is wrong, and the other machine finds fault with the guest state first."""
+    rows = found.entry.forbidden_by()
     return (
-        found.entry_rule in PROCESSOR_CHECKS
-        and found.bare == (VMFAIL, VMFAIL_CONTROLS)
+        found.bare == (VMFAIL, VMFAIL_CONTROLS)
         and is_exit(found.other, INVALID_STATE)
+        and bool(rows)
+        and all(row.rule in PROCESSOR_CHECKS for row in rows)
+        and bool(found.entry.forbidden_guest_state())
     )
 
 
 def inactive_state_accepted(found: Difference) -> bool:
     """An entry into another activity state that has to fail, and does not."""
+    rows = found.entry.forbidden_by()
     return (
-        found.entry_rule in ("G2", "G3", "G4")
-        and is_exit(found.bare, INVALID_STATE)
+        is_exit(found.bare, INVALID_STATE)
         and not is_exit(found.other, INVALID_STATE)
+        and bool(rows)
+        and all(row.rule in ACTIVITY_CHECKS for row in rows)
     )
 
 
@@ -296,7 +308,7 @@ def int1_dropped(found: Difference) -> bool:
         bool(found.injected & VALID)
         and kind == PRIVILEGED_SOFTWARE_EXCEPTION
         and found.bare[:1] in ((DELIVER,), (EXIT,))
-        and not found.entry_rule
+        and not found.entry.forbidden_by()
         and not in_flight
         and found.other[:2] != (DELIVER, DB)
     )
@@ -306,6 +318,6 @@ def refused_injection(found: Difference) -> bool:
     """VMfail 7 for an injection that the model accepts: of type 6, or of vector 3 or 4."""
     kind, vector = _event_of(found.injected)
     changes = kind == SOFTWARE_EXCEPTION or (kind == HARDWARE_EXCEPTION and vector in (BP, OF))
-    controls = found.entry_rule[:1] in ("E", "C")
-    accepted = bool(found.injected & VALID) and not controls and found.bare[:1] != (VMFAIL,)
+    legal = all(row.how != entry_reading.VMFAIL for row in found.entry.forbidden_by())
+    accepted = bool(found.injected & VALID) and legal and found.bare[:1] != (VMFAIL,)
     return changes and accepted and found.other == (VMFAIL, VMFAIL_CONTROLS)
