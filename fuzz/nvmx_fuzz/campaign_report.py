@@ -149,12 +149,15 @@ class ReportMaker:
                 yield self._finding(l0_name, path)
 
     def _finding(self, l0_name: str, path: Path) -> ShownFinding:
-        replay = f"nvmx-fuzz replay --l0 {l0_name} {shlex.quote(str(path))}"
+        replay = _replay(l0_name, path)
         try:
             key = (l0_name, str(path), read_small_file(str(path)))
             if key not in self._explained:
                 report = explain(
-                    load(str(path)).scenario, l0_name, file=str(path), revision=revision()
+                    load(str(path)).scenario,
+                    l0_name,
+                    file=str(path.absolute()),
+                    revision=revision(),
                 )
                 self._explained[key] = ShownFinding(str(path), replay, shown(report))
             return self._explained[key]
@@ -171,8 +174,12 @@ class ReportMaker:
 
     def _slowest(self, l0_name: str) -> Iterator[SlowInput]:
         for kept in self._survey.slowest():
-            replay = f"nvmx-fuzz replay --l0 {l0_name} {shlex.quote(str(kept.path))}"
-            yield SlowInput(1000 * kept.seconds, kept.steps, replay)
+            yield SlowInput(1000 * kept.seconds, kept.steps, _replay(l0_name, kept.path))
+
+
+def _replay(l0_name: str, path: Path) -> str:
+    """The command that runs a file, from whatever directory it is pasted in."""
+    return f"nvmx-fuzz replay --l0 {l0_name} {shlex.quote(str(path.absolute()))}"
 
 
 def is_running(folder: Path) -> bool:

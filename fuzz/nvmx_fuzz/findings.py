@@ -167,7 +167,7 @@ class Findings:
             violation.sentence,
             f"key: {violation.key()}",
             f"found in L0 {self._l0_name}, at step {violation.step + 1}",
-            self._command("explain", scn),
+            self._command("explain", Path(scn.name)),  # wherever the file is taken to
         )
         return Finding(violation, scenario, format_scenario(scenario, comments), scn, earlier)
 
@@ -197,7 +197,7 @@ class Findings:
 
         try:
             report = explain(
-                finding.scenario, self._l0_name, file=str(finding.scn), revision=revision()
+                finding.scenario, self._l0_name, file=finding.scn.name, revision=revision()
             )
             return render_text(report)
         except Exception as error:  # noqa: BLE001 - the finding counts, not its rendering

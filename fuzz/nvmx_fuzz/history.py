@@ -244,10 +244,16 @@ def _is_list_of(value: Any, kind: type) -> bool:
 def rates(samples: Sequence[Sample]) -> list[tuple[float, float]]:
     """(seconds, executions a second) between neighbouring samples of one campaign.
 
-    Samples that follow each other at once, as the last one may, say nothing about a rate.
+    Samples that follow each other at once, as the last one may, say nothing about a rate; of a campaign too
+    short for any other it is the mean.
     """
-    return [
+    found = [
         (later.seconds, (later.numbers["executions"] - before.numbers["executions"]) / passed)
         for before, later in pairwise(samples)
         if (passed := later.seconds - before.seconds) >= GAP_MIN / 2
     ]
+    if found or not samples or not samples[-1].numbers["seconds"]:
+        return found
+    end, passed = samples[-1].seconds, samples[-1].numbers["seconds"]
+    mean = samples[-1].numbers["executions"] / passed
+    return [(end - passed, mean), (end, mean)]

@@ -69,8 +69,11 @@ def test_bug_is_found_from_an_empty_corpus(out: Path, bug: str, oracle: str, wor
     (found, *_) = [finding for finding in summary["findings"] if finding["oracle"] == oracle]
     assert words in found["sentence"]
     assert found["steps"] <= 6
-    explanation = Path(found["file"]).with_suffix(".txt").read_text()
+    scn = Path(found["file"])
+    explanation = scn.with_suffix(".txt").read_text()
     assert explanation.startswith(f"VIOLATION {oracle}")
+    assert f"replay: nvmx-fuzz replay --l0 {bug} {scn.name} " in explanation
+    assert f"# nvmx-fuzz explain --l0 {bug} {scn.name}\n" in scn.read_text()
 
 
 def test_findings_are_deduplicated_by_key(out: Path) -> None:

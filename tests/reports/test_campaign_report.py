@@ -63,6 +63,16 @@ def test_page_is_well_formed_and_tells_what_the_campaign_came_to(campaign: Path)
     assert "The slowest" in text
 
 
+def test_commands_of_the_page_work_in_any_directory(
+    campaign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(campaign)
+    html = ReportMaker(Path()).html()
+    (finding, *_) = json.loads((campaign / "summary.json").read_text())["findings"]
+    assert finding["file"].startswith("/")
+    assert finding["replay"] in words(html)
+
+
 def test_every_finding_has_its_diagrams(campaign: Path) -> None:
     tree = pages.check(ReportMaker(campaign).html())
     kinds = [element.get("class") for element in tree.iter(f"{{{pages.NAMESPACE}}}svg")]

@@ -103,5 +103,13 @@ def test_rates_are_of_neighbouring_samples_that_are_apart() -> None:
     assert rates(samples) == [(1, 100), (3, 300)]
 
 
+def test_the_rate_of_a_campaign_too_short_for_two_samples_is_its_mean() -> None:
+    first = sample(0.1, 10)
+    last = Sample(100.25, sample(0.25, 500), (), ())
+    assert rates([Sample(100.1, first, (), ()), last]) == [(100, 2000), (100.25, 2000)]
+    assert rates([last]) == [(100, 2000), (100.25, 2000)]
+    assert rates([]) == rates([Sample(0, sample(0), (), ())]) == []
+
+
 def test_each_rule_of_each_oracle_has_its_row_once() -> None:
     assert len({(row.oracle, row.rule) for row in RULE_ROWS}) == len(RULE_ROWS)
