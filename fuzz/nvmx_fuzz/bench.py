@@ -20,6 +20,7 @@ from typing import Any, Final
 import click
 
 from nvmx_core.bugs.catalogue import CATALOGUE
+from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import judge
@@ -31,6 +32,7 @@ from nvmx_fuzz.bench_rates import rates, scenarios
 from nvmx_fuzz.bench_scale import Row, rows
 from nvmx_fuzz.bench_settings import CHILD, campaign_setting
 from nvmx_fuzz.cli_bugs import hunt_and_show
+from nvmx_fuzz.cli_options import known_l0s
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.core_choice import has_branch_counters, why_not_compiled
 from nvmx_fuzz.hunt import METHODS, missing_for
@@ -271,6 +273,8 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
               help="Only measure growth: scenario length, corpus size, processes.")  # fmt: skip
 @click.option("--jobs", "jobs_turns", default=0, metavar="N",
               help="Only compare campaigns of one and of two jobs, N turns of each.")  # fmt: skip
+@click.option("--bugs", default=",".join(PLANTED), show_default=True, metavar="NAMES", callback=known_l0s,
+              help="What the searches of --jobs look for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     repeat: int,
@@ -282,6 +286,7 @@ def main(
     seconds: int,
     scale: bool,
     jobs_turns: int,
+    bugs: list[str],
     as_json: bool,
 ) -> None:
     """Measure executions and steps per second, on one core, and where the time goes."""
@@ -293,11 +298,11 @@ def main(
         return
     if hunts_each:
         methods = tuple(method for method in METHODS if not missing_for(method))
-        bugs = [bug.name for bug in CATALOGUE]
-        hunt_and_show(bugs, methods, hunts_each, seconds, None, 1, as_json)
+        catalogue = [bug.name for bug in CATALOGUE]
+        hunt_and_show(catalogue, methods, hunts_each, seconds, None, 1, as_json)
         return
     if jobs_turns:
-        _show_jobs(list(compare_jobs(jobs_turns)), as_json)
+        _show_jobs(list(compare_jobs(jobs_turns, bugs)), as_json)
         return
     if scale:
         _show_rows(rows(["python"] if why_not_compiled() else ["python", "compiled"]), as_json)

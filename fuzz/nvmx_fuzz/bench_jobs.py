@@ -14,12 +14,11 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Final, NamedTuple
 
-from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.bugs.versions import FIXED
 from nvmx_fuzz.campaign import Campaign, Signals
 from nvmx_fuzz.core_choice import agree
@@ -147,14 +146,14 @@ def campaign(
         )
 
 
-def compare_jobs(turns: int) -> Iterator[JobsRow]:
-    """Rates over `RUNS` executions, and times to find; *turns* of everything."""
+def compare_jobs(turns: int, bugs: Sequence[str]) -> Iterator[JobsRow]:
+    """Rates over `RUNS` executions, and times to find features and *bugs*; *turns* of everything."""
     start = {s: campaign(FIXED, 1, s, 0, runs=s.jobs).cpu for s in SETTINGS}
     rates = _taken(turns, start, FIXED, runs=RUNS, features=sys.maxsize)
     yield from _rows("executions a second", [_rates(turn) for turn in rates], is_rate=True)
     found = _taken(turns, start, FIXED, features=FEATURES)
     yield from _rows(f"seconds to {FEATURES} features", [_times(turn) for turn in found])
-    each = [_taken(turns * _FIND_TURNS, start, bug) for bug in PLANTED]
+    each = [_taken(turns * _FIND_TURNS, start, bug) for bug in bugs]
     yield from _rows("seconds to a finding", [_times(turn) for bug in each for turn in bug])
 
 

@@ -22,6 +22,11 @@ def _known_l0(ctx: click.Context, _option: click.Parameter, name: str) -> str:
     return name
 
 
+def known_l0s(ctx: click.Context, option: click.Parameter, names: str) -> list[str]:
+    """A callback for an option that takes several L0s, with commas between them."""
+    return [_known_l0(ctx, option, name) for name in names.split(",")]
+
+
 def _complete_l0(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     """Names that a shell offers; behind a comma those of one more bug."""
     from nvmx_core.bugs.versions import L0_BY_NAME  # noqa: PLC0415 - imports the model
