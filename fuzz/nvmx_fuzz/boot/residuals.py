@@ -1,0 +1,67 @@
+"""What the catalogue says of divergences in today's KVM (res1 to res11), against the real Linux 6.1.
+
+docs/KVM.md and docs/FIDELITY.md are made from this table.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+CONFIRMED: Final = "confirmed"
+NOT_DECIDED: Final = "not decided"
+NOT_THERE: Final = "not in 6.1"
+OUTSIDE: Final = "outside the model"
+
+
+class Residual(NamedTuple):
+    """One divergence: its name, what it says, what the real kernel shows, why, and what shows it."""
+
+    name: str
+    about: str
+    verdict: str
+    why: str
+    seen_by: str = ""
+
+
+RESIDUALS: Final[tuple[Residual, ...]] = (
+    Residual("res1", "exit 1 comes late after a forced entry", NOT_THERE, "of 3.4 only"),
+    Residual(
+        "res2", "types are normalised", CONFIRMED,
+        "VMfail 7 after L2 ran, and a stale length that moves the return address",
+        "`corpus/bugs/res2.scn`, `injected-soft-exception-keeps-its-type`",
+    ),
+    Residual(
+        "res3", "an injected INT1 is dropped", CONFIRMED,
+        "one that L2 executes is not lost: L0 intercepts it and makes it a hardware exception (F8)",
+        "`corpus/bugs/res3.scn`, `inject-int1`",
+    ),
+    Residual(
+        "res4", "the entry length of L1 changes", CONFIRMED, "",
+        "`corpus/bugs/res4.scn`, `ept12-fault-keeps-instruction-length`",
+    ),
+    Residual("res5", "a second NMI is lost", NOT_DECIDED, "NMIs while L2 runs cannot be made here"),
+    Residual(
+        "res6", "NMI unblocking by IRET", CONFIRMED,
+        "bit 3 is set again (res6b); a reflected EPT violation has no bit 12 (res6c, as old as nested EPT)",
+        "`iret-fault-in-ept12-reports-nmi-unblocking`",
+    ),
+    Residual("res7", "rank of SMI", NOT_DECIDED, "no SMIs"),
+    Residual(
+        "res8", "activity checks", CONFIRMED,
+        "HLT with SS.DPL 3, with a shadow, with an exception injected; wait-for-SIPI with an injection",
+        "`corpus/entry_checks/g2-*`, `g3-*`, `g4-*`",
+    ),
+    Residual(
+        "res9", "triple fault with a pending entry", NOT_DECIDED,
+        "no scenario here makes L0 ask for one at that moment",
+    ),
+    Residual("res10", "#CP and #VE in #DF", OUTSIDE, "the model has neither"),
+    Residual("res11", "userspace save drops soft events", NOT_DECIDED, "no save and restore here"),
+)  # fmt: skip
+
+
+def rows() -> Iterator[str]:
+    """The lines of the table."""
+    yield "| | what the catalogue says | on the real 6.1 | | seen by |"
+    yield "|---|---|---|---|---|"
+    for row in RESIDUALS:
+        yield f"| {row.name} | {row.about} | **{row.verdict}** | {row.why} | {row.seen_by} |"
