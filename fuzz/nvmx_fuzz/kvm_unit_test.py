@@ -57,6 +57,7 @@ from nvmx_core.journal import (
     L1_ENTRY,
     L1_INTERRUPT,
     RECORD_FIELDS,
+    RETIRE,
     SMM_ENTRY,
     VM_DEAD,
     VMFAIL,
@@ -68,7 +69,13 @@ from nvmx_core.scenario.config import FLAG_BIT, FLAGS, Config, config_for, excep
 from nvmx_core.scenario.step_text import format_step
 from nvmx_core.scenario.steps import Step
 from nvmx_fuzz.files import BadFile
-from nvmx_fuzz.kvm_unit_test_code import ACTIVITIES, CONTROL_BITS, FIELDS, SECONDARY
+from nvmx_fuzz.kvm_unit_test_code import (
+    ACTIVITIES,
+    CONTROL_BITS,
+    FIELDS,
+    SECONDARY,
+    WITH_CONTROL,
+)
 from nvmx_fuzz.kvm_unit_test_text import Host, Program, c_file, handler_of
 from nvmx_fuzz.scenario_files import Loaded
 
@@ -109,6 +116,8 @@ class _Writer:
         self._stacks = 0
         self._has_secondary = False
         self._in_l2 = False
+        self._events = 0
+        self._handler_waits = False
 
     def text(self) -> str:
         """The whole file."""
@@ -138,7 +147,7 @@ class _Writer:
 
     def _require_possible(self) -> None:
         for name in _NOT_SET_UP:
-            if self._config.flags & FLAG_BIT[name]:
+            if self._has(name):
                 raise self._refused(f"config {name}=on")
         if self._config.pf_filter:
             raise self._refused("a page-fault filter")
@@ -162,15 +171,16 @@ class _Writer:
     # -- the set-up -----------------------------------------------------------------------------------
 
     def _set_up(self) -> None:
-        config: Config = self._config
         for name in _CONFIGURED:
-            is_on = config.flags & FLAG_BIT[name] != 0
+            is_on = self._has(name)
             if is_on or CONTROL_BITS[name].field != SECONDARY:
                 self._switch(name, is_on)
-        self._host.append(f"vmcs_write(EXC_BITMAP, {exception_bitmap(config.exceptions):#x});")
-        enabled = " | X86_EFLAGS_IF" if config.flags & FLAG_BIT["interrupts-on"] else ""
+        self._host.append(
+            f"vmcs_write(EXC_BITMAP, {exception_bitmap(self._config.exceptions):#x});"
+        )
+        enabled = " | X86_EFLAGS_IF" if self._has("interrupts-on") else ""
         self._host.append(f"vmcs_write(GUEST_RFLAGS, X86_EFLAGS_FIXED{enabled});")
-        if config.flags & FLAG_BIT["preemption-timer"]:
+        if self._has("preemption-timer"):
             self._host.append(f"vmcs_write(PREEMPT_TIMER_VALUE, {_LONG_TIME:#x});")
 
     def _switch(self, name: str, is_on: bool) -> None:
@@ -184,16 +194,8 @@ class _Writer:
                 "vmcs_write(CPU_EXEC_CTRL0, vmcs_read(CPU_EXEC_CTRL0) | CPU_SECONDARY);"
             )
             self._host.append(f"vmcs_write({SECONDARY}, 0);")
-        if is_on and name == "tpr-shadow":
-            self._host.append("virtual_apic = alloc_page();")
-            self._host.append("vmcs_write(APIC_VIRT_ADDR, (u64)virtual_apic);")
-            self._host.append("vmcs_write(TPR_THRESHOLD, 0);")
-        if is_on and name == "virtualize-apic-accesses":
-            self._host.append("vmcs_write(APIC_ACCS_ADDR, (u64)alloc_page());")
-        if is_on and name == "virtual-interrupt-delivery":
-            for number in range(4):
-                self._host.append(f"vmcs_write(0x{0x201C + 2 * number:x} /* EOI exits */, 0);")
-            self._host.append("vmcs_write(GUEST_INT_STATUS, 0);")
+        if is_on:
+            self._host += WITH_CONTROL.get(name, ())
         operation = f"| {bit}" if is_on else f"& ~{bit}"
         self._host.append(f"vmcs_write({field}, vmcs_read({field}) {operation});")
 
@@ -201,9 +203,10 @@ class _Writer:
         self._needs[f'require({condition}, "{name}");'] = None
 
     def _need_as_configured(self, word: str, bit: str, flag: str) -> None:
-        """The processor is like the one of the scenario in what a bit of a capability MSR says."""
-        is_on = self._config.flags & FLAG_BIT[flag] != 0
-        self._need(f"{word}.{bit} == {int(is_on)}", f"{bit} = {int(is_on)}")
+        """Where it matters, a bit of a capability MSR says the same as the scenario's processor."""
+        is_on = int(self._has(flag))
+        if self._depends_on(flag):
+            self._need(f"{word}.{bit} == {is_on}", f"{bit} = {is_on}")
 
     # -- steps --------------------------------------------------------------------------------------
 
@@ -338,9 +341,12 @@ class _Writer:
                 self._in_l2 = True
                 self._host.append("enter_l2();")
             elif record[0] == DELIVER:
+                self._handler_waits = True
                 self._program.frames.append(_field(record, "rflags"))
                 vector = _field(record, "vector")
                 self._vectors.setdefault(vector, handler_of(vector))
+            elif record[0] == RETIRE:
+                self._begin_handler()
             elif record[0] == VMFAIL:
                 self._in_l2 = False
                 self._host.append(f"expect_vmfail({record[1]});")
@@ -349,6 +355,11 @@ class _Writer:
                 self._expect(record)
             elif record[0] == L1_INTERRUPT:
                 self._host.append("take_interrupts();")
+
+    def _begin_handler(self) -> None:
+        """L2 executes something; behind a delivery it is the handler that does."""
+        self._events += self._handler_waits
+        self._handler_waits = False
 
     def _expect(self, record: Record) -> None:
         reason = _field(record, "reason")
@@ -367,6 +378,9 @@ class _Writer:
         )
         self._host.append(f"expect_exit({reason} /* {name} */, {words});")
         self._host.append(f"expect_state({state});")
+        if reason in INSTRUCTION_EXITS:
+            self._begin_handler()
+        self._host.append(f"expect_events({self._events});")
         vector, rest = divmod(_field(record, "rip") - HANDLER_BASE, 1 << HANDLER_SHIFT)
         if not rest and 0 <= vector < 256 and reason not in INSTRUCTION_EXITS:
             self._host.append(f"expect_at_handler({vector:#x});")
@@ -380,6 +394,8 @@ class _Writer:
         if self._in_l2:
             self._host.append("/* The end: L2 runs, and exits by the VMCALL behind its program. */")
             self._host.append("expect_exit(18 /* VMCALL */, 0x0, 0x0);")
+            self._begin_handler()
+            self._host.append(f"expect_events({self._events});")
         if any("self_interrupt" in line for line in self._host):
             self._host.append("take_interrupts();")
         self._host.append("test_set_guest_finished();")

@@ -44,6 +44,20 @@ CONTROL_BITS: Final[dict[str, ControlBit]] = {
 
 SECONDARY: Final = "CPU_EXEC_CTRL1"
 
+WITH_CONTROL: Final[dict[str, tuple[str, ...]]] = {
+    "tpr-shadow": (
+        "virtual_apic = alloc_page();",
+        "vmcs_write(APIC_VIRT_ADDR, (u64)virtual_apic);",
+        "vmcs_write(TPR_THRESHOLD, 0);",
+    ),
+    "virtualize-apic-accesses": ("vmcs_write(APIC_ACCS_ADDR, (u64)alloc_page());",),
+    "virtual-interrupt-delivery": (
+        *(f"vmcs_write({0x201C + 2 * number:#x} /* EOI exits */, 0);" for number in range(4)),
+        "vmcs_write(GUEST_INT_STATUS, 0);",
+    ),
+}
+"""What has to be set up before a control is turned on."""
+
 FIELDS: Final[dict[str, str]] = {
     "TPR_THRESHOLD": "TPR_THRESHOLD",
     "ENTRY_INTR_INFO": "ENT_INTR_INFO",
@@ -94,6 +108,7 @@ HEAD: Final = """\
 
 static volatile bool in_l2;
 static volatile unsigned int l2_next;
+static volatile unsigned int l2_events;
 """
 
 VARIABLES: Final[dict[str, str]] = {
@@ -116,14 +131,17 @@ static void l2_exception(struct ex_regs *regs)
 {
 	if (!in_l2)
 		report_abort("exception %lu while L1 runs", regs->vector);
+	l2_events++;
 	l2_program();
 }
 """,
     "interrupt": """\
 static void interrupt(isr_regs_t *regs)
 {
-	if (in_l2)
+	if (in_l2) {
+		l2_events++;
 		l2_program();
+	}
 	eoi();
 }
 """,
@@ -194,6 +212,13 @@ static void expect_state(u32 activity, u32 interruptibility)
 {
 	TEST_ASSERT_EQ((u32)vmcs_read(GUEST_ACTV_STATE), activity);
 	TEST_ASSERT_EQ((u32)vmcs_read(GUEST_INTR_STATE), interruptibility);
+}
+""",
+    "expect_events": """\
+/* So many events were taken in L2: none is lost, none comes twice. */
+static void expect_events(unsigned int number)
+{
+	TEST_ASSERT_EQ(l2_events, number);
 }
 """,
     "expect_at_handler": """\
