@@ -37,7 +37,7 @@ from nvmx_core.arch.exits import (
     is_soft,
 )
 from nvmx_core.arch.fields import FIELDS as MODEL_FIELDS
-from nvmx_core.arch.fields import GUEST_RIP, Vmcs
+from nvmx_core.arch.fields import GUEST_RIP
 from nvmx_core.arch.instructions import INSTRUCTIONS
 from nvmx_core.arch.state import ACTIVE, INTERRUPT_SHADOW, RFLAGS_TF
 from nvmx_core.guests.l1 import NOTHING_OWED
@@ -57,7 +57,6 @@ from nvmx_core.journal import (
     L1_ENTRY,
     L1_INTERRUPT,
     RECORD_FIELDS,
-    RETIRE,
     SMM_ENTRY,
     VM_DEAD,
     VMFAIL,
@@ -101,7 +100,7 @@ def _field(record: Record, name: str) -> int:
 
 
 class _Writer:
-    """Walks the steps beside the journal of `bare` and writes host code and L2's program."""
+    """Walks the steps beside the journal of `bare`; writes host code and L2's program."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._name = loaded.name
@@ -252,6 +251,7 @@ class _Writer:
         if not self._in_l2:
             self._host.append("/* L2 does not run then */")
             return
+        self._begin_handler()
         exits = any(record[0] == EXIT for record in self._records(number))
         if not self._program.add(INSTRUCTIONS[step[1]].name, step[2], exits=exits):
             raise self._refuse(number, step)
@@ -304,7 +304,7 @@ class _Writer:
         machine = Bare(self._config)
         for earlier in self._loaded.scenario.steps[:number]:
             machine.do_step(earlier)
-        before: Vmcs = list(machine.l1.vmcs)
+        before = list(machine.l1.vmcs)
         if machine.l1.owed_reason != NOTHING_OWED:
             keep_manners(machine.l1, machine, 0)
         after = machine.l1.vmcs
@@ -315,7 +315,7 @@ class _Writer:
 
     def _mind(self, number: int, step: Step, name: str, place: int, old: int, new: int) -> None:
         """One field that differs: the place of L2, a control, or a value."""
-        controls = {control.name: control for control in CONTROLS if control.field == place}
+        controls = {one.name: one for one in CONTROLS if one.field == place}
         if place == GUEST_RIP:
             self._host.append(
                 "vmcs_write(GUEST_RIP, (u64)l2_program);"
@@ -345,8 +345,6 @@ class _Writer:
                 self._program.frames.append(_field(record, "rflags"))
                 vector = _field(record, "vector")
                 self._vectors.setdefault(vector, handler_of(vector))
-            elif record[0] == RETIRE:
-                self._begin_handler()
             elif record[0] == VMFAIL:
                 self._in_l2 = False
                 self._host.append(f"expect_vmfail({record[1]});")
@@ -378,11 +376,9 @@ class _Writer:
         )
         self._host.append(f"expect_exit({reason} /* {name} */, {words});")
         self._host.append(f"expect_state({state});")
-        if reason in INSTRUCTION_EXITS:
-            self._begin_handler()
         self._host.append(f"expect_events({self._events});")
-        vector, rest = divmod(_field(record, "rip") - HANDLER_BASE, 1 << HANDLER_SHIFT)
-        if not rest and 0 <= vector < 256 and reason not in INSTRUCTION_EXITS:
+        if self._handler_waits:
+            vector = _field(record, "rip") - HANDLER_BASE >> HANDLER_SHIFT
             self._host.append(f"expect_at_handler({vector:#x});")
         if reason == PREEMPTION_TIMER and self._has("save-preemption-timer"):
             self._host.append("TEST_ASSERT_EQ(vmcs_read(PREEMPT_TIMER_VALUE), 0ul);")
