@@ -1,5 +1,6 @@
 """kvm-unit-tests that run: the tree, the build, what the machine printed; without a tree or a boot."""
 
+import os
 import shutil
 import struct
 import subprocess
@@ -295,3 +296,24 @@ def test_the_loader_compiles_without_a_warning(tmp_path: Path) -> None:
         pytest.skip("there is no C compiler")
     command = [compiler, "-Wall", "-Wextra", "-Werror", "-O2", "-o", str(tmp_path / "loader")]
     assert subprocess.run([*command, str(unit_tests.LOADER_SOURCE)], check=False).returncode == 0
+
+
+# -- a real tree ----------------------------------------------------------------------------------------
+
+TREE = os.environ.get("NVMX_KVM_UNIT_TESTS")
+WINDOW = "interrupt-window-before-pending-interrupt"
+
+
+@pytest.mark.boot
+@pytest.mark.skipif(not TREE, reason="NVMX_KVM_UNIT_TESTS names no tree of kvm-unit-tests")
+def test_a_finding_fails_below_the_real_kvm_and_passes_on_the_processor() -> None:
+    assert TREE is not None
+    tree = Path(TREE).resolve()
+    files = [str(SEED.with_name(f"{name}.scn")) for name in ("inject-external-interrupt", WINDOW)]
+    names, refused = export_into(tree, files)
+    paths = build(tree, names)
+    assert not refused
+    assert [found.verdict for found in unit_tests.run_alone(paths)] == [PASSES, PASSES]
+    below = list(run_below(paths, unit_tests.kvm_in_bochs))
+    assert [found.verdict for found in below] == [PASSES, FAILS]
+    assert below[1].reason.endswith("0x0000000000000001 0x0000000000000007")
