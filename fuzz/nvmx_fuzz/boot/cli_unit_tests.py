@@ -82,8 +82,8 @@ def run() -> int:
     try:
         return int(main(standalone_mode=False) or 0)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code if isinstance(error, click.UsageError) else 2
+        click.echo(f"nvmx-fuzz: {error.format_message()}", err=True)
+        return 2
     except click.Abort:
         return 130
 
