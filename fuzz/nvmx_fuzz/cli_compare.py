@@ -4,16 +4,19 @@ import json
 import math
 import sys
 from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 import click
 
 from nvmx_fuzz.cli_options import Seconds, json_option
 from nvmx_fuzz.codec import encode
+from nvmx_fuzz.compare_minimise import Minimised, minimise_into
 from nvmx_fuzz.compare_report import lines, to_json
 from nvmx_fuzz.comparing import Comparison, live
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile
-from nvmx_fuzz.machines import MACHINES, open_machine
+from nvmx_fuzz.machines import MACHINES, guess_for, open_machine
 from nvmx_fuzz.outcomes import Comparer, MissingError, UnavailableError
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
@@ -29,6 +32,11 @@ from nvmx_fuzz.seeds import seed_folder
               help="The same, for N scenarios.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Where the new scenarios begin.")  # fmt: skip
+@click.option("--minimize", "folder", type=click.Path(path_type=Path), metavar="DIR",
+              help="Make the scenario of each unlisted difference smaller, on the machine itself, and "
+              "write it to DIR.")  # fmt: skip
+@click.option("--known", "with_known", is_flag=True,
+              help="With --minimize: do so for the listed differences too.")  # fmt: skip
 @click.option("--serial", metavar="TEXT",
               help="Run nothing: TEXT is what an exported image of FILEs printed elsewhere.")  # fmt: skip
 @click.option("--where-possible", is_flag=True,
@@ -40,6 +48,8 @@ def command(
     seconds: float | None,
     number: int | None,
     seed: int,
+    folder: Path | None,
+    with_known: bool,
     serial: str | None,
     where_possible: bool,
     as_json: bool,
@@ -49,28 +59,30 @@ def command(
     Every kind of difference is shown once, by its smallest scenario, unless docs/FIDELITY.md or docs/KVM.md
     lists it. bochs runs in this process; bochs-boot boots an image on the full Bochs; kvm boots it below this
     host's KVM, kvm-bochs below a stock Linux KVM inside Bochs.
-    Without FILE the seeds of the project are compared.
+    Without FILE the seeds of the project are compared. --minimize tries many smaller scenarios at once, where
+    each run costs a boot, and goes on from what is in DIR already.
     """
-    if serial and (seconds or number):
-        raise click.UsageError(
-            "--serial has no new scenarios to compare", click.get_current_context()
-        )
+    _require_sense(serial, bool(seconds or number), folder, with_known)
     machine = "serial" if serial else machine
     contents = [encode(load(name).scenario) for name in _names(files)]
     if not contents:
         raise click.UsageError("no scenario to compare", click.get_current_context())
     try:
         worker = _of_serial_text(serial) if serial else open_machine(machine)
-        comparison, took = _compared(worker, contents, seconds, number, seed)
+        work = Work(contents, seconds, number, seed, folder, with_known)
+        comparison, took, minimised = _compared(worker, machine, work)
     except UnavailableError as error:
         if where_possible and isinstance(error, MissingError):
             click.echo(f"nothing compared: {error}")
             return 0
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps(to_json(comparison, machine, took), indent=2))
+        report = to_json(comparison, machine, took)
+        if minimised:
+            report["minimised"] = minimised.to_json()
+        click.echo(json.dumps(report, indent=2))
     else:
-        for line in lines(comparison, machine, took):
+        for line in (*lines(comparison, machine, took), *(minimised.lines() if minimised else ())):
             click.echo(line)
     if comparison.findings:
         return 1
@@ -85,20 +97,57 @@ def _of_serial_text(name: str) -> Comparer:
     return SerialText(name)
 
 
+def _require_sense(
+    serial: str | None, has_new: bool, folder: Path | None, with_known: bool
+) -> None:
+    context = click.get_current_context()
+    if serial and has_new:
+        raise click.UsageError("--serial has no new scenarios to compare", context)
+    if serial and folder:
+        raise click.UsageError("--serial cannot run what --minimize would ask", context)
+    if with_known and not folder:
+        raise click.UsageError("--known goes with --minimize", context)
+
+
+class Work(NamedTuple):
+    """What to compare: scenarios, and new ones for a time or up to a number; where smaller ones go."""
+
+    contents: list[bytes]
+    seconds: float | None
+    number: int | None
+    seed: int
+    folder: Path | None
+    with_known: bool
+
+
 def _compared(
-    worker: Comparer, contents: list[bytes], seconds: float | None, number: int | None, seed: int
-) -> tuple[Comparison, float]:
-    """The comparison, and how many seconds new scenarios took. Raises: UnavailableError."""
+    worker: Comparer, machine: str, work: Work
+) -> tuple[Comparison, float, Minimised | None]:
+    """The comparison, how many seconds new scenarios took, and what was made smaller.
+
+    Raises: UnavailableError, BadFile.
+    """
     comparison = Comparison(worker)
+    minimised = None
     try:
-        comparison.add(contents)
+        comparison.add(work.contents)
         took = 0.0
-        if seconds or number:
-            new = islice(live(contents, seed), number)
-            took = comparison.add_live(new, seconds or math.inf)
+        if work.seconds or work.number:
+            new = islice(live(work.contents, work.seed), work.number)
+            took = comparison.add_live(new, work.seconds or math.inf)
+        if work.folder:
+            starts = {
+                kind: shown
+                for kind, shown in comparison.shown.items()
+                if work.with_known or not kind.known
+            }
+            minimised = minimise_into(
+                work.folder, worker, machine, starts, guess_for(machine, worker)
+            )
+            comparison.replace(minimised.smallest())
     finally:
         worker.close()
-    return comparison, took
+    return comparison, took, minimised
 
 
 def _names(files: tuple[str, ...]) -> list[str]:

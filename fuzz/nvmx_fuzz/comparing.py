@@ -12,12 +12,25 @@ from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bochs.divergences import Divergence, known
 from nvmx_fuzz.codec import SIZE_MAX, decode, encode
 from nvmx_fuzz.generate import random_bytes
+from nvmx_fuzz.minimise import size_of
 from nvmx_fuzz.mutate import mutate
-from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Comparer, Outcome
+from nvmx_fuzz.outcomes import (
+    DIFFERENT,
+    INCIDENT,
+    NOT_REALISABLE,
+    SAME,
+    Comparer,
+    Kind,
+    Outcome,
+    Shown,
+    key_of,
+)
 from nvmx_fuzz.shrink import shrink
 
 KINDS_MAX: Final = 50
 """More kinds of unlisted difference than anybody reads in one report; the others are only counted."""
+SHOWN_MAX: Final = 200
+"""Kinds, listed ones too, of which a scenario is kept."""
 SLICE_SECONDS: Final = 5.0
 """How long a rate is measured."""
 SETTLED: Final = 10_000
@@ -43,6 +56,7 @@ class Comparison:
         self.reasons: Counter[str] = Counter()
         self.unlisted: Counter[str] = Counter()
         self.findings: dict[str, Finding] = {}
+        self.shown: dict[Kind, Shown] = {}
         self.rates: list[float] = []
         self.memory: list[int] = []
 
@@ -102,15 +116,30 @@ class Comparison:
 
     def _keep(self, content: bytes, outcome: Outcome) -> None:
         known = self._worker.known(content, outcome)
+        key = key_of(outcome)
+        self._remember(Kind(known, key), Shown(decode(content), outcome))
         if known:
             self.divergences[known] += 1
             return
-        key = key_of(outcome)
         self.unlisted[key] += 1
         if key in self.findings or len(self.findings) >= KINDS_MAX:
             return
         scenario = decode(content)
         self.findings[key] = self._smallest(Finding(key, scenario, outcome))
+
+    def _remember(self, kind: Kind, shown: Shown) -> None:
+        """Keep the smallest scenario of a kind, listed or not, for who wants to make it smaller."""
+        before = self.shown.get(kind)
+        if before is None and len(self.shown) >= SHOWN_MAX:
+            return
+        if before is None or size_of(shown.scenario) < size_of(before.scenario):
+            self.shown[kind] = shown
+
+    def replace(self, smaller: dict[Kind, Shown]) -> None:
+        """Show smaller scenarios of unlisted differences instead of those that were found."""
+        for kind, shown in smaller.items():
+            if not kind.known and kind.key in self.findings:
+                self.findings[kind.key] = Finding(kind.key, shown.scenario, shown.outcome)
 
     def _smallest(self, finding: Finding) -> Finding:
         runs, key = self._worker.shrink_runs, finding.key
@@ -130,12 +159,6 @@ class Comparison:
 def divergence_of(outcome: Outcome) -> Divergence | None:
     """The known divergence that a difference is an instance of."""
     return known(outcome.difference) if outcome.difference else None
-
-
-def key_of(outcome: Outcome) -> str:
-    """What names the kind of an outcome."""
-    difference = outcome.difference
-    return difference.key() if difference else outcome.reason
 
 
 def live(seeds: Sequence[bytes], start: int) -> Iterator[bytes]:

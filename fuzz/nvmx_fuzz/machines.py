@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+from nvmx_fuzz.compare_minimise import Guess
 from nvmx_fuzz.outcomes import Comparer
 
 
@@ -34,6 +35,18 @@ def _booting(name: str) -> Callable[[], Comparer]:
         return BootingMachine(BOOTING[name])
 
     return start
+
+
+def guess_for(name: str, machine: Comparer) -> Guess:
+    """What predicts smaller scenarios for a machine, for one that the catalogue of bugs knows the L0 of."""
+    if not name.startswith("kvm"):
+        return lambda _kind, _shown: None
+    from nvmx_fuzz.boot.machine import BootingMachine  # noqa: PLC0415 - loads the assembler
+    from nvmx_fuzz.boot.predicted_minimum import predicted_minimum  # noqa: PLC0415
+
+    assert isinstance(machine, BootingMachine)
+    capabilities = machine.capabilities
+    return lambda kind, shown: predicted_minimum(kind, shown, capabilities)
 
 
 _OPENERS: Final[dict[str, Callable[[], Comparer]]] = {

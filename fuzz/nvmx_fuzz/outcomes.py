@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.compare import Difference
 
 SAME: Final = "same"
@@ -31,6 +32,26 @@ class Outcome(NamedTuple):
     difference: Difference | None = None
     entry_rules: tuple[str, ...] = ()
     journal: int = 0
+
+
+class Kind(NamedTuple):
+    """What names a difference: the name of what is known to make it, or "", and its key."""
+
+    known: str
+    key: str
+
+
+class Shown(NamedTuple):
+    """A scenario that shows a kind, and what the machine said of it."""
+
+    scenario: Scenario
+    outcome: Outcome
+
+
+def key_of(outcome: Outcome) -> str:
+    """What names the kind of an outcome."""
+    difference = outcome.difference
+    return difference.key() if difference else outcome.reason
 
 
 class Comparer(Protocol):

@@ -81,13 +81,14 @@ def _plainer_steps(scenario: Scenario, budget: _Budget) -> Scenario:
             bits = [1 << number for number in range(value.bit_length()) if value >> number & 1]
             for mask in (value, *bits):
                 step = scenario.steps[index]
-                candidate = _with_step(scenario, index, _without(step, place, mask))
+                candidate = _with_step(scenario, index, without_bits(step, place, mask))
                 if candidate.steps[index] < step and budget.allows(candidate):
                     scenario = candidate
     return scenario
 
 
-def _without(step: Step, place: int, bits: int) -> Step:
+def without_bits(step: Step, place: int, bits: int) -> Step:
+    """The step with some bits of the operand in a place cleared."""
     operands = [*step]
     operands[place] &= ~bits
     return canonical(*operands)

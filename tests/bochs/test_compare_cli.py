@@ -24,6 +24,17 @@ def is_there() -> bool:
     return True
 
 
+LONG = """\
+version 1
+config hlt-exiting=on
+L1       control pause-exiting on
+L1       intercept 13 on
+L1       vmwrite GUEST_ACTIVITY 0x1
+L1       inject hardware-exception #GP
+L1       enter
+L2       nop
+"""
+
 needs_bochs = pytest.mark.skipif(not is_there(), reason="the extra bochs is not installed")
 
 
@@ -80,6 +91,43 @@ def test_a_folder_without_scenarios_is_named(tmp_path: Path) -> None:
 )
 def test_a_wrong_option_is_named(option: tuple[str, str]) -> None:
     assert option[0] in refused(*option)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--known"], "--known goes with --minimize"),
+        (
+            ["--serial", "com1.txt", "--minimize", "out"],
+            "--serial cannot run what --minimize would",
+        ),
+        (["--serial", "com1.txt", "--count", "3"], "--serial has no new scenarios to compare"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(options: list[str], says: str) -> None:
+    assert says in refused(*options)
+
+
+@needs_bochs
+def test_the_smallest_scenario_of_each_kind_goes_to_a_folder(tmp_path: Path) -> None:
+    scenario = tmp_path / "long.scn"
+    scenario.write_text(LONG)
+    folder = tmp_path / "small"
+    finished = compare("--minimize", folder, "--known", "--json", scenario)
+    assert finished.returncode == 0, finished.stderr
+    (kind,) = json.loads(finished.stdout)["minimised"]["kinds"]
+    assert (kind["steps_before"], kind["steps"]) == (6, 3)
+    (path,) = folder.iterdir()
+    assert kind["file"] == str(path)
+    assert path.read_text().startswith(
+        f"# {kind['known']}: {kind['key']}\n# shown by bochs, minimised\n"
+    )
+    unlisted = compare("--minimize", tmp_path / "other", scenario)
+    assert unlisted.stdout.splitlines()[-1] == "nothing to minimise"
+    path.write_text("mine\n")
+    refusal = refused("--minimize", folder, "--known", scenario)
+    assert "holds something else, and is left alone" in refusal
+    assert path.read_text() == "mine\n"
 
 
 def without_the_extra(folder: Path) -> dict[str, str]:

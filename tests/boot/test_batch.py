@@ -92,6 +92,12 @@ def test_a_machine_that_brings_nothing_is_given_up() -> None:
         Batch(lambda _image: Ended("GRUB", "does not start")).run(SCRIPTS)
 
 
+def test_many_that_hang_in_a_row_are_no_reason_to_give_up() -> None:
+    batch = machine(lambda _number: "hangs")
+    assert reasons(batch) == ["hangs"] * 5
+    assert batch.boots == 5
+
+
 def test_a_processor_without_vmx_is_named() -> None:
     with pytest.raises(BootError, match="has no VMX; turn on nested"):
         Batch(lambda _image: Ended(line("! 1"), "")).run(SCRIPTS)

@@ -68,7 +68,7 @@ class Batch:
             for number in range(first, min(reached, len(scripts))):
                 line = lines.get(number)
                 answers[number] = Answer(line, "" if line else said.get(number, "its line was cut"))
-            lost = 0 if reached > first else lost + 1
+            lost = 0 if reached > first or _has_started(ended.text) else lost + 1
             if lost == LOST_MAX:
                 raise BootError(f"the image brings nothing {LOST_MAX} times: {ended.reason}")
             if ended.reason == STANDS_STILL:
@@ -88,6 +88,11 @@ class Batch:
             if line.kind == "!":
                 raise BootError(REFUSALS.get(line.number, "the image refuses to start"))
         return ended
+
+
+def _has_started(text: str) -> bool:
+    """Whether the image ran at all: what hangs then is the scenario that was next."""
+    return any(line.kind == "@" for line in whole_lines(text))
 
 
 def with_first(content: bytes, first: int) -> bytes:

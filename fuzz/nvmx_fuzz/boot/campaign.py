@@ -22,11 +22,11 @@ from nvmx_fuzz.boot.predicted import VERSION
 from nvmx_fuzz.boot.predictions import lines, predictions
 from nvmx_fuzz.cli_options import Seconds
 from nvmx_fuzz.codec import decode, encode
-from nvmx_fuzz.comparing import key_of, live
+from nvmx_fuzz.comparing import live
 from nvmx_fuzz.corpus_features import Feature, FeatureMeter
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile, make_folder, write_whole
-from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, SAME, UnavailableError
+from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, SAME, UnavailableError, key_of
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.wording import counted

@@ -113,10 +113,10 @@ LISTED: Final[tuple[Listed, ...]] = (
         inactive_state_accepted,
     ),
     Listed(
-        "timer of an earlier entry", KVM, ("O7",), KVM_WRONG,
+        "timer of an earlier entry", EVERYWHERE, ("O7",), f"{BOCHS_WRONG}; {KVM_WRONG}",
         "A VMX-preemption timer that has ended is saved as 0 (SDM: Saving Non-Register State). With a start "
         "value of 0 KVM starts no timer of its own, and saves what would be left of the one of an earlier "
-        "entry (vmx_start_preemption_timer, vmx_get_preemption_timer_value).",
+        "entry (vmx_start_preemption_timer, vmx_get_preemption_timer_value). Bochs 2.7 does the same.",
         "config preemption-timer=on save-preemption-timer=on / L1 enter / L2 cpuid / "
         "L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter", timer_of_an_earlier_entry,
     ),

@@ -35,7 +35,7 @@ exec >/dev/ttyS0 2>&1
 for module in irqbypass kvm; do /bin/busybox insmod /$module.ko || echo "%! $module.ko does not load"; done
 /bin/busybox insmod /kvm-intel.ko nested=1 || echo "%! kvm-intel.ko does not load"
 TRACE
-/vmm /image
+COMMAND
 SHOW
 /bin/busybox sleep 3
 /bin/busybox poweroff -f
@@ -105,28 +105,25 @@ def monitor() -> Path:
 
     Raises: MissingToolError.
     """
-    digest = hashlib.sha256(MONITOR_SOURCE.read_bytes()).hexdigest()[:16]
-    target = FOLDER / f"vmm-{digest}"
+    return compiled(MONITOR_SOURCE, "vmm")
+
+
+def compiled(source: Path, name: str) -> Path:
+    """A C program of ours, compiled as a static one and kept.
+
+    Raises: MissingToolError.
+    """
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    target = FOLDER / f"{name}-{digest}"
     if not target.exists():
         compiler = shutil.which("cc") or shutil.which("gcc")
         if not compiler:
             raise MissingToolError("a C compiler is needed; try: apt-get install gcc libc6-dev")
         FOLDER.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=FOLDER) as name:
-            output = Path(name) / "vmm"
-            _tool(
-                [
-                    compiler,
-                    "-static",
-                    "-O2",
-                    "-Wall",
-                    "-Wextra",
-                    "-o",
-                    str(output),
-                    str(MONITOR_SOURCE),
-                ],
-                Path(name),
-            )
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            output = Path(folder, name)
+            command = [compiler, "-static", "-O2", "-Wall", "-Wextra", "-o", output, source]
+            _tool([str(part) for part in command], Path(folder))
             output.replace(target)
     return target
 
@@ -149,18 +146,33 @@ def disc_with_kvm(image: bytes, *, traces: bool = False) -> bytes:
 
     Raises: MissingToolError.
     """
-    if not _BUSYBOX.exists():
-        raise MissingToolError("a static busybox is needed; try: apt-get install busybox-static")
+    _require_busybox()
+    files = {"vmm": monitor().read_bytes(), "image": image}
+    return disc_with_program(files, "/vmm /image", traces=traces)
+
+
+def disc_with_program(files: dict[str, bytes], command: str, *, traces: bool = False) -> bytes:
+    """A disc that boots the kernel with these files in its root, all executable, and runs a command.
+
+    Raises: MissingToolError.
+    """
+    _require_busybox()
     linux = kernel()
     init = _INIT.replace("TRACE\n", f"{_TRACE}\n" if traces else "")
-    init = init.replace("SHOW\n", f"{_SHOW}\n" if traces else "")
-    files = [
-        ("init", init.encode(), 0o100755), ("tracing", b"", 0o40755), ("image", image, 0o100644),
-        ("vmm", monitor().read_bytes(), 0o100755), ("bin", b"", 0o40755), ("dev", b"", 0o40755),
-        ("bin/busybox", _BUSYBOX.read_bytes(), 0o100755),
+    init = init.replace("SHOW\n", f"{_SHOW}\n" if traces else "").replace("COMMAND", command)
+    contents = [
+        ("init", init.encode(), 0o100755), ("tracing", b"", 0o40755), ("bin", b"", 0o40755),
+        ("dev", b"", 0o40755), ("bin/busybox", _BUSYBOX.read_bytes(), 0o100755),
+        *((name, content, 0o100755) for name, content in files.items()),
         *((name, content, 0o100644) for name, content in linux.modules),
     ]  # fmt: skip
-    return iso_of({"vmlinuz": linux.image, "initrd": gzip.compress(cpio(files), 1, mtime=0)}, _MENU)
+    initrd = gzip.compress(cpio(contents), 1, mtime=0)
+    return iso_of({"vmlinuz": linux.image, "initrd": initrd}, _MENU)
+
+
+def _require_busybox() -> None:
+    if not _BUSYBOX.exists():
+        raise MissingToolError("a static busybox is needed; try: apt-get install busybox-static")
 
 
 def cpio(files: list[tuple[str, bytes, int]]) -> bytes:
