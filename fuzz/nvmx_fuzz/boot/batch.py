@@ -26,7 +26,7 @@ class BootError(UnavailableError):
 
 
 class Answer(NamedTuple):
-    """The line of one scenario, or why there is none."""
+    """The line of one scenario, or why there is none; both where the monitor could not do all of it."""
 
     line: Line | None
     reason: str = ""
@@ -67,7 +67,7 @@ class Batch:
             reached = max([*lines, *said], default=first - 1) + 1
             for number in range(first, min(reached, len(scripts))):
                 line = lines.get(number)
-                answers[number] = Answer(line, "" if line else said.get(number, "its line was cut"))
+                answers[number] = Answer(line, said.get(number, "" if line else "its line was cut"))
             lost = 0 if reached > first else lost + 1
             if lost == LOST_MAX:
                 raise BootError(f"the image brings nothing {LOST_MAX} times: {ended.reason}")

@@ -18,7 +18,10 @@ from nvmx_fuzz.wording import printable
 
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 FOLDER: Final = Path(__file__).resolve().parents[3] / "build" / "kvm"
-MONITOR_SOURCE: Final = Path(__file__).with_name("_vmm.c")
+MONITOR_SOURCES: Final = tuple(
+    Path(__file__).with_name(name) for name in ("_vmm.c", "_vmm_stops.h")
+)
+"""What the monitor is compiled from: a program, and what it includes."""
 _MODULES: Final = ("virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko")
 _BUSYBOX: Final = Path("/bin/busybox")
 _ARGUMENTS: Final = (
@@ -105,7 +108,8 @@ def monitor() -> Path:
 
     Raises: MissingToolError.
     """
-    digest = hashlib.sha256(MONITOR_SOURCE.read_bytes()).hexdigest()[:16]
+    source = b"".join(path.read_bytes() for path in MONITOR_SOURCES)
+    digest = hashlib.sha256(source).hexdigest()[:16]
     target = FOLDER / f"vmm-{digest}"
     if not target.exists():
         compiler = shutil.which("cc") or shutil.which("gcc")
@@ -123,7 +127,7 @@ def monitor() -> Path:
                     "-Wextra",
                     "-o",
                     str(output),
-                    str(MONITOR_SOURCE),
+                    str(MONITOR_SOURCES[0]),
                 ],
                 Path(name),
             )

@@ -68,6 +68,7 @@ class BootingMachine:
         if problem:
             raise BootError(problem)
         has_l0 = self._kind.version != ""
+        capabilities = capabilities._replace(has_monitor=has_l0)
         if not self._kind.on_bochs:
             return capabilities._replace(has_counters=not has_l0)
         return capabilities._replace(
@@ -153,6 +154,8 @@ def outcome_of(expected: Standalone, answer: Answer, *, has_rf: bool) -> Outcome
     shown = visible(journal_of(answer.line, expected), has_rf=has_rf)
     ours = visible(expected.realised.journal, has_rf=has_rf)
     found = first_difference(ours, shown, expected.realised.entries)
+    if answer.reason and not found:  # it shows the same, but is another scenario
+        return Outcome(INCIDENT, answer.reason, None, rules)
     journal = zlib.crc32(repr(shown).encode())
     return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
 

@@ -11,7 +11,8 @@ from nvmx_core.journal import Record
 from nvmx_core.scenario.steps import AT_ENTRY, ENTER, INTERRUPT, L2_GATE, L2_PAGE, Scenario, Step
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.predicted import journal_on_bare
-from nvmx_fuzz.boot.standalone import Standalone, stand_alone
+from nvmx_fuzz.boot.standalone import Standalone
+from nvmx_fuzz.boot.stopping import stand_alone
 from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.realise.vmcs import NotRealisableError
 

@@ -1,0 +1,273 @@
+"""The recorder for machines with our monitor under L0: arrivals and steps of L0 become stops (``stops.py``).
+
+A stop is tied to the first touch of a page, so the recorder follows which pages L2 has touched for
+certain, or may have touched, since the stop before it or since the entry. At a boundary that page is the one
+that L2 fetches from next; where it has fetched from that before and the arrival makes L2 exit, L2 finds an
+instruction there that reads a page of its own, and never completes it. In a delivery it is the page of the gate, or the stack.
+
+Steps of L0 do nothing on `bare`, and are left out where no stop can make them.
+"""
+
+from typing import Final
+
+from nvmx_core.arch.events import VECTOR_MASK
+from nvmx_core.arch.fields import GUEST_PENDING_DBG, GUEST_RIP
+from nvmx_core.arch.instructions import INSTRUCTION_INDEX
+from nvmx_core.arch.state import ACTIVE
+from nvmx_core.guests.memory import (
+    ALL_PAGES,
+    CODE_BASE,
+    DATA,
+    GDT,
+    HANDLER,
+    IDT_HIGH,
+    IDT_LOW,
+    STACK,
+    TSS,
+    page_address,
+    page_of,
+)
+from nvmx_core.journal import EXIT
+from nvmx_core.scenario.config import Config
+from nvmx_core.scenario.steps import CANCEL_ENTRY, DROP_PAGE, INIT, SAVE_RESTORE, SIPI, Scenario
+from nvmx_fuzz.boot import stops
+from nvmx_fuzz.boot.capabilities import Capabilities
+from nvmx_fuzz.boot.standalone import Standalone, StandaloneRecorder
+from nvmx_fuzz.realise import layout
+from nvmx_fuzz.realise.realiser import fit
+from nvmx_fuzz.realise.recording import IN_EVENT_DELIVERY, IN_STEP
+from nvmx_fuzz.realise.script import Operation
+from nvmx_fuzz.realise.vmcs import NotRealisableError
+
+READS_LOW_PAGE: Final = bytes.fromhex("A000000000")
+"""MOV AL, [0]: what L2 finds where it has to exit before it completes another instruction."""
+_PORTS: Final = (INSTRUCTION_INDEX["in"], INSTRUCTION_INDEX["out"])
+_READS_DATA: Final = (INSTRUCTION_INDEX["load"], INSTRUCTION_INDEX["store"])
+_OF_INSTRUCTIONS: Final = 1 << STACK | 1 << GDT | 1 << TSS | 1 << DATA
+_OF_DELIVERIES: Final = 1 << STACK | 1 << GDT | 1 << TSS
+
+
+def stand_alone(scenario: Scenario, capabilities: Capabilities) -> Standalone:
+    """Realise a scenario for a machine with these capabilities.
+
+    Raises: NotRealisableError.
+    """
+    fitted = fit(scenario, capabilities.flags())
+    kind = StoppingRecorder if capabilities.has_monitor else StandaloneRecorder
+    recorder = kind(Config(*fitted.config), capabilities)
+    recorder.run_unmarked(fitted)
+    return Standalone(recorder.result(), recorder.stays, recorder.ends_in_l2, recorder.sleeps)
+
+
+class StoppingRecorder(StandaloneRecorder):
+    """The layer with a monitor that L1 tells where to stop.
+
+    ``met``: the pages (a mask) that L2 may have touched since the last stop; ``waiting``: the actions at a
+    boundary whose stop is not found yet, with the reason if there is none, ``rest``: where that is.
+    """
+
+    def __init__(self, config: Config, capabilities: Capabilities) -> None:
+        super().__init__(config, capabilities)
+        self.stops: list[Operation] = []
+        self.met: int = 0
+        self.place: tuple[int, ...] = ()
+        self.dropped: int = 0
+        self.cancels: bool = False
+        self.waiting: list[int] = []
+        self.refusal: str = ""
+        self.rest: tuple[int, int] = (0, 0)
+
+    # -- arrivals -------------------------------------------------------------------------------------
+
+    def _arrive_inside(self, op: int, b: int, reason: str) -> None:
+        action = stops.message(op, b)
+        in_delivery = self.moment == IN_EVENT_DELIVERY
+        if action < 0 or not (
+            self._stop_in_delivery(action) if in_delivery else self._stop_at_port(action)
+        ):
+            raise NotRealisableError(reason)
+
+    def _arrive_in_l1(self, op: int, operand: int, reason: str) -> None:
+        if op not in (INIT, SIPI):
+            raise NotRealisableError(reason)
+        self.script.append(stops.stop(stops.NOW, 0, stops.message(op, operand)))
+
+    def _arrive_in_l2(self, op: int, operand: int, reason: str) -> None:
+        action = stops.message(op, operand)
+        if action < 0:
+            raise NotRealisableError(reason)
+        self._stop_at_boundary(action, reason)
+
+    # -- steps of L0 ----------------------------------------------------------------------------------
+
+    def hidden_step(self, op: int, a: int) -> None:
+        super().hidden_step(op, a)
+        if op == DROP_PAGE:
+            self.dropped |= 1 << a
+            if self.l1_is_current() and self.stays:
+                self._in_l1(stops.DROP_ALL)
+        elif op == CANCEL_ENTRY:
+            self.cancels = self.l1_is_current()
+        elif op == SAVE_RESTORE and self.moment == IN_EVENT_DELIVERY:
+            self._stop_in_delivery(stops.SAVE)
+        elif op == SAVE_RESTORE and self.moment == IN_STEP:
+            if self.l1_is_current():
+                self._in_l1(stops.SAVE)
+            elif not self.waiting:
+                self._stop_at_next_page(stops.SAVE)
+
+    def _in_l1(self, action: int) -> None:
+        wanted = stops.stop(stops.NOW, 0, action)
+        if not self.l1.in_mov_ss_shadow and self.script[-1] != wanted:
+            self.script.append(wanted)
+
+    # -- finding a stop -------------------------------------------------------------------------------
+
+    def _add(self, place: int, where: int, action: int, moment: tuple[int, ...]) -> None:
+        """A stop, or one action more at the same moment."""
+        if self.stops and self.place == moment:
+            self.stops.append(stops.stop(stops.ALSO, 0, action))
+            return
+        self.stops.append(stops.stop(place, where, action))
+        self.place = moment
+        self.met = 0
+
+    def _is_certain(self, page: int) -> bool:
+        """Whether nothing but L0 keeps L2 from a page."""
+        memory = self.memory
+        unusual = memory.l2_absent | memory.ept12_absent | memory.ept12_misconfigured
+        if memory.apic_page >= 0:
+            unusual |= 1 << memory.apic_page
+        return not unusual >> page & 1
+
+    def _is_first_touch(self, page: int) -> bool:
+        return not self.met >> page & 1 and self._is_certain(page)
+
+    def _stop_in_delivery(self, action: int) -> bool:
+        """At the touch of the gate's page by the delivery that begins; of the stack if L0 has dropped that one."""
+        moment = (len(self.stays), len(self.journal), self.cpu.event_info)
+        if self.place == moment:
+            self._add(stops.ALSO, 0, action, moment)
+            return True
+        if self.cpu.real_mode:
+            return False
+        gate = self._gate_page()
+        if not self._is_first_touch(gate):
+            return False
+        page = gate
+        completes = not self.memory.gates and self._is_first_touch(STACK) and not self.l2_cpl
+        if self.dropped >> STACK & 1 and not self.dropped >> gate & 1 and completes:
+            page = STACK
+        self._add(stops.AT_PAGE, page_address(page), action, moment)
+        return True
+
+    def _gate_page(self) -> int:
+        return IDT_LOW if self.cpu.event_info & VECTOR_MASK < 32 else IDT_HIGH
+
+    def _stop_at_port(self, action: int) -> bool:
+        if self.instruction not in _PORTS:
+            return False
+        moment = (len(self.stays), len(self.journal), self.cpu.rip)
+        self._add(stops.AT_PORT, stops.PORT, action, moment)
+        return True
+
+    def _stop_at_next_page(self, action: int) -> bool:
+        """At L2's next fetch, if it has not fetched from that page since the last stop."""
+        cpu = self.cpu
+        moment = (len(self.stays), len(self.journal), -1)
+        if self.place == moment:
+            self._add(stops.ALSO, 0, action, moment)
+            return True
+        if cpu.activity != ACTIVE:
+            self._add(stops.ASLEEP, 0, action, moment)
+            return True
+        page = page_of(cpu.rip)
+        in_code = CODE_BASE <= cpu.rip and page <= HANDLER
+        if cpu.real_mode or not in_code or not self._is_first_touch(page):
+            return False
+        self._add(stops.AT_PAGE, page_address(page), action, moment)
+        return True
+
+    def _stop_at_boundary(self, action: int, reason: str) -> None:
+        if not self.waiting and self._stop_at_next_page(action):
+            return
+        self.waiting.append(action)
+        self.refusal = self.refusal or reason
+        self.rest = (len(self.journal), self.cpu.rip)
+
+    def _place_waiting(self, page_address_: int) -> None:
+        moment = (len(self.stays), self.rest[0], -2)
+        for action in self.waiting:
+            self._add(stops.AT_PAGE, page_address_, action, moment)
+        self.waiting = []
+        self.refusal = ""
+
+    def settle(self) -> None:
+        super().settle()
+        if self.waiting:
+            self._stop_before_exit()
+
+    def _stop_before_exit(self) -> None:
+        """L2 has exited where it rested: an instruction there reads a page, and does not complete."""
+        start, rip = self.rest
+        records = self.journal[start:]
+        if not records:
+            return  # nothing has happened yet: what L2 executes next may touch a page
+        is_exit = records[0][0] == EXIT and not self.cpu.non_root
+        free = all(rip + offset not in self.bytes_of_stint for offset in range(len(READS_LOW_PAGE)))
+        if not is_exit or self.l1.vmcs[GUEST_RIP] != rip or not free or not self._is_fetchable(rip):
+            raise NotRealisableError(self.refusal)
+        self._place_code(rip, READS_LOW_PAGE)
+        self._place_waiting(layout.LOW_PAGE)
+
+    def _is_fetchable(self, rip: int) -> bool:
+        page = page_of(rip)
+        last = rip + len(READS_LOW_PAGE) - 1
+        return CODE_BASE <= rip and page <= HANDLER and page == page_of(last) and self._is_certain(page)
+
+    # -- what L2 touches ------------------------------------------------------------------------------
+
+    def in_delivery(self) -> None:
+        if self.cancels and self._stop_in_delivery_quietly():
+            self.cancels = False
+        super().in_delivery()
+        self.met |= 1 << self._gate_page() | _OF_DELIVERIES
+        self.cpu.delivery_armed = True
+
+    def _stop_in_delivery_quietly(self) -> bool:
+        return not self.waiting and self._stop_in_delivery(stops.CANCEL)
+
+    def _write_vmcs(self) -> None:
+        super()._write_vmcs()
+        self.stops = []
+        self.script.append(self.stops)
+        self.place = ()
+        # Deliveries that keep a trap are not announced.
+        self.met = ALL_PAGES if self.l1.vmcs[GUEST_PENDING_DBG] else 0
+        self.cpu.platform = self
+        self.cpu.delivery_armed = True
+
+    def vm_entry(self) -> int:
+        error = super().vm_entry()
+        if self.cancels and not self.waiting and self.cpu.non_root:
+            self._stop_at_next_page(stops.CANCEL)
+        self.cancels = False
+        return error
+
+    def execute(self, instruction: int, operand: int) -> None:
+        if self.waiting:
+            if instruction not in _READS_DATA or not self._is_first_touch(DATA):
+                raise NotRealisableError(self.refusal)
+            self._place_waiting(page_address(DATA))
+        rip = self.cpu.rip
+        if self.cpu.pending_dbg:
+            self.met = ALL_PAGES
+        if not rip >> 32 and CODE_BASE <= rip and page_of(rip) <= HANDLER:
+            self.met |= 1 << page_of(rip)
+        self.met |= _OF_INSTRUCTIONS
+        super().execute(instruction, operand)
+
+    def finish(self) -> None:
+        if self.waiting:
+            raise NotRealisableError(self.refusal)
+        super().finish()
