@@ -3,14 +3,13 @@
 L1 sees exits, VMfails and what it takes itself. What L2 takes, it leaves on its stack: L1 has made the
 dead part of the stack unrecognisable before each entry, so the words that are different after an exit
 were pushed in between. Not to be seen, and left out of both journals: the instructions that L2 completes,
-CR2 and DR6 at a delivery (an exit shows them), whether NMIs are blocked at the end, and a frame that a
+CR2 and DR6 at a delivery (an exit shows them), whether NMIs are blocked or an INIT is latched at the end, and a frame that a
 later one has overwritten, which is taken as expected.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
-from nvmx_core.arch.exits import VMCALL_EXIT
 from nvmx_core.arch.state import RFLAGS_RF
 from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT, handler_rip
 from nvmx_core.journal import (
@@ -61,8 +60,8 @@ def _visible_record(record: Record, has_rf: bool) -> Record:
     if record[0] == DELIVER:
         return (*record[:5], 0, 0)
     if record[0] == END:
-        kind, mode, irr, isr, latched, _blocked, *rest = record
-        return (kind, mode, irr, isr, latched, 0, *rest)
+        kind, mode, irr, isr, latched, _blocked, _init, *rest = record
+        return (kind, mode, irr, isr, latched, 0, 0, *rest)
     return record
 
 
@@ -100,7 +99,7 @@ class _Log:
             and self._end == entries
             and last is not None
             and last.letter == "x"
-            and last.values[_REASON] == VMCALL_EXIT
+            and last.values[_REASON] == self._expected.last_exit
         )
 
     def items(self) -> list[tuple[int, ...]]:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from nvmx_core.arch.controls import PIN_PREEMPTION_TIMER
 from nvmx_core.arch.events import OTHER_EVENT, TYPE_MASK, TYPE_SHIFT, VALID
+from nvmx_core.arch.exits import VMCALL_EXIT
 from nvmx_core.arch.fields import (
     ENTRY_INTR_INFO,
     FIELDS,
@@ -59,13 +60,14 @@ class Standalone(NamedTuple):
     """What L1 has to do, what the model expects, and how the records of the image are to be read.
 
     ``stays`` has the deliveries of each of L1's entries, in order; ``ends_in_l2``: the last exit is the one
-    that brings L1 back; ``sleeps``: L1 enters, or L2 falls into, another state than active.
+    that brings L1 back, with the reason ``last_exit``; ``sleeps``: L1 enters, or L2 falls into, another state than active.
     """
 
     realised: Realised
     stays: list[list[Delivery]]
     ends_in_l2: bool
     sleeps: bool
+    last_exit: int = VMCALL_EXIT
 
 
 class StandaloneRecorder(Recorder):
@@ -77,6 +79,7 @@ class StandaloneRecorder(Recorder):
         self.stays: list[list[Delivery]] = []
         self.ends_in_l2: bool = False
         self.sleeps: bool = False
+        self.last_exit: int = VMCALL_EXIT
         self.words: dict[int, int] = {}
         self.touched: set[int] = set()
 

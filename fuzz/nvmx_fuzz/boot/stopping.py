@@ -11,9 +11,10 @@ Steps of L0 do nothing on `bare`, and are left out where no stop can make them.
 from typing import Final
 
 from nvmx_core.arch.events import VECTOR_MASK
+from nvmx_core.arch.exits import INIT_SIGNAL, SIPI_SIGNAL
 from nvmx_core.arch.fields import GUEST_PENDING_DBG, GUEST_RIP
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
-from nvmx_core.arch.state import ACTIVE
+from nvmx_core.arch.state import ACTIVE, WAIT_FOR_SIPI
 from nvmx_core.guests.memory import (
     ALL_PAGES,
     CODE_BASE,
@@ -56,7 +57,9 @@ def stand_alone(scenario: Scenario, capabilities: Capabilities) -> Standalone:
     kind = StoppingRecorder if capabilities.has_monitor else StandaloneRecorder
     recorder = kind(Config(*fitted.config), capabilities)
     recorder.run_unmarked(fitted)
-    return Standalone(recorder.result(), recorder.stays, recorder.ends_in_l2, recorder.sleeps)
+    return Standalone(
+        recorder.result(), recorder.stays, recorder.ends_in_l2, recorder.sleeps, recorder.last_exit
+    )
 
 
 class StoppingRecorder(StandaloneRecorder):
@@ -128,6 +131,8 @@ class StoppingRecorder(StandaloneRecorder):
         if self.stops and self.place == moment:
             self.stops.append(stops.stop(stops.ALSO, 0, action))
             return
+        if self.monitored:
+            self._flush()  # an exit may lose a monitor that is armed (P14)
         self.stops.append(stops.stop(place, where, action))
         self.place = moment
         self.met = 0
@@ -214,16 +219,17 @@ class StoppingRecorder(StandaloneRecorder):
         if not records:
             return  # nothing has happened yet: what L2 executes next may touch a page
         is_exit = records[0][0] == EXIT and not self.cpu.non_root
-        free = all(rip + offset not in self.bytes_of_stint for offset in range(len(READS_LOW_PAGE)))
-        if not is_exit or self.l1.vmcs[GUEST_RIP] != rip or not free or not self._is_fetchable(rip):
+        if not is_exit or self.l1.vmcs[GUEST_RIP] != rip or not self._is_free(rip):
             raise NotRealisableError(self.refusal)
         self._place_code(rip, READS_LOW_PAGE)
         self._place_waiting(layout.LOW_PAGE)
 
-    def _is_fetchable(self, rip: int) -> bool:
-        page = page_of(rip)
-        last = rip + len(READS_LOW_PAGE) - 1
-        return CODE_BASE <= rip and page <= HANDLER and page == page_of(last) and self._is_certain(page)
+    def _is_free(self, rip: int) -> bool:
+        """Whether an instruction that reads a page can stand there, and L2 can fetch it."""
+        page, last = page_of(rip), rip + len(READS_LOW_PAGE) - 1
+        in_code = CODE_BASE <= rip and page <= HANDLER and page == page_of(last)
+        taken = any(address in self.bytes_of_stint for address in range(rip, last + 1))
+        return in_code and not taken and self._is_certain(page)
 
     # -- what L2 touches ------------------------------------------------------------------------------
 
@@ -267,7 +273,25 @@ class StoppingRecorder(StandaloneRecorder):
         self.met |= _OF_INSTRUCTIONS
         super().execute(instruction, operand)
 
-    def finish(self) -> None:
-        if self.waiting:
-            raise NotRealisableError(self.refusal)
-        super().finish()
+    # -- the end --------------------------------------------------------------------------------------
+
+    def _place_stop(self) -> None:
+        """Where an instruction cannot bring L1 back, an INIT does, or a SIPI."""
+        cpu = self.cpu
+        if cpu.activity == ACTIVE and not self.waiting:
+            super()._place_stop()
+            return
+        if cpu.activity == WAIT_FOR_SIPI:
+            op, self.last_exit = SIPI, SIPI_SIGNAL
+        else:
+            op, self.last_exit = INIT, INIT_SIGNAL
+        if cpu.activity == ACTIVE:
+            rip = cpu.rip
+            if rip >> 32 or not self._is_free(rip):
+                raise NotRealisableError(self.refusal)
+            self._place_code(rip, READS_LOW_PAGE)
+            self.waiting.append(stops.message(op, 0))
+            self._place_waiting(layout.LOW_PAGE)
+        else:
+            self._stop_at_next_page(stops.message(op, 0))
+        self.ends_in_l2 = True
