@@ -20,7 +20,7 @@ from nvmx_fuzz.compare import Difference, Entry, first_difference
 from nvmx_fuzz.outcomes import INCIDENT
 from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.scenario_files import load
-from tests.boot.support import KVM_ON_BOCHS, scenario
+from tests.boot.support import KVM_ON_BOCHS, WITH_MONITOR, scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def test_a_row_cites_rules_and_a_scenario_that_stands_alone(row: Listed) -> None
         found = load(str(ROOT / row.scenario)).scenario
     else:
         found = scenario(row.scenario.replace(" / ", "\n") + "\n")
-    stand_alone_moved(found, KVM_ON_BOCHS)
+    stand_alone_moved(found, WITH_MONITOR if "bochs-boot" not in row.machines else KVM_ON_BOCHS)
 
 
 def name_of(machine: str, found: Difference) -> str:

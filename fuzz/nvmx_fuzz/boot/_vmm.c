@@ -9,6 +9,7 @@
  *     %NUMBER REASON    a scenario that hangs (SECONDS, 2), triple-faults or makes KVM give up, or one whose
  *                       line stands there and that did not come by a stop
  *     %! REASON         nothing can run here
+ *     ~NUMBER L:RIP ... where SMIs came: 1 in L2, and there; 0 in L1
  *
  * A scenario may ask for stops, at which this program gets control although L2 runs (_vmm_stops.h).
  *
@@ -40,6 +41,7 @@ enum {
     MEMORY = 0x4000000,
     DOORBELL = 0x5E0,
     STOP_PORT = 0x5E8,
+    SMM_PORT = 0xF4,
     LINE = 0x100000,
     PAGE = 0x1000,
 };
@@ -56,6 +58,7 @@ static int vm, vcpu, seconds = 2;
 static struct kvm_run *state;
 static uint8_t *memory;
 static char broken[80];
+static int has_smm;
 static volatile sig_atomic_t alarmed;
 
 static void fail(const char *what) {
@@ -75,8 +78,10 @@ static void *map(void *where, size_t size, int flags, int file) {
     return memory;
 }
 
-static void memory_slot(uint64_t size) {
+/* The memory, also as what a processor in SMM sees (space 1). */
+static void memory_slot(uint32_t space, uint64_t size) {
     struct kvm_userspace_memory_region region = {
+        .slot = space << 16,
         .memory_size = size,
         .userspace_addr = (uintptr_t)memory,
     };
@@ -107,7 +112,8 @@ static void new_machine(void) {
     if (ioctl(vm, KVM_CREATE_IRQCHIP, 0)) fail("KVM_CREATE_IRQCHIP");
     enable(KVM_CAP_EXCEPTION_PAYLOAD);
     enable(KVM_CAP_X86_TRIPLE_FAULT_EVENT);
-    memory_slot(MEMORY);
+    memory_slot(0, MEMORY);
+    if (has_smm) memory_slot(1, MEMORY);
     vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
     if (vcpu < 0) fail("KVM_CREATE_VCPU");
     if (ioctl(vcpu, KVM_SET_CPUID2, cpuid)) fail("KVM_SET_CPUID2");
@@ -149,7 +155,11 @@ static void start_state(void) {
 static int port(int greets) {
     uint8_t *value = (uint8_t *)state + state->io.data_offset;
     if (state->io.direction == KVM_EXIT_IO_IN) memset(value, 0xFF, state->io.size * state->io.count);
-    if (armed && stops[stops_done].place == AT_PORT && state->io.port == stops[stops_done].where) reached();
+    if (state->io.port == SMM_PORT) note_smm();
+    if (armed && stops[stops_done].place == AT_PORT && state->io.port == stops[stops_done].where) {
+        reached();
+        return 0;
+    }
     if (state->io.direction == KVM_EXIT_IO_IN) return 0;
     uint32_t length = 0;
     memcpy(&length, value, state->io.size < sizeof length ? state->io.size : sizeof length);
@@ -202,6 +212,7 @@ static const char *run(int greets, enum outcome *outcome) {
 
 static enum outcome scenario(uint64_t number, uint64_t end, int greets) {
     guest_memory(number, end, greets);
+    has_smm = 0;
     new_machine();
     start_state();
     entered = stops_queued = stops_done = 0;
@@ -213,6 +224,7 @@ static enum outcome scenario(uint64_t number, uint64_t end, int greets) {
     const char *reason = run(greets, &outcome);
     wake_after(0);
     if (!reason) reason = stop_problem;
+    show_smm(number);
     if (reason) printf("%%%llx %s\n", (unsigned long long)number, reason);
     fflush(stdout);
     end_machine();

@@ -18,6 +18,8 @@ static struct stop stops[STOPS_MAX];
 static size_t stops_queued, stops_done;
 static int entered, armed, cancelled;
 static const char *stop_problem;
+static char smm[400];
+static size_t smm_size;
 
 static int l2_runs(void) {
     struct kvm_sregs sregs;
@@ -42,7 +44,32 @@ static void arm(void) {
     if (stops[stops_done].place == ASLEEP) wake_after(ASLEEP_MICROSECONDS);
 }
 
+/* The system-management handler: it uses a port of ours, and returns. */
+static void install_smm(void) {
+    static const uint8_t handler[] = {0xE6, SMM_PORT, 0x0F, 0xAA};
+    memcpy(memory + 0x38000, handler, sizeof handler);
+    if (!has_smm) memory_slot(1, MEMORY);
+    has_smm = 1;
+}
+
+/* The processor is in SMM, and its state is saved where a processor with 64-bit mode saves it. */
+static void note_smm(void) {
+    uint64_t rip, efer;
+    memcpy(&rip, memory + 0x3FF78, sizeof rip);
+    memcpy(&efer, memory + 0x3FED0, sizeof efer);
+    int in_l2 = !(efer & 1 << 10);
+    smm_size += (size_t)snprintf(
+        smm + smm_size, sizeof smm - smm_size, " %d:%llx", in_l2, in_l2 ? (unsigned long long)rip : 0);
+    if (smm_size > sizeof smm - 32) smm_size = sizeof smm - 32;
+}
+
+static void show_smm(uint64_t number) {
+    if (smm_size) printf("~%llx%s\n", (unsigned long long)number, smm);
+    smm_size = 0;
+}
+
 static void message(uint64_t operand) {
+    if ((operand & 0x700) == 0x200) install_smm();
     struct kvm_msi interrupt = {.address_lo = 0xFEE00000, .data = (uint32_t)operand};
     if (ioctl(vm, KVM_SIGNAL_MSI, &interrupt) < 0) fail("KVM_SIGNAL_MSI");
 }
@@ -110,8 +137,8 @@ static void act(uint64_t what) {
         raise(SIGUSR1);
         break;
     case DROP_ALL:
-        memory_slot(0);
-        memory_slot(MEMORY);
+        memory_slot(0, 0);
+        memory_slot(0, MEMORY);
         break;
     }
 }

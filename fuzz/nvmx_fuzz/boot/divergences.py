@@ -20,9 +20,11 @@ from nvmx_fuzz.boot.predicates import (
     interrupt_before_higher_rank,
     iret_opens_nmis,
     misconfiguration_qualified,
+    monitor_never_armed,
     nmi_blocking_of_a_delivery,
     nmis_stay_blocked,
     refused_injection,
+    shadow_lost_in_a_repair,
     shadow_of_a_fault,
     single_step_of_an_exit,
     spurious_interrupt,
@@ -75,6 +77,13 @@ LISTED: Final[tuple[Listed, ...]] = (
         "The exit of a fault saves the blocking by STI that was in effect (SDM: Saving Non-Register "
         "State).",
         "corpus/nested_events/fault-in-sti-shadow-keeps-it.scn", shadow_of_a_fault,
+    ),
+    Listed(
+        "shadow lost in a repair", ("kvm-bochs",), ("B9",), BOCHS_WRONG,
+        "The same where the fault is an EPT violation that L0 repairs: L0 then exits for what came meanwhile "
+        "with the state that the processor has saved.",
+        "L1 vmwrite GUEST_RFLAGS 0x302 / L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / "
+        "L1 vmwrite GUEST_PENDING_DBG 0x4000 / outside init / L1 enter", shadow_lost_in_a_repair,
     ),
     Listed(
         "INT1 behind MOV SS", BOCHS, ("B2", "Y6"), BOCHS_WRONG,
@@ -216,6 +225,13 @@ LISTED: Final[tuple[Listed, ...]] = (
         "L1's tables forms a new qualification without the bit. A host that only keeps the blocking sees "
         "no difference.",
         "corpus/nested_events/iret-fault-in-ept12-reports-nmi-unblocking.scn", unblocking_by_iret,
+    ),
+    Listed(
+        "monitor never armed", KVM, ("P14",), KVM_WRONG,
+        "The exit of MWAIT says whether MONITOR has armed the monitor (SDM: Exit Qualification). KVM intercepts "
+        "MONITOR for itself and emulates it as NOP, so the processor never arms one (vmx_exec_control, "
+        "kvm_emulate_monitor).",
+        "corpus/lessons/mwait-tells-the-armed-monitor.scn", monitor_never_armed,
     ),
     Listed(
         "interrupt before what ranks higher", KVM, ("P9", "P11", "P12"), KVM_WRONG,

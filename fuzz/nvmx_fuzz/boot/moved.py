@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from nvmx_core.journal import Record
+from nvmx_core.machines.modes import MODE_SMM
 from nvmx_core.scenario.steps import (
     AT_ENTRY,
     ENTER,
@@ -18,7 +19,9 @@ from nvmx_core.scenario.steps import (
     L2_PAGE,
     NMI,
     NOW,
+    RSM,
     SIPI,
+    SMI,
     Scenario,
     Step,
 )
@@ -36,7 +39,13 @@ _MOVABLE: Final = (
 )  # fmt: skip
 _WITH_MONITOR: Final = {
     f"{name}-{where}": op
-    for name, op in (("interrupt", INTERRUPT), ("nmi", NMI), ("init", INIT), ("sipi", SIPI))
+    for name, op in (
+        ("interrupt", INTERRUPT),
+        ("nmi", NMI),
+        ("init", INIT),
+        ("sipi", SIPI),
+        ("smi", SMI),
+    )
     for where in ("at-entry", "in-delivery", "in-emulation", "while-l2-runs")
 }
 """What our monitor can make at one moment or another, and the step."""
@@ -44,12 +53,22 @@ _WITH_MONITOR: Final = {
 Steps = tuple[Step, ...]
 
 
+def fit_booting(scenario: Scenario, capabilities: Capabilities) -> Scenario:
+    """The scenario on such a machine; one that ends in the system-management handler goes on to its RSM."""
+    fitted = fit(scenario, capabilities.flags())
+    if not capabilities.has_monitor or SMI not in (step[0] for step in fitted.steps):
+        return fitted
+    if journal_on_bare(fitted, has_rf=True)[-1][1] != MODE_SMM:
+        return fitted
+    return Scenario(fitted.config, (*fitted.steps, (RSM, 0, 0, 0)))
+
+
 def stand_alone_moved(scenario: Scenario, capabilities: Capabilities) -> Standalone:
     """Realise a scenario, with steps moved where nobody can tell.
 
     Raises: NotRealisableError, for the first reason that stays.
     """
-    current = fit(scenario, capabilities.flags())
+    current = fit_booting(scenario, capabilities)
     expected: list[Record] = []
     tried = {current.steps}
     for _ in range(len(scenario.steps) + 1):

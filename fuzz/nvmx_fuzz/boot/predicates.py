@@ -26,8 +26,10 @@ from nvmx_core.arch.exits import (
     EPT_VIOLATION,
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
+    INIT_SIGNAL,
     INTERRUPT_WINDOW,
     INVALID_STATE,
+    MWAIT_EXIT,
     NMI_WINDOW,
     PREEMPTION_TIMER,
     TRIPLE_FAULT,
@@ -100,6 +102,23 @@ def shadow_of_a_fault(found: Difference) -> bool:
         and found.fields() == (name,)
         and field(found.bare, name) ^ field(found.other, name) == BLOCKING_BY_STI
     )
+
+
+def shadow_lost_in_a_repair(found: Difference) -> bool:
+    """L0 exits for an event that came under the shadow of STI, and the shadow is gone."""
+    name = "interruptibility"
+    return (
+        is_exit(found.bare, INIT_SIGNAL, EXTERNAL_INTERRUPT_EXIT)
+        and found.fields() == (name,)
+        and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_STI
+    )
+
+
+def monitor_never_armed(found: Difference) -> bool:
+    """Only MWAIT's qualification differs: MONITOR has armed the monitor, and the exit says that it has not."""
+    name = "qualification"
+    shown = (field(found.bare, name), field(found.other, name))
+    return is_exit(found.bare, MWAIT_EXIT) and found.fields() == (name,) and shown == (1, 0)
 
 
 def int1_behind_mov_ss(found: Difference) -> bool:
@@ -236,9 +255,10 @@ def stale_length(found: Difference) -> bool:
 
 
 def trap_behind_injection(found: Difference) -> bool:
-    """The trap that MOV SS holds is taken behind an injected soft event, on the other machine not."""
-    info = field(found.bare, "interruption info")
+    """The trap that MOV SS holds is taken, or saved, behind an injected soft event; on the other machine not."""
+    info, name = field(found.bare, "interruption info"), "pending debug exceptions"
     exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
+    exits |= found.fields() == (name,) and not field(found.other, name)
     return (
         (exits or found.bare[:2] == (DELIVER, DB))
         and not _is_debug_exception(found)

@@ -102,6 +102,10 @@ class StandaloneRecorder(Recorder):
         """Something arrives in a delivery, or while L0 emulates an instruction."""
         raise NotRealisableError(reason)
 
+    def _arrive_during_entry(self, _op: int, _b: int, reason: str) -> None:
+        """Something arrives at the entry that L1 would have taken before it."""
+        raise NotRealisableError(reason)
+
     def _arrive_in_l2(self, _op: int, _operand: int, reason: str) -> None:
         """Something arrives at a boundary at which L2 rests."""
         raise NotRealisableError(reason)
@@ -131,7 +135,7 @@ class StandaloneRecorder(Recorder):
             self._arrive_in_l1(op, b, f"{_NAMES[op]}-at-entry")
             self.script.insert(place, self.script.pop())
         else:
-            raise NotRealisableError(f"{_NAMES[op]}-at-entry")
+            self._arrive_during_entry(op, b, f"{_NAMES[op]}-at-entry")
 
     def _in_order(self, *items: Item) -> None:
         for kind, operand, value in items:

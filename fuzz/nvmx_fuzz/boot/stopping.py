@@ -8,6 +8,7 @@ instruction there that reads a page of its own, and never completes it. In a del
 Steps of L0 do nothing on `bare`, and are left out where no stop can make them.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from nvmx_core.arch.events import VECTOR_MASK
@@ -30,13 +31,21 @@ from nvmx_core.guests.memory import (
 )
 from nvmx_core.journal import EXIT
 from nvmx_core.scenario.config import Config
-from nvmx_core.scenario.steps import CANCEL_ENTRY, DROP_PAGE, INIT, SAVE_RESTORE, SIPI, Scenario
+from nvmx_core.scenario.steps import (
+    CANCEL_ENTRY,
+    DROP_PAGE,
+    INIT,
+    SAVE_RESTORE,
+    SIPI,
+    SMI,
+    Scenario,
+)
 from nvmx_fuzz.boot import stops
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.standalone import Standalone, StandaloneRecorder
 from nvmx_fuzz.realise import layout
 from nvmx_fuzz.realise.realiser import fit
-from nvmx_fuzz.realise.recording import IN_EVENT_DELIVERY, IN_STEP
+from nvmx_fuzz.realise.recording import AT_ENTRY, IN_EVENT_DELIVERY, IN_STEP
 from nvmx_fuzz.realise.script import Operation
 from nvmx_fuzz.realise.vmcs import NotRealisableError
 
@@ -66,7 +75,9 @@ class StoppingRecorder(StandaloneRecorder):
     """The layer with a monitor that L1 tells where to stop.
 
     ``met``: the pages (a mask) that L2 may have touched since the last stop; ``waiting``: the actions at a
-    boundary whose stop is not found yet, with the reason if there is none, ``rest``: where that is.
+    boundary whose stop is not found yet, with the reason if there is none, ``rest``: where that is; ``owed``:
+    the actions at this entry, made at its first stop: until then L0 alone decides, as from L1's VMLAUNCH on;
+    ``owed_reason``: what is said if there is none.
     """
 
     def __init__(self, config: Config, capabilities: Capabilities) -> None:
@@ -75,7 +86,8 @@ class StoppingRecorder(StandaloneRecorder):
         self.met: int = 0
         self.place: tuple[int, ...] = ()
         self.dropped: int = 0
-        self.cancels: bool = False
+        self.owed: list[int] = []
+        self.owed_reason: str = ""
         self.waiting: list[int] = []
         self.refusal: str = ""
         self.rest: tuple[int, int] = (0, 0)
@@ -90,16 +102,27 @@ class StoppingRecorder(StandaloneRecorder):
         ):
             raise NotRealisableError(reason)
 
+    def _arrive_during_entry(self, op: int, b: int, reason: str) -> None:
+        action = stops.message(op, b)
+        if action < 0:
+            raise NotRealisableError(reason)
+        self.owed.append(action)
+        self.owed_reason = reason
+
     def _arrive_in_l1(self, op: int, operand: int, reason: str) -> None:
-        if op not in (INIT, SIPI):
+        if op not in (INIT, SIPI, SMI) or self.cpu.in_smm:
             raise NotRealisableError(reason)
         self.script.append(stops.stop(stops.NOW, 0, stops.message(op, operand)))
 
     def _arrive_in_l2(self, op: int, operand: int, reason: str) -> None:
         action = stops.message(op, operand)
-        if action < 0:
+        if action < 0 or (self.cpu.in_smm and not self.cpu.non_root):
             raise NotRealisableError(reason)
-        self._stop_at_boundary(action, reason)
+        if self.cpu.in_smm:  # its handler uses a port before it returns
+            moment = (len(self.stays), len(self.journal), -3)
+            self._add(stops.AT_PORT, stops.SMM_PORT, action, moment)
+        else:
+            self._stop_at_boundary(action, reason)
 
     # -- steps of L0 ----------------------------------------------------------------------------------
 
@@ -109,14 +132,16 @@ class StoppingRecorder(StandaloneRecorder):
             self.dropped |= 1 << a
             if self.l1_is_current() and self.stays:
                 self._in_l1(stops.DROP_ALL)
-        elif op == CANCEL_ENTRY:
-            self.cancels = self.l1_is_current()
+        elif op == CANCEL_ENTRY and self.l1_is_current():
+            self.owed.append(stops.CANCEL)
+        elif op == SAVE_RESTORE and self.moment == AT_ENTRY:
+            self.owed.append(stops.SAVE)
         elif op == SAVE_RESTORE and self.moment == IN_EVENT_DELIVERY:
             self._stop_in_delivery(stops.SAVE)
         elif op == SAVE_RESTORE and self.moment == IN_STEP:
             if self.l1_is_current():
                 self._in_l1(stops.SAVE)
-            elif not self.waiting:
+            elif not self.waiting and not self.cpu.in_smm:
                 self._stop_at_next_page(stops.SAVE)
 
     def _in_l1(self, action: int) -> None:
@@ -187,7 +212,7 @@ class StoppingRecorder(StandaloneRecorder):
             self._add(stops.ASLEEP, 0, action, moment)
             return True
         page = page_of(cpu.rip)
-        in_code = CODE_BASE <= cpu.rip and page <= HANDLER
+        in_code = cpu.rip >= CODE_BASE and page <= HANDLER
         if cpu.real_mode or not in_code or not self._is_first_touch(page):
             return False
         self._add(stops.AT_PAGE, page_address(page), action, moment)
@@ -227,21 +252,22 @@ class StoppingRecorder(StandaloneRecorder):
     def _is_free(self, rip: int) -> bool:
         """Whether an instruction that reads a page can stand there, and L2 can fetch it."""
         page, last = page_of(rip), rip + len(READS_LOW_PAGE) - 1
-        in_code = CODE_BASE <= rip and page <= HANDLER and page == page_of(last)
+        in_code = rip >= CODE_BASE and page <= HANDLER and page == page_of(last)
         taken = any(address in self.bytes_of_stint for address in range(rip, last + 1))
         return in_code and not taken and self._is_certain(page)
 
     # -- what L2 touches ------------------------------------------------------------------------------
 
     def in_delivery(self) -> None:
-        if self.cancels and self._stop_in_delivery_quietly():
-            self.cancels = False
+        self._pay(self._stop_in_delivery)
         super().in_delivery()
         self.met |= 1 << self._gate_page() | _OF_DELIVERIES
         self.cpu.delivery_armed = True
 
-    def _stop_in_delivery_quietly(self) -> bool:
-        return not self.waiting and self._stop_in_delivery(stops.CANCEL)
+    def _pay(self, stop_at: Callable[[int], bool]) -> None:
+        """Make the steps of L0 that belong to an entry at its first stop."""
+        if self.owed and not self.waiting and all([stop_at(action) for action in self.owed]):
+            self.owed = []
 
     def _write_vmcs(self) -> None:
         super()._write_vmcs()
@@ -254,10 +280,15 @@ class StoppingRecorder(StandaloneRecorder):
         self.cpu.delivery_armed = True
 
     def vm_entry(self) -> int:
+        self.owed_reason = ""
+        before = len(self.journal)
         error = super().vm_entry()
-        if self.cancels and not self.waiting and self.cpu.non_root:
-            self._stop_at_next_page(stops.CANCEL)
-        self.cancels = False
+        quiet = len(self.journal) == before or not self.owed_reason
+        if self.cpu.non_root and not self.cpu.in_smm and quiet:
+            self._pay(self._stop_at_next_page)
+        if self.owed and self.owed_reason:  # its effect came before any stop
+            raise NotRealisableError(self.owed_reason)
+        self.owed = []
         return error
 
     def execute(self, instruction: int, operand: int) -> None:
@@ -268,7 +299,7 @@ class StoppingRecorder(StandaloneRecorder):
         rip = self.cpu.rip
         if self.cpu.pending_dbg:
             self.met = ALL_PAGES
-        if not rip >> 32 and CODE_BASE <= rip and page_of(rip) <= HANDLER:
+        if not rip >> 32 and rip >= CODE_BASE and page_of(rip) <= HANDLER:
             self.met |= 1 << page_of(rip)
         self.met |= _OF_INSTRUCTIONS
         super().execute(instruction, operand)
@@ -278,6 +309,8 @@ class StoppingRecorder(StandaloneRecorder):
     def _place_stop(self) -> None:
         """Where an instruction cannot bring L1 back, an INIT does, or a SIPI."""
         cpu = self.cpu
+        if cpu.in_smm:
+            raise NotRealisableError("ends-in-smm")
         if cpu.activity == ACTIVE and not self.waiting:
             super()._place_stop()
             return

@@ -8,7 +8,7 @@ nor L2 can notice more than a page that L0 had to repair.
 
 from typing import Final
 
-from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI
+from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI
 from nvmx_fuzz.boot.program import STOP
 from nvmx_fuzz.realise.script import Operation
 
@@ -19,7 +19,9 @@ NOTHING, MESSAGE, SAVE, CANCEL, DROP_ALL = range(5)
 
 PORT: Final = 0x80
 """The port that L2's IN and OUT name."""
-_MODES: Final = {INTERRUPT: 0x000, NMI: 0x400, INIT: 0x500, SIPI: 0x600}
+SMM_PORT: Final = 0xF4
+"""The port that the system-management handler uses before it returns."""
+_MODES: Final = {INTERRUPT: 0x000, SMI: 0x200, NMI: 0x400, INIT: 0x500, SIPI: 0x600}
 """The delivery mode of a message to L1's APIC."""
 
 
