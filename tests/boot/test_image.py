@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_core.guests.memory import CODE_BASE
-from nvmx_fuzz.boot import linux, places
+from nvmx_fuzz.boot import linux, places, stops
 from nvmx_fuzz.boot.image import MULTIBOOT_MAGIC, boot_image, pristine_memory
 from nvmx_fuzz.boot.program import (
     RESTART,
@@ -109,7 +109,8 @@ def test_the_monitor_knows_the_same_places() -> None:
     wanted = {
         "IMAGE": places.IMAGE, "ENTRY": places.ENTRY - places.IMAGE,
         "PARAMETERS": places.PARAMETERS - places.IMAGE, "OUTPUT": places.OUTPUT,
-        "MEMORY": places.MEMORY_SIZE, "DOORBELL": places.DOORBELL_PORT, "STOP_PORT": places.STOP_PORT, "MAGIC": places.MAGIC,
+        "MEMORY": places.MEMORY_SIZE, "DOORBELL": places.DOORBELL_PORT, "STOP_PORT": places.STOP_PORT,
+        "MAGIC": places.MAGIC, "SMM_PORT": stops.SMM_PORT,
     }  # fmt: skip
     assert {name: numbers[name] for name in wanted} == wanted
     assert (places.PARAMETER_FIRST, places.PARAMETER_END, places.PARAMETER_DOORBELL) == (8, 16, 24)

@@ -228,9 +228,9 @@ LISTED: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "monitor never armed", KVM, ("P14",), KVM_WRONG,
-        "The exit of MWAIT says whether MONITOR has armed the monitor (SDM: Exit Qualification). KVM intercepts "
-        "MONITOR for itself and emulates it as NOP, so the processor never arms one (vmx_exec_control, "
-        "kvm_emulate_monitor).",
+        "The exit of MWAIT says whether MONITOR has armed the monitor (SDM: Exit Qualification). KVM "
+        "intercepts MONITOR for itself and emulates it as NOP, so the processor never arms one "
+        "(vmx_exec_control, kvm_emulate_monitor).",
         "corpus/lessons/mwait-tells-the-armed-monitor.scn", monitor_never_armed,
     ),
     Listed(

@@ -105,7 +105,7 @@ def _first_that_shows(
 
 
 def _arrivals(steps: Steps, wanted: int) -> Iterator[Steps]:
-    """An arrival of a kind made in the next delivery, or at the first boundary behind an entry, before or behind it."""
+    """An arrival of a kind made in a delivery, at an entry, or at the first boundary behind one."""
     for index in reversed(range(len(steps))):
         op, when, vector, rest = steps[index]
         if op != wanted:

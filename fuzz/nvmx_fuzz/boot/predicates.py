@@ -115,7 +115,7 @@ def shadow_lost_in_a_repair(found: Difference) -> bool:
 
 
 def monitor_never_armed(found: Difference) -> bool:
-    """Only MWAIT's qualification differs: MONITOR has armed the monitor, and the exit says that it has not."""
+    """Only MWAIT's qualification differs: MONITOR has armed the monitor, and the exit denies it."""
     name = "qualification"
     shown = (field(found.bare, name), field(found.other, name))
     return is_exit(found.bare, MWAIT_EXIT) and found.fields() == (name,) and shown == (1, 0)
@@ -255,7 +255,7 @@ def stale_length(found: Difference) -> bool:
 
 
 def trap_behind_injection(found: Difference) -> bool:
-    """The trap that MOV SS holds is taken, or saved, behind an injected soft event; on the other machine not."""
+    """The trap that MOV SS holds is taken, or saved, behind an injected soft event; elsewhere it is gone."""
     info, name = field(found.bare, "interruption info"), "pending debug exceptions"
     exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
     exits |= found.fields() == (name,) and not field(found.other, name)

@@ -1,7 +1,7 @@
 """Does our L0, with the bugs that a version of KVM has, predict what the real one showed?
 
 The real machine is a fresh one for each scenario, so every page of L2 is dropped by L0 at the start. Other
-steps of L0 are made there if a stop can make them (``stopping.py``), so both are asked: without and with them.
+steps of L0 are made there if a stop can make them (``stopping.py``), so both are asked: without and with.
 """
 
 from collections.abc import Iterator

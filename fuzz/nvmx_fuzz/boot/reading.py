@@ -3,8 +3,8 @@
 L1 sees exits, VMfails and what it takes itself. What L2 takes, it leaves on its stack: L1 has made the
 dead part of the stack unrecognisable before each entry, so the words that are different after an exit
 were pushed in between. SMIs show where they came, but not in which order with exits: they stand in front of
-the end. Not to be seen, and left out of both journals: the instructions that L2 completes,
-CR2 and DR6 at a delivery (an exit shows them), whether NMIs are blocked or an INIT is latched at the end, and a frame that a
+the end. Not to be seen, and left out of both journals: the instructions that L2 completes, CR2 and DR6 at a
+delivery (an exit shows them), whether NMIs are blocked or an INIT is latched at the end, and a frame that a
 later one has overwritten, which is taken as expected.
 """
 

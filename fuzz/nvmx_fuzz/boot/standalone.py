@@ -60,7 +60,8 @@ class Standalone(NamedTuple):
     """What L1 has to do, what the model expects, and how the records of the image are to be read.
 
     ``stays`` has the deliveries of each of L1's entries, in order; ``ends_in_l2``: the last exit is the one
-    that brings L1 back, with the reason ``last_exit``; ``sleeps``: L1 enters, or L2 falls into, another state than active.
+    that brings L1 back, with the reason ``last_exit``; ``sleeps``: L1 enters, or L2 falls into, another
+    state than active.
     """
 
     realised: Realised

@@ -3,13 +3,15 @@
 A stop is tied to the first touch of a page, so the recorder follows which pages L2 has touched for
 certain, or may have touched, since the stop before it or since the entry. At a boundary that page is the one
 that L2 fetches from next; where it has fetched from that before and the arrival makes L2 exit, L2 finds an
-instruction there that reads a page of its own, and never completes it. In a delivery it is the page of the gate, or the stack.
+instruction there that reads a page of its own, and never completes it. In a delivery it is the page of the
+gate, or the stack.
 
-Steps of L0 do nothing on `bare`, and are left out where no stop can make them.
+Steps of L0 do nothing on `bare`, and are left out where no stop can make them: while L2 runs on a page that
+it has fetched from already, in SMM, and host interrupts, which come by themselves.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nvmx_core.arch.events import VECTOR_MASK
 from nvmx_core.arch.exits import INIT_SIGNAL, SIPI_SIGNAL
@@ -46,8 +48,10 @@ from nvmx_fuzz.boot.standalone import Standalone, StandaloneRecorder
 from nvmx_fuzz.realise import layout
 from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.realise.recording import AT_ENTRY, IN_EVENT_DELIVERY, IN_STEP
-from nvmx_fuzz.realise.script import Operation
 from nvmx_fuzz.realise.vmcs import NotRealisableError
+
+if TYPE_CHECKING:
+    from nvmx_fuzz.realise.script import Operation
 
 READS_LOW_PAGE: Final = bytes.fromhex("A000000000")
 """MOV AL, [0]: what L2 finds where it has to exit before it completes another instruction."""
@@ -174,7 +178,7 @@ class StoppingRecorder(StandaloneRecorder):
         return not self.met >> page & 1 and self._is_certain(page)
 
     def _stop_in_delivery(self, action: int) -> bool:
-        """At the touch of the gate's page by the delivery that begins; of the stack if L0 has dropped that one."""
+        """Where the delivery that begins touches the page of its gate, or a stack that L0 has dropped."""
         moment = (len(self.stays), len(self.journal), self.cpu.event_info)
         if self.place == moment:
             self._add(stops.ALSO, 0, action, moment)
@@ -266,7 +270,7 @@ class StoppingRecorder(StandaloneRecorder):
 
     def _pay(self, stop_at: Callable[[int], bool]) -> None:
         """Make the steps of L0 that belong to an entry at its first stop."""
-        if self.owed and not self.waiting and all([stop_at(action) for action in self.owed]):
+        if self.owed and not self.waiting and all(stop_at(action) for action in self.owed):
             self.owed = []
 
     def _write_vmcs(self) -> None:

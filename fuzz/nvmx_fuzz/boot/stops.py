@@ -1,7 +1,7 @@
 """Stops: how our monitor gets control at an exact moment while L2 runs, and what it does there.
 
 Before an entry L1 tells the monitor (``_vmm_stops.h``) a page of L2 and an action. The monitor takes the page
-away from itself; L2, or a delivery in L2, that touches it makes KVM_RUN fail with EFAULT in the middle of L0's
+away from itself; when L2, or a delivery in L2, touches it, KVM_RUN fails with EFAULT in the middle of L0's
 repair, with the event still in flight. The page is given back, the action done, and L0 goes on. Neither L1
 nor L2 can notice more than a page that L0 had to repair.
 """

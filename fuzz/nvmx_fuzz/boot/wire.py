@@ -9,9 +9,9 @@ hexadecimal.
     v  VMfail: its number                                          z  end: IRR and ISR, eight words each
     i n u  interrupt, NMI, exception that L1 took: vector, interrupted RIP, how many records stood then
 
-A monitor that runs the image adds ``%NUMBER REASON`` for a scenario that brought nothing, and ``%!
-REASON`` when none can run, and ``~NUMBER L:RIP ...`` where SMIs came. Anything else on the line is no part of it: boot loaders and kernels write
-there too.
+A monitor that runs the image adds ``%NUMBER REASON`` for a scenario that brought nothing or was not made as
+asked, ``%! REASON`` when none can run, and ``~NUMBER L:RIP ...`` where SMIs came. Anything else on the
+line is no part of it: boot loaders and kernels write there too.
 """
 
 import re
