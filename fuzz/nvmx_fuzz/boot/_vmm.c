@@ -119,9 +119,9 @@ static void new_machine(void) {
     if (ioctl(vcpu, KVM_SET_CPUID2, cpuid)) fail("KVM_SET_CPUID2");
     state = map(NULL, run_size, MAP_SHARED, vcpu);
     struct {
-        struct kvm_signal_mask head;
-        uint64_t none;
-    } open = {.head = {.len = 8}};
+        uint32_t length;
+        uint8_t blocked[8];
+    } open = {.length = 8}; /* struct kvm_signal_mask: none is blocked */
     if (ioctl(vcpu, KVM_SET_SIGNAL_MASK, &open)) fail("KVM_SET_SIGNAL_MASK");
 }
 

@@ -92,6 +92,10 @@ static void save_restore(void) {
     struct kvm_sregs2 sregs;
     struct kvm_debugregs debug;
     static struct kvm_lapic_state apic;
+    uint64_t tsc = 0; /* a TSC that is written is rounded to that of the machine: the offset is not */
+    struct kvm_device_attr offset = {
+        .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&tsc,
+    };
     if (size <= 0 || !nested || !msrs) fail("KVM_CAP_NESTED_STATE");
     nested->size = (uint32_t)size;
     msrs->nmsrs = COUNT;
@@ -103,6 +107,7 @@ static void save_restore(void) {
     }
 #define GET(what, value) carry(KVM_GET_##what, value, "KVM_GET_" #what)
 #define SET(what, value) carry(KVM_SET_##what, value, "KVM_SET_" #what)
+    GET(DEVICE_ATTR, &offset);
     GET(VCPU_EVENTS, &events);
     GET(MP_STATE, &activity);
     GET(REGS, &regs);
@@ -113,6 +118,7 @@ static void save_restore(void) {
     GET(NESTED_STATE, nested);
     end_machine();
     new_machine();
+    SET(DEVICE_ATTR, &offset);
     SET(SREGS2, &sregs);
     SET(MSRS, msrs);
     SET(NESTED_STATE, nested);
@@ -163,7 +169,7 @@ static void end_stay(void) {
 /* L1 has a stop, whose address it names, or (0) is about to enter L2. */
 static void stop_port(uint64_t address) {
     struct stop stop = {0};
-    if (address <= MEMORY - sizeof stop) memcpy(&stop, memory + address, sizeof stop);
+    if (address && address <= MEMORY - sizeof stop) memcpy(&stop, memory + address, sizeof stop);
     if (address && stop.place == NOW) {
         act(stop.what);
         return;

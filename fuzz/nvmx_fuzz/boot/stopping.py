@@ -13,9 +13,9 @@ it has fetched from already, in SMM, and host interrupts, which come by themselv
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from nvmx_core.arch.events import VECTOR_MASK
+from nvmx_core.arch.events import TYPE_MASK, VALID, VECTOR_MASK
 from nvmx_core.arch.exits import INIT_SIGNAL, SIPI_SIGNAL
-from nvmx_core.arch.fields import GUEST_PENDING_DBG, GUEST_RIP
+from nvmx_core.arch.fields import ENTRY_INTR_INFO, GUEST_PENDING_DBG, GUEST_RIP
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import ACTIVE, WAIT_FOR_SIPI
 from nvmx_core.guests.memory import (
@@ -92,6 +92,7 @@ class StoppingRecorder(StandaloneRecorder):
         self.dropped: int = 0
         self.owed: list[int] = []
         self.owed_reason: str = ""
+        self.entry_start: int = 0
         self.waiting: list[int] = []
         self.refusal: str = ""
         self.rest: tuple[int, int] = (0, 0)
@@ -263,10 +264,20 @@ class StoppingRecorder(StandaloneRecorder):
     # -- what L2 touches ------------------------------------------------------------------------------
 
     def in_delivery(self) -> None:
-        self._pay(self._stop_in_delivery)
+        if not self.owed_reason or self._is_injection():
+            self._pay(self._stop_in_delivery)
         super().in_delivery()
         self.met |= 1 << self._gate_page() | _OF_DELIVERIES
         self.cpu.delivery_armed = True
+
+    def _is_injection(self) -> bool:
+        """Whether the delivery that begins is the first thing that comes of L1's entry."""
+        return (
+            len(self.journal) == self.entry_start
+            and self.cpu.event_info & (TYPE_MASK | VECTOR_MASK)
+            == self.l1.vmcs[ENTRY_INTR_INFO] & (TYPE_MASK | VECTOR_MASK)
+            and self.l1.vmcs[ENTRY_INTR_INFO] & VALID != 0
+        )
 
     def _pay(self, stop_at: Callable[[int], bool]) -> None:
         """Make the steps of L0 that belong to an entry at its first stop."""
@@ -285,9 +296,9 @@ class StoppingRecorder(StandaloneRecorder):
 
     def vm_entry(self) -> int:
         self.owed_reason = ""
-        before = len(self.journal)
+        self.entry_start = len(self.journal)
         error = super().vm_entry()
-        quiet = len(self.journal) == before or not self.owed_reason
+        quiet = len(self.journal) == self.entry_start or not self.owed_reason
         if self.cpu.non_root and not self.cpu.in_smm and quiet:
             self._pay(self._stop_at_next_page)
         if self.owed and self.owed_reason:  # its effect came before any stop
