@@ -11,6 +11,7 @@ from nvmx_fuzz.boot.predicates import (
     active_after_hlt,
     breakpoint_without_condition,
     closed_interrupt_does_not_exit,
+    ended_timer_lost_by_a_save,
     failed_entry_saves_activity,
     guest_before_controls,
     inactive_state_accepted,
@@ -22,15 +23,19 @@ from nvmx_fuzz.boot.predicates import (
     misconfiguration_qualified,
     monitor_never_armed,
     nmi_blocking_of_a_delivery,
+    nmi_exits_though_blocked,
+    nmi_latched_in_l2_is_late,
     nmis_stay_blocked,
     refused_injection,
     shadow_lost_in_a_repair,
     shadow_of_a_fault,
     single_step_of_an_exit,
+    smi_ends_hlt,
     spurious_interrupt,
     stale_length,
     step_before_the_instruction,
     timer_of_an_earlier_entry,
+    timer_wakes_what_is_due,
     trap_behind_injection,
     unblocking_by_iret,
     wrong_vector_in_delivery,
@@ -232,6 +237,44 @@ LISTED: Final[tuple[Listed, ...]] = (
         "intercepts MONITOR for itself and emulates it as NOP, so the processor never arms one "
         "(vmx_exec_control, kvm_emulate_monitor).",
         "corpus/lessons/mwait-tells-the-armed-monitor.scn", monitor_never_armed,
+    ),
+    Listed(
+        "NMI exits though NMIs are blocked", KVM, ("N1",), KVM_WRONG,
+        "With NMI exiting and without virtual NMIs bit 3 of the interruptibility state blocks NMIs "
+        "(SDM: Guest Non-Register State). KVM looks at the control only (vmx_nmi_blocked).",
+        "config virtual-nmis=off / L1 vmwrite GUEST_INTERRUPTIBILITY 0x8 / L1 enter / outside nmi / L2 cpuid",
+        nmi_exits_though_blocked,
+    ),
+    Listed(
+        "NMI of L2 is late in L1", KVM, ("N2", "V8"), KVM_WRONG,
+        "An NMI that L2 has kept closed comes when L1 opens NMIs (SDM: Interruptibility State). The window "
+        "that KVM waits for is in vmcs02, and the exit to L1 asks for no new look at events "
+        "(nested_vmx_vmexit).",
+        "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / "
+        "L1 inject external-interrupt 0x40 / L1 enter / outside nmi", nmi_latched_in_l2_is_late,
+    ),
+    Listed(
+        "ended timer lost by a save", KVM, ("O7",), KVM_WRONG,
+        "A VMX-preemption timer that has ended exits (SDM: VMX-Preemption Timer). A save keeps the time at "
+        "which it ends, not that it has; what is left of it when it is restored is negative, and taken as a "
+        "large number (vmx_calc_preemption_timer_value).",
+        "config preemption-timer=on / L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / "
+        "L1 inject external-interrupt 0x40 / L0 save-restore in-delivery / L1 enter",
+        ended_timer_lost_by_a_save,
+    ),
+    Listed(
+        "timer wakes what is due", KVM, ("O8", "P2"), KVM_WRONG,
+        "L2 sleeps though the exit of the TPR threshold is due, and the VMX-preemption timer ends that "
+        "(SDM: VM Exits Induced by the TPR Threshold; nested_vmx_run).",
+        "config tpr-shadow=on preemption-timer=on / L1 vmwrite TPR_THRESHOLD 0x1 / "
+        "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter",
+        timer_wakes_what_is_due,
+    ),
+    Listed(
+        "SMI ends HLT", ("kvm-bochs",), ("B8", "Y4"), f"{BOCHS_WRONG}; {KVM_WRONG}",
+        "The activity state survives an SMI and its RSM (SDM: Default Treatment of SMI Delivery). KVM makes "
+        "the processor runnable and forgets HLT; SMM blocks NMIs, and in Bochs 2.7 they stay blocked.",
+        "corpus/nested_events/smi-in-halted-l2.scn", smi_ends_hlt,
     ),
     Listed(
         "interrupt before what ranks higher", KVM, ("P9", "P11", "P12"), KVM_WRONG,

@@ -6,7 +6,11 @@ model, which is what is being judged.
 
 from typing import Final
 
-from nvmx_core.arch.controls import SECONDARY_VIRTUAL_INTR_DELIVERY
+from nvmx_core.arch.controls import (
+    PIN_NMI_EXITING,
+    PIN_VIRTUAL_NMIS,
+    SECONDARY_VIRTUAL_INTR_DELIVERY,
+)
 from nvmx_core.arch.events import (
     BP,
     DB,
@@ -32,10 +36,12 @@ from nvmx_core.arch.exits import (
     MWAIT_EXIT,
     NMI_WINDOW,
     PREEMPTION_TIMER,
+    TPR_BELOW_THRESHOLD,
     TRIPLE_FAULT,
 )
-from nvmx_core.arch.fields import SECONDARY
+from nvmx_core.arch.fields import GUEST_PREEMPTION_TIMER, PIN_BASED, SECONDARY
 from nvmx_core.arch.state import (
+    ACTIVE,
     BLOCKING_BY_NMI,
     BLOCKING_BY_STI,
     HLT,
@@ -341,3 +347,58 @@ def refused_injection(found: Difference) -> bool:
     legal = all(row.how != entry_reading.VMFAIL for row in found.entry.forbidden_by())
     accepted = bool(found.injected & VALID) and legal and found.bare[:1] != (VMFAIL,)
     return changes and accepted and found.other == (VMFAIL, VMFAIL_CONTROLS)
+
+
+def nmi_exits_though_blocked(found: Difference) -> bool:
+    """An NMI exits out of an L2 that has NMIs blocked, with NMI exiting and without virtual NMIs."""
+    controls = found.entry.vmcs[PIN_BASED] & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
+    kind, _vector = _event_of(field(found.other, "interruption info"))
+    return (
+        controls == PIN_NMI_EXITING
+        and is_exit(found.other, EXCEPTION_NMI)
+        and kind == NMI
+        and not is_exit(found.bare, EXCEPTION_NMI)
+        and bool(field(found.other, "interruptibility") & BLOCKING_BY_NMI)
+    )
+
+
+def nmi_latched_in_l2_is_late(found: Difference) -> bool:
+    """An NMI that L2 keeps closed, without NMI exiting, does not come when L1 has opened them."""
+    return (
+        found.bare[:1] == (END,)
+        and found.fields() == ("nmi latched",)
+        and not found.entry.vmcs[PIN_BASED] & PIN_NMI_EXITING
+        and field(found.bare, "nmi latched") > field(found.other, "nmi latched")
+    )
+
+
+def ended_timer_lost_by_a_save(found: Difference) -> bool:
+    """The VMX-preemption timer has ended, a userspace saves and restores, and no exit comes."""
+    return (
+        found.entry.was_saved
+        and is_exit(found.bare, PREEMPTION_TIMER)
+        and not is_exit(found.other, PREEMPTION_TIMER)
+        and found.entry.vmcs[GUEST_PREEMPTION_TIMER] == 0
+    )
+
+
+def timer_wakes_what_is_due(found: Difference) -> bool:
+    """The TPR exit is due in HLT, and the VMX-preemption timer comes instead: L2 was asleep."""
+    return (
+        is_exit(found.bare, TPR_BELOW_THRESHOLD)
+        and is_exit(found.other, PREEMPTION_TIMER)
+        and found.fields() == ("reason",)
+        and field(found.bare, "activity") == HLT
+    )
+
+
+def smi_ends_hlt(found: Difference) -> bool:
+    """An SMI has come in HLT, and behind it L2 is active, with NMIs blocked or without."""
+    fields = set(found.fields())
+    blocked = field(found.other, "interruptibility") & ~field(found.bare, "interruptibility")
+    return (
+        {"activity"} < fields <= {"interruptibility", "activity"}
+        and field(found.bare, "activity") == HLT
+        and field(found.other, "activity") == ACTIVE
+        and blocked == BLOCKING_BY_NMI
+    )
