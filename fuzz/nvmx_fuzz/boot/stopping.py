@@ -26,6 +26,7 @@ from nvmx_core.guests.memory import (
     HANDLER,
     IDT_HIGH,
     IDT_LOW,
+    PAGE_COUNT,
     STACK,
     TSS,
     page_address,
@@ -57,7 +58,10 @@ READS_LOW_PAGE: Final = bytes.fromhex("A000000000")
 """MOV AL, [0]: what L2 finds where it has to exit before it completes another instruction."""
 _PORTS: Final = (INSTRUCTION_INDEX["in"], INSTRUCTION_INDEX["out"])
 _READS_DATA: Final = (INSTRUCTION_INDEX["load"], INSTRUCTION_INDEX["store"])
-_OF_INSTRUCTIONS: Final = 1 << STACK | 1 << GDT | 1 << TSS | 1 << DATA
+_READS_LOW: Final = (INSTRUCTION_INDEX["bound"], INSTRUCTION_INDEX["monitor"])
+_LOW: Final = 1 << PAGE_COUNT
+"""The bit of the page that `READS_LOW_PAGE` reads."""
+_OF_INSTRUCTIONS: Final = 1 << STACK | 1 << GDT | 1 << TSS
 _OF_DELIVERIES: Final = 1 << STACK | 1 << GDT | 1 << TSS
 
 
@@ -261,7 +265,7 @@ class StoppingRecorder(StandaloneRecorder):
         page, last = page_of(rip), rip + len(READS_LOW_PAGE) - 1
         in_code = rip >= CODE_BASE and page <= HANDLER and page == page_of(last)
         taken = any(address in self.bytes_of_stint for address in range(rip, last + 1))
-        return in_code and not taken and self._is_certain(page)
+        return in_code and not taken and not self.met & _LOW and self._is_certain(page)
 
     # -- what L2 touches ------------------------------------------------------------------------------
 
@@ -315,10 +319,11 @@ class StoppingRecorder(StandaloneRecorder):
             self._place_waiting(page_address(DATA))
         rip = self.cpu.rip
         if self.cpu.pending_dbg:
-            self.met = ALL_PAGES
+            self.met = ALL_PAGES | _LOW
         if not rip >> 32 and rip >= CODE_BASE and page_of(rip) <= HANDLER:
             self.met |= 1 << page_of(rip)
-        self.met |= _OF_INSTRUCTIONS
+        self.met |= _OF_INSTRUCTIONS | (1 << DATA if instruction in _READS_DATA else 0)
+        self.met |= _LOW if instruction in _READS_LOW else 0
         super().execute(instruction, operand)
 
     # -- the end --------------------------------------------------------------------------------------
