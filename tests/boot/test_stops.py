@@ -192,7 +192,7 @@ def test_an_smi_that_comes_elsewhere_is_a_difference() -> None:
         "outside smi in-delivery\nL1 inject external-interrupt 0x40\nL1 enter\n"
     )
     ours = visible(expected.realised.journal)
-    (place,) = [record[1:] for record in ours if record[0] == SMM_ENTRY]
+    (place,) = [(record[1], record[2]) for record in ours if record[0] == SMM_ENTRY]
     line = perfect_line(expected)
     assert visible(journal_of(line, expected, [place])) == ours
     assert visible(journal_of(line, expected)) != ours

@@ -27,6 +27,7 @@ from nvmx_fuzz.boot.predicates import (
     nmi_latched_in_l2_is_late,
     nmis_stay_blocked,
     refused_injection,
+    second_nmi_is_kept,
     shadow_lost_in_a_repair,
     shadow_of_a_fault,
     single_step_of_an_exit,
@@ -252,6 +253,15 @@ LISTED: Final[tuple[Listed, ...]] = (
         "(nested_vmx_vmexit).",
         "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / "
         "L1 inject external-interrupt 0x40 / L1 enter / outside nmi", nmi_latched_in_l2_is_late,
+    ),
+    Listed(
+        "second NMI is kept", KVM, ("N2",), BOTH_ALLOWED,
+        "The manual latches one NMI while NMIs are blocked, and does not say that a second one is dropped while "
+        "the first has not been taken yet; the model drops it. KVM takes the first for delivered and keeps one "
+        "more (process_nmi).",
+        "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / outside nmi in-delivery / "
+        "L1 inject external-interrupt 0x40 / L1 enter / L2 cpuid / outside interrupt 0x51",
+        second_nmi_is_kept,
     ),
     Listed(
         "ended timer lost by a save", KVM, ("O7",), KVM_WRONG,

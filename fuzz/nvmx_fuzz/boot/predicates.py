@@ -38,6 +38,7 @@ from nvmx_core.arch.exits import (
     PREEMPTION_TIMER,
     TPR_BELOW_THRESHOLD,
     TRIPLE_FAULT,
+    VMCALL_EXIT,
 )
 from nvmx_core.arch.fields import GUEST_PREEMPTION_TIMER, PIN_BASED, SECONDARY
 from nvmx_core.arch.state import (
@@ -50,13 +51,14 @@ from nvmx_core.arch.state import (
     RFLAGS_IF,
     RFLAGS_TF,
 )
-from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL
+from nvmx_core.journal import DELIVER, END, EXIT, SMM_ENTRY, VMFAIL
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz import entry_reading
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.compare import Difference
 
 VMFAIL_CONTROLS: Final = 7
+NMI_VECTOR: Final = 2
 SPURIOUS_VECTOR: Final = 0x0F
 """What L1 has in its APIC for spurious interrupts."""
 PROCESSOR_CHECKS: Final = ("C5", "C6")
@@ -189,8 +191,10 @@ def spurious_interrupt(found: Difference) -> bool:
 
 
 def nmis_stay_blocked(found: Difference) -> bool:
-    """The other machine has NMIs blocked where L1 has opened them."""
+    """The other machine has NMIs blocked where L1 has opened them, or where an SMI has been."""
     name = "interruptibility"
+    if found.bare[:2] == (DELIVER, NMI_VECTOR) and found.other[:1] == (SMM_ENTRY,):
+        return True  # it waits behind the SMI
     blocked = field(found.other, name) & ~field(found.bare, name) & BLOCKING_BY_NMI
     window = is_exit(found.bare, NMI_WINDOW) and not is_exit(found.other, NMI_WINDOW)
     return bool(blocked) and (window or found.fields() == (name,))
@@ -372,6 +376,16 @@ def nmi_latched_in_l2_is_late(found: Difference) -> bool:
     )
 
 
+def second_nmi_is_kept(found: Difference) -> bool:
+    """An NMI that comes while one is pending, without NMI exiting, is there at the end."""
+    return (
+        found.bare[:1] == (END,)
+        and found.fields() == ("nmi latched",)
+        and not found.entry.vmcs[PIN_BASED] & PIN_NMI_EXITING
+        and field(found.bare, "nmi latched") < field(found.other, "nmi latched")
+    )
+
+
 def ended_timer_lost_by_a_save(found: Difference) -> bool:
     """The VMX-preemption timer has ended, a userspace saves and restores, and no exit comes."""
     return (
@@ -393,7 +407,9 @@ def timer_wakes_what_is_due(found: Difference) -> bool:
 
 
 def smi_ends_hlt(found: Difference) -> bool:
-    """An SMI has come in HLT, and behind it L2 is active, with NMIs blocked or without."""
+    """An SMI has come in HLT, and behind it L2 is active, and goes on to what ends the scenario."""
+    if found.bare[:1] == (SMM_ENTRY,) and is_exit(found.other, VMCALL_EXIT):
+        return True
     fields = set(found.fields())
     blocked = field(found.other, "interruptibility") & ~field(found.bare, "interruptibility")
     return (

@@ -132,7 +132,7 @@ class StandaloneRecorder(Recorder):
             self.script.insert(place, (SELF_INTERRUPT, b, 0, 0))
         elif op == NMI and self.cpu.root_nmi_blocked:
             self.script.insert(place, (SELF_NMI, 0, 0, 0))
-        elif op == INIT:  # blocked in VMX root operation
+        elif op in (INIT, SIPI):  # the one is blocked in VMX root operation, the other ignored
             self._arrive_in_l1(op, b, f"{_NAMES[op]}-at-entry")
             self.script.insert(place, self.script.pop())
         else:

@@ -45,7 +45,7 @@ from nvmx_core.scenario.steps import (
 )
 from nvmx_fuzz.boot import stops
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.standalone import Standalone, StandaloneRecorder
+from nvmx_fuzz.boot.standalone import STOP_CODE, Standalone, StandaloneRecorder
 from nvmx_fuzz.realise import layout
 from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.realise.recording import AT_ENTRY, IN_EVENT_DELIVERY, IN_STEP
@@ -349,4 +349,6 @@ class StoppingRecorder(StandaloneRecorder):
             self._place_waiting(layout.LOW_PAGE)
         else:
             self._stop_at_next_page(stops.message(op, 0))
+            if not cpu.rip >> 32 and self._is_free(cpu.rip):
+                self._place_code(cpu.rip, STOP_CODE)  # for an L2 that does not sleep
         self.ends_in_l2 = True
