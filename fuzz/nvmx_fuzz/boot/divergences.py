@@ -256,9 +256,9 @@ LISTED: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "second NMI is kept", KVM, ("N2",), BOTH_ALLOWED,
-        "The manual latches one NMI while NMIs are blocked, and does not say that a second one is dropped while "
-        "the first has not been taken yet; the model drops it. KVM takes the first for delivered and keeps one "
-        "more (process_nmi).",
+        "The manual latches one NMI while NMIs are blocked, and does not say that a second one is dropped "
+        "while the first has not been taken yet; the model drops it. KVM takes the first for delivered and "
+        "keeps one more (process_nmi).",
         "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / outside nmi in-delivery / "
         "L1 inject external-interrupt 0x40 / L1 enter / L2 cpuid / outside interrupt 0x51",
         second_nmi_is_kept,
@@ -274,10 +274,12 @@ LISTED: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "timer wakes what is due", KVM, ("O8", "P2"), KVM_WRONG,
-        "L2 sleeps though the exit of the TPR threshold is due, and the VMX-preemption timer ends that "
-        "(SDM: VM Exits Induced by the TPR Threshold; nested_vmx_run).",
-        "config tpr-shadow=on preemption-timer=on / L1 vmwrite TPR_THRESHOLD 0x1 / "
-        "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter",
+        "L2 sleeps though the exit of the TPR threshold is due, or its check fails that KVM leaves to the "
+        "processor, and the VMX-preemption timer ends that (SDM: VM Exits Induced by the TPR Threshold; "
+        "nested_vmx_run).",
+        "config tpr-shadow=on preemption-timer=on / L1 control virtualize-apic-accesses on / "
+        "L1 vmwrite TPR_THRESHOLD 0x1 / L1 vmwrite GUEST_ACTIVITY 0x1 / "
+        "L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter",
         timer_wakes_what_is_due,
     ),
     Listed(

@@ -48,6 +48,7 @@ from nvmx_core.arch.state import (
     HLT,
     INTERRUPT_SHADOW,
     PENDING_DBG_BS,
+    PENDING_DBG_ENABLED_BP,
     RFLAGS_IF,
     RFLAGS_TF,
 )
@@ -171,7 +172,9 @@ def failed_entry_saves_activity(found: Difference) -> bool:
 
 def breakpoint_without_condition(found: Difference) -> bool:
     """A #DB that nobody steps for and nothing was injected before; the other machine has none."""
-    info = field(found.bare, "interruption info")
+    info, name = field(found.bare, "interruption info"), "pending debug exceptions"
+    if found.fields() == (name,):  # an exit that ranks higher saves it, and there it is gone
+        return (field(found.bare, name), field(found.other, name)) == (PENDING_DBG_ENABLED_BP, 0)
     exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
     return (
         (exits or found.bare[:2] == (DELIVER, DB))
@@ -397,7 +400,11 @@ def ended_timer_lost_by_a_save(found: Difference) -> bool:
 
 
 def timer_wakes_what_is_due(found: Difference) -> bool:
-    """The TPR exit is due in HLT, and the VMX-preemption timer comes instead: L2 was asleep."""
+    """The TPR exit is due in HLT, or its check, and the VMX-preemption timer comes: L2 was asleep."""
+    rows = found.entry.forbidden_by()
+    if found.bare == (VMFAIL, VMFAIL_CONTROLS) and rows:
+        asleep = field(found.other, "activity") == HLT and is_exit(found.other, PREEMPTION_TIMER)
+        return asleep and all(row.rule in PROCESSOR_CHECKS for row in rows)
     return (
         is_exit(found.bare, TPR_BELOW_THRESHOLD)
         and is_exit(found.other, PREEMPTION_TIMER)
