@@ -7,8 +7,6 @@ model, which is what is being judged.
 from typing import Final
 
 from nvmx_core.arch.controls import (
-    PIN_NMI_EXITING,
-    PIN_VIRTUAL_NMIS,
     SECONDARY_VIRTUAL_INTR_DELIVERY,
 )
 from nvmx_core.arch.events import (
@@ -36,13 +34,10 @@ from nvmx_core.arch.exits import (
     MWAIT_EXIT,
     NMI_WINDOW,
     PREEMPTION_TIMER,
-    TPR_BELOW_THRESHOLD,
     TRIPLE_FAULT,
-    VMCALL_EXIT,
 )
-from nvmx_core.arch.fields import GUEST_PREEMPTION_TIMER, PIN_BASED, SECONDARY
+from nvmx_core.arch.fields import SECONDARY
 from nvmx_core.arch.state import (
-    ACTIVE,
     BLOCKING_BY_NMI,
     BLOCKING_BY_STI,
     HLT,
@@ -69,7 +64,8 @@ ACTIVITY_CHECKS: Final = ("G2", "G3", "G4")
 _SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 
 
-def _event_of(info: int) -> tuple[int, int]:
+def event_of(info: int) -> tuple[int, int]:
+    """Type and vector of an interruption word."""
     return (info & TYPE_MASK) >> TYPE_SHIFT, info & VECTOR_MASK
 
 
@@ -79,7 +75,7 @@ def _is_debug_exception(found: Difference) -> bool:
     if record[:1] == (DELIVER,):
         return record[1] == DB
     words = (field(record, "interruption info"), field(record, "IDT-vectoring info"))
-    return any(word & VALID and _event_of(word) == (HARDWARE_EXCEPTION, DB) for word in words)
+    return any(word & VALID and event_of(word) == (HARDWARE_EXCEPTION, DB) for word in words)
 
 
 def step_before_the_instruction(found: Difference) -> bool:
@@ -135,7 +131,7 @@ def int1_behind_mov_ss(found: Difference) -> bool:
     info = field(found.bare, "interruption info")
     return (
         is_exit(found.bare, EXCEPTION_NMI)
-        and _event_of(info) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
+        and event_of(info) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
         and bool(found.fields())
         and set(found.fields()) <= {"qualification", "interruptibility"}
     )
@@ -175,7 +171,7 @@ def breakpoint_without_condition(found: Difference) -> bool:
     info, name = field(found.bare, "interruption info"), "pending debug exceptions"
     if found.fields() == (name,):  # an exit that ranks higher saves it, and there it is gone
         return (field(found.bare, name), field(found.other, name)) == (PENDING_DBG_ENABLED_BP, 0)
-    exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
+    exits = is_exit(found.bare, EXCEPTION_NMI) and event_of(info) == (HARDWARE_EXCEPTION, DB)
     return (
         (exits or found.bare[:2] == (DELIVER, DB))
         and not field(found.bare, "rflags") & RFLAGS_TF
@@ -216,7 +212,7 @@ def iret_opens_nmis(found: Difference) -> bool:
 def int1_as_hardware_exception(found: Difference) -> bool:
     """An exit in the delivery of INT1 stands behind the instruction."""
     behind = field(found.other, "rip") - field(found.bare, "rip") == 1
-    vectoring = _event_of(field(found.bare, "IDT-vectoring info"))
+    vectoring = event_of(field(found.bare, "IDT-vectoring info"))
     of_int1 = vectoring == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
     return behind and (
         of_int1 or (is_exit(found.bare, TRIPLE_FAULT) and found.fields() == ("rip",))
@@ -258,7 +254,7 @@ def timer_of_an_earlier_entry(found: Difference) -> bool:
 
 def stale_length(found: Difference) -> bool:
     """Vector 3 or 4, injected as a hardware exception, returns behind an instruction that is not there."""
-    kind, vector = _event_of(found.injected)
+    kind, vector = event_of(found.injected)
     return (
         kind == HARDWARE_EXCEPTION
         and vector in (BP, OF)
@@ -270,13 +266,13 @@ def stale_length(found: Difference) -> bool:
 def trap_behind_injection(found: Difference) -> bool:
     """The trap that MOV SS holds is taken, or saved, behind an injected soft event; elsewhere it is gone."""
     info, name = field(found.bare, "interruption info"), "pending debug exceptions"
-    exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
+    exits = is_exit(found.bare, EXCEPTION_NMI) and event_of(info) == (HARDWARE_EXCEPTION, DB)
     exits |= found.fields() == (name,) and not field(found.other, name)
     return (
         (exits or found.bare[:2] == (DELIVER, DB))
         and not _is_debug_exception(found)
         and bool(found.injected & VALID)
-        and _event_of(found.injected)[0] in _SOFT_TYPES
+        and event_of(found.injected)[0] in _SOFT_TYPES
     )
 
 
@@ -309,7 +305,7 @@ def nmi_blocking_of_a_delivery(found: Difference) -> bool:
     return (
         found.fields() == (name,)
         and bool(vectoring & VALID)
-        and _event_of(vectoring)[0] == NMI
+        and event_of(vectoring)[0] == NMI
         and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_NMI
     )
 
@@ -335,7 +331,7 @@ def interrupt_before_higher_rank(found: Difference) -> bool:
 
 def int1_dropped(found: Difference) -> bool:
     """INT1 was injected, and neither comes nor is in flight."""
-    kind = _event_of(found.injected)[0]
+    kind = event_of(found.injected)[0]
     in_flight = field(found.other, "IDT-vectoring info") & VALID
     return (
         bool(found.injected & VALID)
@@ -349,79 +345,8 @@ def int1_dropped(found: Difference) -> bool:
 
 def refused_injection(found: Difference) -> bool:
     """VMfail 7 for an injection that the model accepts: of type 6, or of vector 3 or 4."""
-    kind, vector = _event_of(found.injected)
+    kind, vector = event_of(found.injected)
     changes = kind == SOFTWARE_EXCEPTION or (kind == HARDWARE_EXCEPTION and vector in (BP, OF))
     legal = all(row.how != entry_reading.VMFAIL for row in found.entry.forbidden_by())
     accepted = bool(found.injected & VALID) and legal and found.bare[:1] != (VMFAIL,)
     return changes and accepted and found.other == (VMFAIL, VMFAIL_CONTROLS)
-
-
-def nmi_exits_though_blocked(found: Difference) -> bool:
-    """An NMI exits out of an L2 that has NMIs blocked, with NMI exiting and without virtual NMIs."""
-    controls = found.entry.vmcs[PIN_BASED] & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
-    kind, _vector = _event_of(field(found.other, "interruption info"))
-    return (
-        controls == PIN_NMI_EXITING
-        and is_exit(found.other, EXCEPTION_NMI)
-        and kind == NMI
-        and not is_exit(found.bare, EXCEPTION_NMI)
-        and bool(field(found.other, "interruptibility") & BLOCKING_BY_NMI)
-    )
-
-
-def nmi_latched_in_l2_is_late(found: Difference) -> bool:
-    """An NMI that L2 keeps closed, without NMI exiting, does not come when L1 has opened them."""
-    return (
-        found.bare[:1] == (END,)
-        and found.fields() == ("nmi latched",)
-        and not found.entry.vmcs[PIN_BASED] & PIN_NMI_EXITING
-        and field(found.bare, "nmi latched") > field(found.other, "nmi latched")
-    )
-
-
-def second_nmi_is_kept(found: Difference) -> bool:
-    """An NMI that comes while one is pending, without NMI exiting, is there at the end."""
-    return (
-        found.bare[:1] == (END,)
-        and found.fields() == ("nmi latched",)
-        and not found.entry.vmcs[PIN_BASED] & PIN_NMI_EXITING
-        and field(found.bare, "nmi latched") < field(found.other, "nmi latched")
-    )
-
-
-def ended_timer_lost_by_a_save(found: Difference) -> bool:
-    """The VMX-preemption timer has ended, a userspace saves and restores, and no exit comes."""
-    return (
-        found.entry.was_saved
-        and is_exit(found.bare, PREEMPTION_TIMER)
-        and not is_exit(found.other, PREEMPTION_TIMER)
-        and found.entry.vmcs[GUEST_PREEMPTION_TIMER] == 0
-    )
-
-
-def timer_wakes_what_is_due(found: Difference) -> bool:
-    """The TPR exit is due in HLT, or its check, and the VMX-preemption timer comes: L2 was asleep."""
-    rows = found.entry.forbidden_by()
-    if found.bare == (VMFAIL, VMFAIL_CONTROLS) and rows:
-        asleep = field(found.other, "activity") == HLT and is_exit(found.other, PREEMPTION_TIMER)
-        return asleep and all(row.rule in PROCESSOR_CHECKS for row in rows)
-    return (
-        is_exit(found.bare, TPR_BELOW_THRESHOLD)
-        and is_exit(found.other, PREEMPTION_TIMER)
-        and found.fields() == ("reason",)
-        and field(found.bare, "activity") == HLT
-    )
-
-
-def smi_ends_hlt(found: Difference) -> bool:
-    """An SMI has come in HLT, and behind it L2 is active, and goes on to what ends the scenario."""
-    if found.bare[:1] == (SMM_ENTRY,) and is_exit(found.other, VMCALL_EXIT):
-        return True
-    fields = set(found.fields())
-    blocked = field(found.other, "interruptibility") & ~field(found.bare, "interruptibility")
-    return (
-        {"activity"} < fields <= {"interruptibility", "activity"}
-        and field(found.bare, "activity") == HLT
-        and field(found.other, "activity") == ACTIVE
-        and blocked == BLOCKING_BY_NMI
-    )
