@@ -27,7 +27,8 @@ class Entry(NamedTuple):
 
     ``rule`` is the rule that the model says it broke, or ""; ``vmcs``, ``vtpr`` and ``caps`` are the VMCS,
     the virtual TPR and the processor then, ``info_reason`` the reason that the exit information stems from.
-    ``monitor_was_lost``: a TLB flush came between MONITOR and MWAIT in this stay in L2.
+    ``monitor_was_lost``: a TLB flush came between MONITOR and MWAIT in this stay in L2; ``was_saved``: a
+    userspace saved and restored the processor in it.
     """
 
     rule: str = ""
@@ -36,6 +37,7 @@ class Entry(NamedTuple):
     caps: Capabilities = Capabilities(*(False,) * len(Capabilities._fields))
     info_reason: int = 0
     monitor_was_lost: bool = False
+    was_saved: bool = False
 
     def forbidden_by(self) -> tuple[Row, ...]:
         """What forbids it by the second reading of the checks, which asks nobody else."""

@@ -20,6 +20,7 @@ KVM_ON_BOCHS = Capabilities(
     saves_rf=False,
 )  # fmt: skip
 """What Linux 6.1 on Bochs 2.7 offers to L1, as the image read it there."""
+WITH_MONITOR = KVM_ON_BOCHS._replace(has_monitor=True)
 
 
 def scenario(text: str) -> Scenario:

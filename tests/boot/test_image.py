@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_core.guests.memory import CODE_BASE
-from nvmx_fuzz.boot import linux, places
+from nvmx_fuzz.boot import linux, places, stops
 from nvmx_fuzz.boot.image import MULTIBOOT_MAGIC, boot_image, pristine_memory
 from nvmx_fuzz.boot.program import (
     RESTART,
@@ -104,12 +104,13 @@ def test_places_of_the_recording_are_told_from_others() -> None:
 
 
 def test_the_monitor_knows_the_same_places() -> None:
-    source = Path(linux.MONITOR_SOURCE).read_text()
+    source = Path(linux.MONITOR_SOURCES[0]).read_text()
     numbers = {name: int(value, 16) for name, value in re.findall(r"(\w+) = (0x[0-9A-F]+)", source)}
     wanted = {
         "IMAGE": places.IMAGE, "ENTRY": places.ENTRY - places.IMAGE,
         "PARAMETERS": places.PARAMETERS - places.IMAGE, "OUTPUT": places.OUTPUT,
-        "MEMORY": places.MEMORY_SIZE, "DOORBELL": places.DOORBELL_PORT, "MAGIC": places.MAGIC,
+        "MEMORY": places.MEMORY_SIZE, "DOORBELL": places.DOORBELL_PORT, "STOP_PORT": places.STOP_PORT,
+        "MAGIC": places.MAGIC, "SMM_PORT": stops.SMM_PORT,
     }  # fmt: skip
     assert {name: numbers[name] for name in wanted} == wanted
     assert (places.PARAMETER_FIRST, places.PARAMETER_END, places.PARAMETER_DOORBELL) == (8, 16, 24)

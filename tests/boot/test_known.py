@@ -6,21 +6,23 @@ import pytest
 
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
+from nvmx_core.arch.controls import PIN_NMI_EXITING
+from nvmx_core.arch.fields import PIN_BASED
 from nvmx_core.arch.rules import RULES
 from nvmx_core.journal import DELIVER, EXIT, L1_ENTRY, RECORD_FIELDS, VMFAIL, Record
 from nvmx_fuzz.boot import divergences
-from nvmx_fuzz.boot.batch import Batch
+from nvmx_fuzz.boot.batch import Answer, Batch
 from nvmx_fuzz.boot.divergences import LISTED, SLEEPS, Listed, listed
 from nvmx_fuzz.boot.emulator import Ended
-from nvmx_fuzz.boot.machine import BOOTING, BootingMachine, Kind
+from nvmx_fuzz.boot.machine import BOOTING, BootingMachine, Kind, outcome_of
 from nvmx_fuzz.boot.moved import stand_alone_moved
 from nvmx_fuzz.boot.predicted import bugs_that_sleep, journal_on_bare, predicting_bugs
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.compare import Difference, Entry, first_difference
-from nvmx_fuzz.outcomes import INCIDENT
+from nvmx_fuzz.outcomes import INCIDENT, SAME
 from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.scenario_files import load
-from tests.boot.support import KVM_ON_BOCHS, scenario
+from tests.boot.support import KVM_ON_BOCHS, WITH_MONITOR, perfect_line, scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +49,7 @@ def test_a_row_cites_rules_and_a_scenario_that_stands_alone(row: Listed) -> None
         found = load(str(ROOT / row.scenario)).scenario
     else:
         found = scenario(row.scenario.replace(" / ", "\n") + "\n")
-    stand_alone_moved(found, KVM_ON_BOCHS)
+    stand_alone_moved(found, WITH_MONITOR if "bochs-boot" not in row.machines else KVM_ON_BOCHS)
 
 
 def name_of(machine: str, found: Difference) -> str:
@@ -135,6 +137,36 @@ def test_an_l2_that_may_sleep_is_no_news_and_one_that_may_not_is() -> None:
     assert [outcome.verdict for outcome in outcomes] == [INCIDENT, INCIDENT]
     assert machine.known(contents[0], outcomes[0]) == SLEEPS
     assert machine.known(contents[1], outcomes[1]) == ""
+
+
+def test_a_scenario_that_was_not_made_as_asked_is_an_incident() -> None:
+    expected = stand_alone_moved(scenario("L1 enter\nL2 cpuid\n"), WITH_MONITOR)
+    line = perfect_line(expected)
+    assert outcome_of(expected, Answer(line), has_rf=False).verdict == SAME
+    missed = outcome_of(expected, Answer(line, "misses a stop"), has_rf=False)
+    assert (missed.verdict, missed.reason) == (INCIDENT, "misses a stop")
+
+
+def test_a_lost_timer_is_known_where_the_processor_was_saved_only() -> None:
+    bare, other = exited(reason=52), exited(reason=18)
+    entry = Entry(was_saved=True)
+    saved = Difference(bare, other, entry, ((L1_ENTRY, 0, 0, 0),))
+    assert name_of("kvm", saved) == "ended timer lost by a save"
+    assert name_of("kvm", saved._replace(entry=Entry())) == ""
+
+
+def test_an_nmi_that_exits_is_known_where_l2_has_nmis_blocked_only() -> None:
+    nmi, blocked = 0x80000202, 8
+    vmcs = list(Entry().vmcs)
+    vmcs[PIN_BASED] = PIN_NMI_EXITING
+    entry = Entry(vmcs=tuple(vmcs))
+    bare = exited(reason=10, interruptibility=blocked)
+    other = exited(reason=0, interruption_info=nmi, interruptibility=blocked)
+    found = Difference(bare, other, entry, ((L1_ENTRY, 0, 0, 0),))
+    assert name_of("kvm", found) == "NMI exits though NMIs are blocked"
+    opened = exited(reason=0, interruption_info=nmi)
+    assert name_of("kvm", found._replace(other=opened)) == ""
+    assert name_of("kvm", found._replace(entry=Entry())) == ""
 
 
 def test_a_triple_fault_is_news() -> None:

@@ -176,7 +176,7 @@ def test_the_monitor_compiles_without_warnings_and_refuses_what_is_no_image(tmp_
         "-Werror",
         "-o",
         str(program),
-        str(linux.MONITOR_SOURCE),
+        str(linux.MONITOR_SOURCES[0]),
     ]
     subprocess.run(command, check=True)
     image.write_bytes(bytes(8192))

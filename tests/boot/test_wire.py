@@ -2,7 +2,7 @@
 
 import pytest
 
-from nvmx_fuzz.boot.wire import checksum, remarks, whole_lines
+from nvmx_fuzz.boot.wire import checksum, remarks, system_management, whole_lines
 
 
 def line(body: str) -> str:
@@ -84,3 +84,8 @@ def test_a_refusal_has_its_number() -> None:
 def test_a_monitor_says_what_brought_nothing() -> None:
     text = f"{ONE}%1 hangs\r\n%a triple-faults\n%! /dev/kvm: No such device\n%x no\n"
     assert remarks(text) == {1: "hangs", 10: "triple-faults", -1: "/dev/kvm: No such device"}
+
+
+def test_places_of_smis_are_read_by_scenario() -> None:
+    text = "~0 1:17400 0:0\r\n" + line("#0 z") + "~1f 0:0\n~2 2:5\n"
+    assert system_management(text) == {0: ((1, 0x17400), (0, 0)), 0x1F: ((0, 0),)}

@@ -6,8 +6,12 @@
  * first touch of one, in the middle of a delivery too, is an exit that L0 repairs. The image announces each line at
  * a port; this program writes it to standard output. What does not end by itself is noted, and the next one goes on:
  *
- *     %NUMBER REASON    a scenario that hangs (SECONDS, 2), triple-faults or makes KVM give up
+ *     %NUMBER REASON    a scenario that hangs (SECONDS, 2), triple-faults or makes KVM give up, or one whose
+ *                       line stands there and that did not come by a stop
  *     %! REASON         nothing can run here
+ *     ~NUMBER L:RIP ... where SMIs came: 1 in L2, and there; 0 in L1
+ *
+ * A scenario may ask for stops, at which this program gets control although L2 runs (_vmm_stops.h).
  *
  * Exit status: 0 the batch is done, 2 nothing can run.
  */
@@ -36,7 +40,10 @@ enum {
     OUTPUT = 0x3000000,
     MEMORY = 0x4000000,
     DOORBELL = 0x5E0,
+    STOP_PORT = 0x5E8,
+    SMM_PORT = 0xF4,
     LINE = 0x100000,
+    PAGE = 0x1000,
 };
 static const uint64_t MAGIC = 0x31585A46584D564E;
 
@@ -46,13 +53,24 @@ static int kvm, image_file;
 static size_t run_size, image_size;
 static struct kvm_cpuid2 *cpuid;
 
+/* The machine that runs; why it cannot go on, or "". */
+static int vm, vcpu, seconds = 2;
+static struct kvm_run *state;
+static uint8_t *memory;
+static char broken[80];
+static int has_smm;
+static volatile sig_atomic_t alarmed;
+
 static void fail(const char *what) {
     printf("%%! %s: %s\n", what, strerror(errno));
     fflush(stdout);
     exit(2);
 }
 
-static void on_alarm(int number) { (void)number; }
+static void on_alarm(int number) {
+    (void)number;
+    alarmed = 1;
+}
 
 static void *map(void *where, size_t size, int flags, int file) {
     void *memory = mmap(where, size, PROT_READ | PROT_WRITE, flags, file, 0);
@@ -60,23 +78,61 @@ static void *map(void *where, size_t size, int flags, int file) {
     return memory;
 }
 
-static uint8_t *guest_memory(int vm, uint64_t number, uint64_t end, int greets) {
-    uint8_t *memory = map(NULL, MEMORY, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+/* The memory, also as what a processor in SMM sees (space 1). */
+static void memory_slot(uint32_t space, uint64_t size) {
+    struct kvm_userspace_memory_region region = {
+        .slot = space << 16,
+        .memory_size = size,
+        .userspace_addr = (uintptr_t)memory,
+    };
+    if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region)) fail("KVM_SET_USER_MEMORY_REGION");
+}
+
+static void guest_memory(uint64_t number, uint64_t end, int greets) {
+    memory = map(NULL, MEMORY, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
     map(memory + IMAGE, image_size, MAP_PRIVATE | MAP_FIXED, image_file);
     uint64_t *parameters = (uint64_t *)(memory + IMAGE + PARAMETERS);
     parameters[FIRST] = number;
     parameters[END] = end;
     parameters[RINGS] = greets ? 1 : 2;
-    struct kvm_userspace_memory_region region = {
-        .memory_size = MEMORY,
-        .userspace_addr = (uintptr_t)memory,
-    };
-    if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region)) fail("KVM_SET_USER_MEMORY_REGION");
-    return memory;
+}
+
+static void enable(int capability) {
+    struct kvm_enable_cap wanted = {.cap = (uint32_t)capability, .args = {1}};
+    ioctl(vm, KVM_ENABLE_CAP, &wanted); /* a kernel without it has nothing to save there */
+}
+
+/* A machine with one processor over the memory, of which L0 has mapped nothing. */
+static void new_machine(void) {
+    vm = ioctl(kvm, KVM_CREATE_VM, 0);
+    if (vm < 0) fail("KVM_CREATE_VM");
+    uint64_t identity = 0xFFFBC000;
+    ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);
+    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFBD000)) fail("KVM_SET_TSS_ADDR");
+    if (ioctl(vm, KVM_CREATE_IRQCHIP, 0)) fail("KVM_CREATE_IRQCHIP");
+    enable(KVM_CAP_EXCEPTION_PAYLOAD);
+    enable(KVM_CAP_X86_TRIPLE_FAULT_EVENT);
+    memory_slot(0, MEMORY);
+    if (has_smm) memory_slot(1, MEMORY);
+    vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+    if (vcpu < 0) fail("KVM_CREATE_VCPU");
+    if (ioctl(vcpu, KVM_SET_CPUID2, cpuid)) fail("KVM_SET_CPUID2");
+    state = map(NULL, run_size, MAP_SHARED, vcpu);
+    struct {
+        uint32_t length;
+        uint8_t blocked[8];
+    } open = {.length = 8}; /* struct kvm_signal_mask: none is blocked */
+    if (ioctl(vcpu, KVM_SET_SIGNAL_MASK, &open)) fail("KVM_SET_SIGNAL_MASK");
+}
+
+static void end_machine(void) {
+    munmap(state, run_size);
+    close(vcpu);
+    close(vm);
 }
 
 /* As a multiboot loader leaves the processor: 32-bit protected mode, flat segments, no paging. */
-static void start_state(int vcpu) {
+static void start_state(void) {
     struct kvm_sregs sregs;
     struct kvm_regs regs = {.rip = IMAGE + ENTRY, .rflags = 2, .rax = 0x2BADB002};
     if (ioctl(vcpu, KVM_GET_SREGS, &sregs)) fail("KVM_GET_SREGS");
@@ -93,31 +149,47 @@ static void start_state(int vcpu) {
     if (ioctl(vcpu, KVM_SET_REGS, &regs)) fail("KVM_SET_REGS");
 }
 
+#include "_vmm_stops.h"
+
 /* The image has used a port: 1 when its machine is done, 2 when it refuses to run. */
-static int port(struct kvm_run *state, const uint8_t *memory, int greets) {
+static int port(int greets) {
     uint8_t *value = (uint8_t *)state + state->io.data_offset;
     if (state->io.direction == KVM_EXIT_IO_IN) memset(value, 0xFF, state->io.size * state->io.count);
-    if (state->io.direction == KVM_EXIT_IO_IN || state->io.port != DOORBELL) return 0;
-    uint32_t length;
-    memcpy(&length, value, sizeof length);
+    if (state->io.port == SMM_PORT) note_smm();
+    if (armed && stops[stops_done].place == AT_PORT && state->io.port == stops[stops_done].where) {
+        reached();
+        return 0;
+    }
+    if (state->io.direction == KVM_EXIT_IO_IN) return 0;
+    uint32_t length = 0;
+    memcpy(&length, value, state->io.size < sizeof length ? state->io.size : sizeof length);
+    if (state->io.port == STOP_PORT) {
+        stop_port(length);
+        return 0;
+    }
+    if (state->io.port != DOORBELL) return 0;
     char kind = (char)memory[OUTPUT];
+    end_stay();
     if (kind == '$') return 1;
     if (length <= LINE && (kind != '@' || greets)) fwrite(memory + OUTPUT, 1, length, stdout);
     return kind == '!' ? 2 : 0;
 }
 
 /* Run one virtual machine to its end; why it did not end by itself, or NULL. */
-static const char *run(int vcpu, struct kvm_run *state, const uint8_t *memory, int greets, enum outcome *outcome) {
+static const char *run(int greets, enum outcome *outcome) {
     static char reason[80];
+    broken[0] = 0;
     for (;;) {
+        if (broken[0]) return broken;
         if (ioctl(vcpu, KVM_RUN, 0) < 0) {
+            if (goes_on(errno)) continue;
             if (errno == EINTR) return "hangs";
             snprintf(reason, sizeof reason, "stops: KVM_RUN: %s", strerror(errno));
             return reason;
         }
         switch (state->exit_reason) {
         case KVM_EXIT_IO: {
-            int ended = port(state, memory, greets);
+            int ended = port(greets);
             if (ended == 2) *outcome = REFUSED;
             if (ended) return NULL;
             break;
@@ -138,29 +210,24 @@ static const char *run(int vcpu, struct kvm_run *state, const uint8_t *memory, i
     }
 }
 
-static enum outcome scenario(uint64_t number, uint64_t end, int seconds, int greets) {
-    int vm = ioctl(kvm, KVM_CREATE_VM, 0);
-    if (vm < 0) fail("KVM_CREATE_VM");
-    uint64_t identity = 0xFFFBC000;
-    ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);
-    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFBD000)) fail("KVM_SET_TSS_ADDR");
-    if (ioctl(vm, KVM_CREATE_IRQCHIP, 0)) fail("KVM_CREATE_IRQCHIP");
-    uint8_t *memory = guest_memory(vm, number, end, greets);
-    int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-    if (vcpu < 0) fail("KVM_CREATE_VCPU");
-    if (ioctl(vcpu, KVM_SET_CPUID2, cpuid)) fail("KVM_SET_CPUID2");
-    struct kvm_run *state = map(NULL, run_size, MAP_SHARED, vcpu);
-    start_state(vcpu);
-    struct itimerval timer = {{0}, {seconds, 0}}, off = {{0}, {0}};
-    setitimer(ITIMER_REAL, &timer, NULL);
+static enum outcome scenario(uint64_t number, uint64_t end, int greets) {
+    guest_memory(number, end, greets);
+    has_smm = 0;
+    new_machine();
+    start_state();
+    entered = stops_queued = stops_done = 0;
+    armed = cancelled = 0;
+    stop_problem = NULL;
+    alarmed = 0;
+    wake_after(seconds * 1000000L);
     enum outcome outcome = DONE;
-    const char *reason = run(vcpu, state, memory, greets, &outcome);
-    setitimer(ITIMER_REAL, &off, NULL);
+    const char *reason = run(greets, &outcome);
+    wake_after(0);
+    if (!reason) reason = stop_problem;
+    show_smm(number);
     if (reason) printf("%%%llx %s\n", (unsigned long long)number, reason);
     fflush(stdout);
-    munmap(state, run_size);
-    close(vcpu);
-    close(vm);
+    end_machine();
     munmap(memory, MEMORY);
     return outcome;
 }
@@ -179,7 +246,7 @@ static void open_kvm(void) {
 
 int main(int count, char **arguments) {
     if (count < 2) return 2;
-    int seconds = count > 2 ? atoi(arguments[2]) : 2;
+    if (count > 2) seconds = atoi(arguments[2]);
     struct stat status;
     image_file = open(arguments[1], O_RDONLY | O_CLOEXEC);
     if (image_file < 0 || fstat(image_file, &status)) fail(arguments[1]);
@@ -192,11 +259,15 @@ int main(int count, char **arguments) {
     open_kvm();
     struct sigaction action = {.sa_handler = on_alarm}; /* no SA_RESTART: it ends KVM_RUN */
     sigaction(SIGALRM, &action, NULL);
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &signals, NULL);
     uint64_t number = parameters[FIRST], end = parameters[END];
     /* A batch of nothing greets. */
-    enum outcome outcome = number < end ? DONE : scenario(number, number, seconds, 1);
+    enum outcome outcome = number < end ? DONE : scenario(number, number, 1);
     for (int greets = 1; number < end && outcome == DONE; number++, greets = 0)
-        outcome = scenario(number, number + 1, seconds, greets);
+        outcome = scenario(number, number + 1, greets);
     printf("$ *210c8933\n");
     return 0;
 }

@@ -8,7 +8,7 @@ from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.emulator import STANDS_STILL, Ended
 from nvmx_fuzz.boot.image import boot_image
-from nvmx_fuzz.boot.wire import REFUSALS, Line, remarks, whole_lines
+from nvmx_fuzz.boot.wire import REFUSALS, Line, remarks, system_management, whole_lines
 from nvmx_fuzz.outcomes import UnavailableError
 from nvmx_fuzz.realise.script import Operation
 
@@ -26,10 +26,11 @@ class BootError(UnavailableError):
 
 
 class Answer(NamedTuple):
-    """The line of one scenario, or why there is none."""
+    """The line of one scenario, or why there is none; both where the monitor could not do all of it."""
 
     line: Line | None
     reason: str = ""
+    smm: tuple[tuple[int, int], ...] = ()
 
 
 class Batch:
@@ -63,11 +64,12 @@ class Batch:
         while first < len(scripts):
             ended = self._run(image, first)
             lines = {line.number: line for line in whole_lines(ended.text) if line.kind == "#"}
-            said = remarks(ended.text)
+            said, smm = remarks(ended.text), system_management(ended.text)
             reached = max([*lines, *said], default=first - 1) + 1
             for number in range(first, min(reached, len(scripts))):
                 line = lines.get(number)
-                answers[number] = Answer(line, "" if line else said.get(number, "its line was cut"))
+                reason = said.get(number, "" if line else "its line was cut")
+                answers[number] = Answer(line, reason, smm.get(number, ()))
             lost = 0 if reached > first or _has_started(ended.text) else lost + 1
             if lost == LOST_MAX:
                 raise BootError(f"the image brings nothing {LOST_MAX} times: {ended.reason}")

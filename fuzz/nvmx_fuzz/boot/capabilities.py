@@ -56,7 +56,7 @@ class Capabilities(NamedTuple):
     ``sti_blocks_nmi``: a choice that the manual leaves open (G7, B6); ``saves_rf``: exits save RFLAGS.RF as
     the manual says (X8, Y3), so that it can be compared; ``dies_of_type_7``: an injected event of that
     type ends the processor's emulator when there is no monitor trap flag; ``has_counters``: RDPMC reads
-    one, where nobody intercepts it.
+    one, where nobody intercepts it; ``has_monitor``: our monitor is below L0 and makes stops (``stops.py``).
     """
 
     msrs: tuple[int, ...]
@@ -64,6 +64,7 @@ class Capabilities(NamedTuple):
     saves_rf: bool = True
     dies_of_type_7: bool = False
     has_counters: bool = True
+    has_monitor: bool = False
 
     def msr(self, number: int) -> int:
         """The value of one; 0 for one that was not read."""

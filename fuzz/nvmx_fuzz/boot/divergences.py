@@ -20,9 +20,11 @@ from nvmx_fuzz.boot.predicates import (
     interrupt_before_higher_rank,
     iret_opens_nmis,
     misconfiguration_qualified,
+    monitor_never_armed,
     nmi_blocking_of_a_delivery,
     nmis_stay_blocked,
     refused_injection,
+    shadow_lost_in_a_repair,
     shadow_of_a_fault,
     single_step_of_an_exit,
     spurious_interrupt,
@@ -32,6 +34,14 @@ from nvmx_fuzz.boot.predicates import (
     trap_behind_injection,
     unblocking_by_iret,
     wrong_vector_in_delivery,
+)
+from nvmx_fuzz.boot.predicates_of_stops import (
+    ended_timer_lost_by_a_save,
+    nmi_exits_though_blocked,
+    nmi_latched_in_l2_is_late,
+    second_nmi_is_kept,
+    smi_ends_hlt,
+    timer_wakes_what_is_due,
 )
 from nvmx_fuzz.compare import Difference
 
@@ -75,6 +85,13 @@ LISTED: Final[tuple[Listed, ...]] = (
         "The exit of a fault saves the blocking by STI that was in effect (SDM: Saving Non-Register "
         "State).",
         "corpus/nested_events/fault-in-sti-shadow-keeps-it.scn", shadow_of_a_fault,
+    ),
+    Listed(
+        "shadow lost in a repair", ("kvm-bochs",), ("B9",), BOCHS_WRONG,
+        "The same where the fault is an EPT violation that L0 repairs: L0 then exits for what came meanwhile "
+        "with the state that the processor has saved.",
+        "L1 vmwrite GUEST_RFLAGS 0x302 / L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / "
+        "L1 vmwrite GUEST_PENDING_DBG 0x4000 / outside init / L1 enter", shadow_lost_in_a_repair,
     ),
     Listed(
         "INT1 behind MOV SS", BOCHS, ("B2", "Y6"), BOCHS_WRONG,
@@ -216,6 +233,62 @@ LISTED: Final[tuple[Listed, ...]] = (
         "L1's tables forms a new qualification without the bit. A host that only keeps the blocking sees "
         "no difference.",
         "corpus/nested_events/iret-fault-in-ept12-reports-nmi-unblocking.scn", unblocking_by_iret,
+    ),
+    Listed(
+        "monitor never armed", KVM, ("P14",), KVM_WRONG,
+        "The exit of MWAIT says whether MONITOR has armed the monitor (SDM: Exit Qualification). KVM "
+        "intercepts MONITOR for itself and emulates it as NOP, so the processor never arms one "
+        "(vmx_exec_control, kvm_emulate_monitor).",
+        "corpus/lessons/mwait-tells-the-armed-monitor.scn", monitor_never_armed,
+    ),
+    Listed(
+        "NMI exits though NMIs are blocked", KVM, ("N1",), KVM_WRONG,
+        "With NMI exiting and without virtual NMIs bit 3 of the interruptibility state blocks NMIs "
+        "(SDM: Guest Non-Register State). KVM looks at the control only (vmx_nmi_blocked).",
+        "config virtual-nmis=off / L1 vmwrite GUEST_INTERRUPTIBILITY 0x8 / L1 enter / outside nmi / L2 cpuid",
+        nmi_exits_though_blocked,
+    ),
+    Listed(
+        "NMI of L2 is late in L1", KVM, ("N2", "V8"), KVM_WRONG,
+        "An NMI that L2 has kept closed comes when L1 opens NMIs (SDM: Interruptibility State). The window "
+        "that KVM waits for is in vmcs02, and the exit to L1 asks for no new look at events "
+        "(nested_vmx_vmexit).",
+        "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / "
+        "L1 inject external-interrupt 0x40 / L1 enter / outside nmi", nmi_latched_in_l2_is_late,
+    ),
+    Listed(
+        "second NMI is kept", KVM, ("N2",), BOTH_ALLOWED,
+        "The manual latches one NMI while NMIs are blocked, and does not say that a second one is dropped "
+        "while the first has not been taken yet; the model drops it. KVM takes the first for delivered and "
+        "keeps one more (process_nmi).",
+        "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / outside nmi in-delivery / "
+        "L1 inject external-interrupt 0x40 / L1 enter / L2 cpuid / outside interrupt 0x51",
+        second_nmi_is_kept,
+    ),
+    Listed(
+        "ended timer lost by a save", KVM, ("O7",), KVM_WRONG,
+        "A VMX-preemption timer that has ended exits (SDM: VMX-Preemption Timer). A save keeps the time at "
+        "which it ends, not that it has; what is left of it when it is restored is negative, and taken as a "
+        "large number (vmx_calc_preemption_timer_value).",
+        "config preemption-timer=on / L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / "
+        "L1 inject external-interrupt 0x40 / L0 save-restore in-delivery / L1 enter",
+        ended_timer_lost_by_a_save,
+    ),
+    Listed(
+        "timer wakes what is due", KVM, ("O8", "P2"), KVM_WRONG,
+        "L2 sleeps though the exit of the TPR threshold is due, or its check fails that KVM leaves to the "
+        "processor, and the VMX-preemption timer ends that (SDM: VM Exits Induced by the TPR Threshold; "
+        "nested_vmx_run).",
+        "config tpr-shadow=on preemption-timer=on / L1 control virtualize-apic-accesses on / "
+        "L1 vmwrite TPR_THRESHOLD 0x1 / L1 vmwrite GUEST_ACTIVITY 0x1 / "
+        "L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter",
+        timer_wakes_what_is_due,
+    ),
+    Listed(
+        "SMI ends HLT", ("kvm-bochs",), ("B8", "Y4"), f"{BOCHS_WRONG}; {KVM_WRONG}",
+        "The activity state survives an SMI and its RSM (SDM: Default Treatment of SMI Delivery). KVM makes "
+        "the processor runnable and forgets HLT; SMM blocks NMIs, and in Bochs 2.7 they stay blocked.",
+        "corpus/nested_events/smi-in-halted-l2.scn", smi_ends_hlt,
     ),
     Listed(
         "interrupt before what ranks higher", KVM, ("P9", "P11", "P12"), KVM_WRONG,

@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,7 +19,10 @@ from nvmx_fuzz.wording import printable
 
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 FOLDER: Final = Path(__file__).resolve().parents[3] / "build" / "kvm"
-MONITOR_SOURCE: Final = Path(__file__).with_name("_vmm.c")
+MONITOR_SOURCES: Final = tuple(
+    Path(__file__).with_name(name) for name in ("_vmm.c", "_vmm_stops.h")
+)
+"""What the monitor is compiled from: a program, and what it includes."""
 _MODULES: Final = ("virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko")
 _BUSYBOX: Final = Path("/bin/busybox")
 _ARGUMENTS: Final = (
@@ -105,15 +109,15 @@ def monitor() -> Path:
 
     Raises: MissingToolError.
     """
-    return compiled(MONITOR_SOURCE, "vmm")
+    return compiled(MONITOR_SOURCES, "vmm")
 
 
-def compiled(source: Path, name: str) -> Path:
-    """A C program of ours, compiled as a static one and kept.
+def compiled(sources: Sequence[Path], name: str) -> Path:
+    """A C program of ours, the first of *sources* with those that it includes, compiled as a static one.
 
     Raises: MissingToolError.
     """
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     target = FOLDER / f"{name}-{digest}"
     if not target.exists():
         compiler = shutil.which("cc") or shutil.which("gcc")
@@ -122,7 +126,7 @@ def compiled(source: Path, name: str) -> Path:
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
             output = Path(folder, name)
-            command = [compiler, "-static", "-O2", "-Wall", "-Wextra", "-o", output, source]
+            command = [compiler, "-static", "-O2", "-Wall", "-Wextra", "-o", output, sources[0]]
             _tool([str(part) for part in command], Path(folder))
             output.replace(target)
     return target

@@ -14,7 +14,7 @@ from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
 from nvmx_fuzz.boot.linux import disc_with_kvm, kvm_in_bochs
-from nvmx_fuzz.boot.moved import stand_alone_moved
+from nvmx_fuzz.boot.moved import fit_booting, stand_alone_moved
 from nvmx_fuzz.boot.predicted import VERSION, bugs_that_sleep, journal_on_bare, predicting_bugs
 from nvmx_fuzz.boot.reading import journal_of, visible
 from nvmx_fuzz.boot.remembered import remembered
@@ -22,7 +22,6 @@ from nvmx_fuzz.boot.standalone import Standalone
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.compare import first_difference
 from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, NOT_REALISABLE, SAME, Outcome
-from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.realise.vmcs import NotRealisableError
 
 BATCH_MAX: Final = 1000
@@ -68,6 +67,7 @@ class BootingMachine:
         if problem:
             raise BootError(problem)
         has_l0 = self._kind.version != ""
+        capabilities = capabilities._replace(has_monitor=has_l0)
         if not self._kind.on_bochs:
             return capabilities._replace(has_counters=not has_l0)
         return capabilities._replace(
@@ -109,7 +109,7 @@ class BootingMachine:
 
     def known(self, content: bytes, outcome: Outcome) -> str:
         """The bug of KVM that predicts it, or the row of docs/KVM.md or docs/FIDELITY.md; "" for none."""
-        scenario = fit(decode(content), self.capabilities.flags())
+        scenario = fit_booting(decode(content), self.capabilities)
         if outcome.verdict == INCIDENT:
             return self._known_incident(scenario, outcome.reason)
         found = outcome.difference
@@ -150,9 +150,11 @@ def outcome_of(expected: Standalone, answer: Answer, *, has_rf: bool) -> Outcome
     rules = tuple(entry.rule for entry in expected.realised.entries)
     if answer.line is None:
         return Outcome(INCIDENT, answer.reason, None, rules)
-    shown = visible(journal_of(answer.line, expected), has_rf=has_rf)
+    shown = visible(journal_of(answer.line, expected, answer.smm), has_rf=has_rf)
     ours = visible(expected.realised.journal, has_rf=has_rf)
     found = first_difference(ours, shown, expected.realised.entries)
+    if answer.reason and not found:  # it shows the same, but is another scenario
+        return Outcome(INCIDENT, answer.reason, None, rules)
     journal = zlib.crc32(repr(shown).encode())
     return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
 

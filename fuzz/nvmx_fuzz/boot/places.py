@@ -51,6 +51,10 @@ NUMBER: Final = 0x10F000
 """The number of the next scenario; not among what is copied anew."""
 
 DOORBELL_PORT: Final = 0x5E0
+STOP_PORT: Final = 0x5E8
+"""L1 has a stop for our monitor, whose address it writes; 0: it is about to enter L2."""
+STOPS_WAIT: Final = 0x58
+"""Offset from ``layout.VARIABLES``: at how many entries the monitor has to hear of it."""
 BOCHS_SHUTDOWN_PORT: Final = 0x8900
 
 STACK_BOTTOM: Final = page_address(STACK) + 0x400

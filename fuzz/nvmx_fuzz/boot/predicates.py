@@ -6,7 +6,9 @@ model, which is what is being judged.
 
 from typing import Final
 
-from nvmx_core.arch.controls import SECONDARY_VIRTUAL_INTR_DELIVERY
+from nvmx_core.arch.controls import (
+    SECONDARY_VIRTUAL_INTR_DELIVERY,
+)
 from nvmx_core.arch.events import (
     BP,
     DB,
@@ -26,8 +28,10 @@ from nvmx_core.arch.exits import (
     EPT_VIOLATION,
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
+    INIT_SIGNAL,
     INTERRUPT_WINDOW,
     INVALID_STATE,
+    MWAIT_EXIT,
     NMI_WINDOW,
     PREEMPTION_TIMER,
     TRIPLE_FAULT,
@@ -39,16 +43,18 @@ from nvmx_core.arch.state import (
     HLT,
     INTERRUPT_SHADOW,
     PENDING_DBG_BS,
+    PENDING_DBG_ENABLED_BP,
     RFLAGS_IF,
     RFLAGS_TF,
 )
-from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL
+from nvmx_core.journal import DELIVER, END, EXIT, SMM_ENTRY, VMFAIL
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz import entry_reading
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.compare import Difference
 
 VMFAIL_CONTROLS: Final = 7
+NMI_VECTOR: Final = 2
 SPURIOUS_VECTOR: Final = 0x0F
 """What L1 has in its APIC for spurious interrupts."""
 PROCESSOR_CHECKS: Final = ("C5", "C6")
@@ -58,7 +64,8 @@ ACTIVITY_CHECKS: Final = ("G2", "G3", "G4")
 _SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 
 
-def _event_of(info: int) -> tuple[int, int]:
+def event_of(info: int) -> tuple[int, int]:
+    """Type and vector of an interruption word."""
     return (info & TYPE_MASK) >> TYPE_SHIFT, info & VECTOR_MASK
 
 
@@ -68,7 +75,7 @@ def _is_debug_exception(found: Difference) -> bool:
     if record[:1] == (DELIVER,):
         return record[1] == DB
     words = (field(record, "interruption info"), field(record, "IDT-vectoring info"))
-    return any(word & VALID and _event_of(word) == (HARDWARE_EXCEPTION, DB) for word in words)
+    return any(word & VALID and event_of(word) == (HARDWARE_EXCEPTION, DB) for word in words)
 
 
 def step_before_the_instruction(found: Difference) -> bool:
@@ -102,12 +109,29 @@ def shadow_of_a_fault(found: Difference) -> bool:
     )
 
 
+def shadow_lost_in_a_repair(found: Difference) -> bool:
+    """L0 exits for an event that came under the shadow of STI, and the shadow is gone."""
+    name = "interruptibility"
+    return (
+        is_exit(found.bare, INIT_SIGNAL, EXTERNAL_INTERRUPT_EXIT)
+        and found.fields() == (name,)
+        and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_STI
+    )
+
+
+def monitor_never_armed(found: Difference) -> bool:
+    """Only MWAIT's qualification differs: MONITOR has armed the monitor, and the exit denies it."""
+    name = "qualification"
+    shown = (field(found.bare, name), field(found.other, name))
+    return is_exit(found.bare, MWAIT_EXIT) and found.fields() == (name,) and shown == (1, 0)
+
+
 def int1_behind_mov_ss(found: Difference) -> bool:
     """INT1 exits behind MOV SS: the conditions that MOV SS holds are reported, the shadow is gone."""
     info = field(found.bare, "interruption info")
     return (
         is_exit(found.bare, EXCEPTION_NMI)
-        and _event_of(info) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
+        and event_of(info) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
         and bool(found.fields())
         and set(found.fields()) <= {"qualification", "interruptibility"}
     )
@@ -144,8 +168,10 @@ def failed_entry_saves_activity(found: Difference) -> bool:
 
 def breakpoint_without_condition(found: Difference) -> bool:
     """A #DB that nobody steps for and nothing was injected before; the other machine has none."""
-    info = field(found.bare, "interruption info")
-    exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
+    info, name = field(found.bare, "interruption info"), "pending debug exceptions"
+    if found.fields() == (name,):  # an exit that ranks higher saves it, and there it is gone
+        return (field(found.bare, name), field(found.other, name)) == (PENDING_DBG_ENABLED_BP, 0)
+    exits = is_exit(found.bare, EXCEPTION_NMI) and event_of(info) == (HARDWARE_EXCEPTION, DB)
     return (
         (exits or found.bare[:2] == (DELIVER, DB))
         and not field(found.bare, "rflags") & RFLAGS_TF
@@ -164,8 +190,10 @@ def spurious_interrupt(found: Difference) -> bool:
 
 
 def nmis_stay_blocked(found: Difference) -> bool:
-    """The other machine has NMIs blocked where L1 has opened them."""
+    """The other machine has NMIs blocked where L1 has opened them, or where an SMI has been."""
     name = "interruptibility"
+    if found.bare[:2] == (DELIVER, NMI_VECTOR) and found.other[:1] == (SMM_ENTRY,):
+        return True  # it waits behind the SMI
     blocked = field(found.other, name) & ~field(found.bare, name) & BLOCKING_BY_NMI
     window = is_exit(found.bare, NMI_WINDOW) and not is_exit(found.other, NMI_WINDOW)
     return bool(blocked) and (window or found.fields() == (name,))
@@ -184,7 +212,7 @@ def iret_opens_nmis(found: Difference) -> bool:
 def int1_as_hardware_exception(found: Difference) -> bool:
     """An exit in the delivery of INT1 stands behind the instruction."""
     behind = field(found.other, "rip") - field(found.bare, "rip") == 1
-    vectoring = _event_of(field(found.bare, "IDT-vectoring info"))
+    vectoring = event_of(field(found.bare, "IDT-vectoring info"))
     of_int1 = vectoring == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
     return behind and (
         of_int1 or (is_exit(found.bare, TRIPLE_FAULT) and found.fields() == ("rip",))
@@ -226,7 +254,7 @@ def timer_of_an_earlier_entry(found: Difference) -> bool:
 
 def stale_length(found: Difference) -> bool:
     """Vector 3 or 4, injected as a hardware exception, returns behind an instruction that is not there."""
-    kind, vector = _event_of(found.injected)
+    kind, vector = event_of(found.injected)
     return (
         kind == HARDWARE_EXCEPTION
         and vector in (BP, OF)
@@ -236,14 +264,15 @@ def stale_length(found: Difference) -> bool:
 
 
 def trap_behind_injection(found: Difference) -> bool:
-    """The trap that MOV SS holds is taken behind an injected soft event, on the other machine not."""
-    info = field(found.bare, "interruption info")
-    exits = is_exit(found.bare, EXCEPTION_NMI) and _event_of(info) == (HARDWARE_EXCEPTION, DB)
+    """The trap that MOV SS holds is taken, or saved, behind an injected soft event; elsewhere it is gone."""
+    info, name = field(found.bare, "interruption info"), "pending debug exceptions"
+    exits = is_exit(found.bare, EXCEPTION_NMI) and event_of(info) == (HARDWARE_EXCEPTION, DB)
+    exits |= found.fields() == (name,) and not field(found.other, name)
     return (
         (exits or found.bare[:2] == (DELIVER, DB))
         and not _is_debug_exception(found)
         and bool(found.injected & VALID)
-        and _event_of(found.injected)[0] in _SOFT_TYPES
+        and event_of(found.injected)[0] in _SOFT_TYPES
     )
 
 
@@ -276,7 +305,7 @@ def nmi_blocking_of_a_delivery(found: Difference) -> bool:
     return (
         found.fields() == (name,)
         and bool(vectoring & VALID)
-        and _event_of(vectoring)[0] == NMI
+        and event_of(vectoring)[0] == NMI
         and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_NMI
     )
 
@@ -302,7 +331,7 @@ def interrupt_before_higher_rank(found: Difference) -> bool:
 
 def int1_dropped(found: Difference) -> bool:
     """INT1 was injected, and neither comes nor is in flight."""
-    kind = _event_of(found.injected)[0]
+    kind = event_of(found.injected)[0]
     in_flight = field(found.other, "IDT-vectoring info") & VALID
     return (
         bool(found.injected & VALID)
@@ -316,7 +345,7 @@ def int1_dropped(found: Difference) -> bool:
 
 def refused_injection(found: Difference) -> bool:
     """VMfail 7 for an injection that the model accepts: of type 6, or of vector 3 or 4."""
-    kind, vector = _event_of(found.injected)
+    kind, vector = event_of(found.injected)
     changes = kind == SOFTWARE_EXCEPTION or (kind == HARDWARE_EXCEPTION and vector in (BP, OF))
     legal = all(row.how != entry_reading.VMFAIL for row in found.entry.forbidden_by())
     accepted = bool(found.injected & VALID) and legal and found.bare[:1] != (VMFAIL,)

@@ -16,14 +16,19 @@ CONFIRMED, HIDDEN, NOT_SHOWN = "confirmed", "something else came first", "not sh
 def predictions(
     base: JournalBase, flags: int, version: str, *, has_rf: bool
 ) -> dict[str, Counter[str]]:
-    """For each bug of a version how often it predicts a difference, by what the real one showed."""
+    """For each bug of a version how often it predicts a difference, by what the real one showed.
+
+    What follows from a step of L0 only counts where the real one differed: the step may have been left out.
+    """
     found = {bug.name: Counter[str]() for bug in bugs_of(version)}
     for content, verdict, known in base.runs():
         scenario = fit(decode(content), flags)
-        bare, fresh = journal_on_bare(scenario, has_rf), on_fresh_machine(scenario)
+        bare, fresh = journal_on_bare(scenario, has_rf), [on_fresh_machine(scenario)]
+        if verdict != SAME:
+            fresh.append(on_fresh_machine(scenario, acts=True))
         for bug in bugs_of(version):
-            shown = journal_under(fresh, bug.l0, has_rf)
-            if shown is None or shown == bare:
+            shown = [journal_under(each, bug.l0, has_rf) for each in fresh]
+            if all(journal is None or journal == bare for journal in shown):
                 continue
             if verdict == SAME:
                 found[bug.name][NOT_SHOWN] += 1

@@ -34,10 +34,12 @@ CALL: Final = SELF_INTERRUPT + 2
 RETURN: Final = SELF_INTERRUPT + 3
 RESTART: Final = SELF_INTERRUPT + 4
 """address of the script that runs instead, from clean memory; nothing of this one is printed"""
+STOP: Final = SELF_INTERRUPT + 5
+"""a stop for our monitor (``stops.py``): place, where, what"""
 
 _OPERATIONS: Final = (
     *("op_watched_enter" if name == "op_enter" else name for name in HANDLERS),
-    "op_self_interrupt", "op_self_nmi", "op_call", "op_return", "op_restart",
+    "op_self_interrupt", "op_self_nmi", "op_call", "op_return", "op_restart", "op_stop",
 )  # fmt: skip
 
 _X2APIC_ICR: Final = 0x830
@@ -122,7 +124,24 @@ op_watched_enter:
     mov ecx, {places.STACK_WORDS // 2}
     rep movsq
     mov rcx, r8
+    cmp dword ptr [r13 + {places.STOPS_WAIT}], 0
+    je op_enter
+    dec dword ptr [r13 + {places.STOPS_WAIT}]
+    mov r9, rdx
+    xor eax, eax
+    mov edx, {places.STOP_PORT}
+    out dx, eax
+    mov rdx, r9
     jmp op_enter
+op_stop:
+    test ebx, ebx
+    je tell_stop
+    mov dword ptr [r13 + {places.STOPS_WAIT}], 2
+tell_stop:
+    lea eax, [r15 - 32]
+    mov edx, {places.STOP_PORT}
+    out dx, eax
+    jmp loop
 op_self_interrupt:
     mov ecx, {_X2APIC_SELF_IPI}
     mov eax, ebx

@@ -2,15 +2,15 @@
 
 L1 sees exits, VMfails and what it takes itself. What L2 takes, it leaves on its stack: L1 has made the
 dead part of the stack unrecognisable before each entry, so the words that are different after an exit
-were pushed in between. Not to be seen, and left out of both journals: the instructions that L2 completes,
-CR2 and DR6 at a delivery (an exit shows them), whether NMIs are blocked at the end, and a frame that a
+were pushed in between. SMIs show where they came, but not in which order with exits: they stand in front of
+the end. Not to be seen, and left out of both journals: the instructions that L2 completes, CR2 and DR6 at a
+delivery (an exit shows them), whether NMIs are blocked or an INIT is latched at the end, and a frame that a
 later one has overwritten, which is taken as expected.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
-from nvmx_core.arch.exits import VMCALL_EXIT
 from nvmx_core.arch.state import RFLAGS_RF
 from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT, handler_rip
 from nvmx_core.journal import (
@@ -23,6 +23,8 @@ from nvmx_core.journal import (
     L1_SPURIOUS_EVENT,
     RECORD_FIELDS,
     RETIRE,
+    SMM_ENTRY,
+    SMM_RETURN,
     VMFAIL,
     Record,
 )
@@ -40,6 +42,8 @@ _RIP: Final = 9
 _REASON: Final = 0
 _TIMER: Final = RECORD_FIELDS[EXIT].index("preemption timer")
 _END_RIP: Final = 1 + RECORD_FIELDS[END].index("rip")
+_END_SMI: Final = 1 + RECORD_FIELDS[END].index("smi latched")
+_HIDDEN: Final = (RETIRE, SMM_ENTRY, SMM_RETURN)
 _EXIT_RFLAGS: Final = 1 + RECORD_FIELDS[EXIT].index("rflags")
 
 
@@ -48,7 +52,11 @@ def visible(journal: Sequence[Record], *, has_rf: bool = True) -> list[Record]:
 
     *has_rf*: RFLAGS.RF of an exit means something there.
     """
-    return [_visible_record(record, has_rf) for record in journal if record[0] != RETIRE]
+    seen = [_visible_record(each, has_rf) for each in journal if each[0] not in _HIDDEN]
+    managed = [record for record in journal if record[0] == SMM_ENTRY]
+    if journal and journal[-1][0] == END and journal[-1][_END_SMI]:
+        managed.append((SMM_ENTRY, 0, 0))  # L1, which is back, takes it
+    return [*seen[:-1], *managed, *seen[-1:]]
 
 
 def _visible_record(record: Record, has_rf: bool) -> Record:
@@ -61,18 +69,21 @@ def _visible_record(record: Record, has_rf: bool) -> Record:
     if record[0] == DELIVER:
         return (*record[:5], 0, 0)
     if record[0] == END:
-        kind, mode, irr, isr, latched, _blocked, *rest = record
-        return (kind, mode, irr, isr, latched, 0, *rest)
+        kind, mode, irr, isr, latched, _blocked, _init, _smi, *rest = record
+        return (kind, mode, irr, isr, latched, 0, 0, 0, *rest)
     return record
 
 
-def journal_of(line: Line, expected: Standalone) -> list[Record]:
+def journal_of(
+    line: Line, expected: Standalone, smm: Sequence[tuple[int, int]] = ()
+) -> list[Record]:
     """The journal that a line shows, before :func:`visible`.
 
-    *expected* says where frames stand, and what L1 entered with.
+    *expected* says where frames stand, and what L1 entered with; *smm*: where SMIs came.
     """
     log = _Log(line, expected).items()
-    return Journal(expected.realised).read(log).journal
+    journal = Journal(expected.realised).read(log).journal
+    return [*journal[:-1], *((SMM_ENTRY, *place) for place in smm), *journal[-1:]]
 
 
 class _Log:
@@ -100,7 +111,7 @@ class _Log:
             and self._end == entries
             and last is not None
             and last.letter == "x"
-            and last.values[_REASON] == VMCALL_EXIT
+            and last.values[_REASON] == self._expected.last_exit
         )
 
     def items(self) -> list[tuple[int, ...]]:

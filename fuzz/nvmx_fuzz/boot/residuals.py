@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 CONFIRMED: Final = "confirmed"
+NO_DIFFERENCE: Final = "no difference"
 NOT_DECIDED: Final = "not decided"
 NOT_THERE: Final = "not in 6.1"
 OUTSIDE: Final = "outside the model"
@@ -38,13 +39,20 @@ RESIDUALS: Final[tuple[Residual, ...]] = (
         "res4", "the entry length of L1 changes", CONFIRMED, "",
         "`corpus/bugs/res4.scn`, `ept12-fault-keeps-instruction-length`",
     ),
-    Residual("res5", "a second NMI is lost", NOT_DECIDED, "NMIs while L2 runs cannot be made here"),
+    Residual(
+        "res5", "a second NMI is lost", NO_DIFFERENCE,
+        "that L1 can tell: two NMIs in one delivery are one on metal too; one behind the exit comes",
+        "`outside nmi in-delivery` twice (the tests that boot)",
+    ),
     Residual(
         "res6", "NMI unblocking by IRET", CONFIRMED,
         "bit 3 is set again (res6b); a reflected EPT violation has no bit 12 (res6c, as old as nested EPT)",
         "`iret-fault-in-ept12-reports-nmi-unblocking`",
     ),
-    Residual("res7", "rank of SMI", NOT_DECIDED, "no SMIs"),
+    Residual(
+        "res7", "rank of SMI", CONFIRMED, "an INIT exits before the SMI that came in the same delivery",
+        "`outside smi at-entry`, `outside init`, `L1 inject external-interrupt 0x40`, `L1 enter`",
+    ),
     Residual(
         "res8", "activity checks", CONFIRMED,
         "HLT with SS.DPL 3, with a shadow, with an exception injected; wait-for-SIPI with an injection",
@@ -52,10 +60,15 @@ RESIDUALS: Final[tuple[Residual, ...]] = (
     ),
     Residual(
         "res9", "triple fault with a pending entry", NOT_DECIDED,
-        "no scenario here makes L0 ask for one at that moment",
+        "L0 would have to ask for one between VMLAUNCH and the entry; the first stop is behind that",
     ),
     Residual("res10", "#CP and #VE in #DF", OUTSIDE, "the model has neither"),
-    Residual("res11", "userspace save drops soft events", NOT_DECIDED, "no save and restore here"),
+    Residual(
+        "res11", "userspace save drops soft events", CONFIRMED,
+        "an injected software interrupt or #BP in flight is gone, and nothing takes its place",
+        "`L0 save-restore in-delivery`, `L1 inject software-interrupt 0x80 length=2`, `L1 enter`; "
+        "`corpus/bugs/res11.scn`",
+    ),
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from nvmx_core.arch.controls import PIN_PREEMPTION_TIMER
 from nvmx_core.arch.events import OTHER_EVENT, TYPE_MASK, TYPE_SHIFT, VALID
+from nvmx_core.arch.exits import VMCALL_EXIT
 from nvmx_core.arch.fields import (
     ENTRY_INTR_INFO,
     FIELDS,
@@ -22,14 +23,14 @@ from nvmx_core.arch.state import ACTIVE
 from nvmx_core.guests.memory import page_of
 from nvmx_core.journal import Record
 from nvmx_core.scenario.config import Config
-from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER, Scenario, Step
+from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER, Step
 from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.program import SELF_INTERRUPT, SELF_NMI
 from nvmx_fuzz.realise import l1_program as l1
 from nvmx_fuzz.realise import layout, schedule
 from nvmx_fuzz.realise.arrivals import ArrivalRecorder
-from nvmx_fuzz.realise.realiser import Realised, Recorder, fit
+from nvmx_fuzz.realise.realiser import Realised, Recorder
 from nvmx_fuzz.realise.recording import AT_ENTRY, IN_EMULATION, IN_EVENT_DELIVERY
 from nvmx_fuzz.realise.schedule import Item
 from nvmx_fuzz.realise.vmcs import NotRealisableError
@@ -59,24 +60,15 @@ class Standalone(NamedTuple):
     """What L1 has to do, what the model expects, and how the records of the image are to be read.
 
     ``stays`` has the deliveries of each of L1's entries, in order; ``ends_in_l2``: the last exit is the one
-    that brings L1 back; ``sleeps``: L1 enters, or L2 falls into, another state than active.
+    that brings L1 back, with the reason ``last_exit``; ``sleeps``: L1 enters, or L2 falls into, another
+    state than active.
     """
 
     realised: Realised
     stays: list[list[Delivery]]
     ends_in_l2: bool
     sleeps: bool
-
-
-def stand_alone(scenario: Scenario, capabilities: Capabilities) -> Standalone:
-    """Realise a scenario for a processor with these capabilities.
-
-    Raises: NotRealisableError.
-    """
-    fitted = fit(scenario, capabilities.flags())
-    recorder = StandaloneRecorder(Config(*fitted.config), capabilities)
-    recorder.run_unmarked(fitted)
-    return Standalone(recorder.result(), recorder.stays, recorder.ends_in_l2, recorder.sleeps)
+    last_exit: int = VMCALL_EXIT
 
 
 class StandaloneRecorder(Recorder):
@@ -88,6 +80,7 @@ class StandaloneRecorder(Recorder):
         self.stays: list[list[Delivery]] = []
         self.ends_in_l2: bool = False
         self.sleeps: bool = False
+        self.last_exit: int = VMCALL_EXIT
         self.words: dict[int, int] = {}
         self.touched: set[int] = set()
 
@@ -101,10 +94,26 @@ class StandaloneRecorder(Recorder):
         if self.moment == AT_ENTRY:
             self._arrive_at_entry(op, b)
         elif self.moment == IN_EVENT_DELIVERY and not self._passes(op):
-            raise NotRealisableError(f"{_NAMES[op]}-in-delivery")
+            self._arrive_inside(op, b, f"{_NAMES[op]}-in-delivery")
         elif self.moment == IN_EMULATION and not self._passes(op):
-            raise NotRealisableError(f"{_NAMES[op]}-in-emulation")
+            self._arrive_inside(op, b, f"{_NAMES[op]}-in-emulation")
         super().arrive(op, b)
+
+    def _arrive_inside(self, _op: int, _b: int, reason: str) -> None:
+        """Something arrives in a delivery, or while L0 emulates an instruction."""
+        raise NotRealisableError(reason)
+
+    def _arrive_during_entry(self, _op: int, _b: int, reason: str) -> None:
+        """Something arrives at the entry that L1 would have taken before it."""
+        raise NotRealisableError(reason)
+
+    def _arrive_in_l2(self, _op: int, _operand: int, reason: str) -> None:
+        """Something arrives at a boundary at which L2 rests."""
+        raise NotRealisableError(reason)
+
+    def _arrive_in_l1(self, _op: int, _operand: int, reason: str) -> None:
+        """Something arrives while L1 runs that it cannot send to itself."""
+        raise NotRealisableError(reason)
 
     def _timer_runs(self) -> bool:
         """Whether time means anything: L2 runs, or is being entered, with the VMX-preemption timer."""
@@ -123,16 +132,22 @@ class StandaloneRecorder(Recorder):
             self.script.insert(place, (SELF_INTERRUPT, b, 0, 0))
         elif op == NMI and self.cpu.root_nmi_blocked:
             self.script.insert(place, (SELF_NMI, 0, 0, 0))
+        elif op in (INIT, SIPI):  # the one is blocked in VMX root operation, the other ignored
+            self._arrive_in_l1(op, b, f"{_NAMES[op]}-at-entry")
+            self.script.insert(place, self.script.pop())
         else:
-            raise NotRealisableError(f"{_NAMES[op]}-at-entry")
+            self._arrive_during_entry(op, b, f"{_NAMES[op]}-at-entry")
 
     def _in_order(self, *items: Item) -> None:
         for kind, operand, value in items:
             if kind == schedule.ARRIVE_TIMER and not self._timer_runs():
                 continue
             if not self.l1_is_current():
-                name = _NAMES[_ITEMS[kind]] if kind in _ITEMS else "post-interrupt"
-                raise NotRealisableError(f"{name}-while-l2-runs")
+                if kind not in _ITEMS:
+                    raise NotRealisableError("post-interrupt-while-l2-runs")
+                op = _ITEMS[kind]
+                self._arrive_in_l2(op, operand, f"{_NAMES[op]}-while-l2-runs")
+                continue
             if self.l1.in_mov_ss_shadow:
                 raise NotRealisableError("arrival-behind-mov-ss-of-l1")
             if kind == schedule.ARRIVE_INTERRUPT:
@@ -142,7 +157,7 @@ class StandaloneRecorder(Recorder):
             elif kind == schedule.POKE:
                 self.script.append((l1.STORE32, operand, value, 0))
             else:
-                raise NotRealisableError(f"{_NAMES[_ITEMS[kind]]}-while-l1-runs")
+                self._arrive_in_l1(_ITEMS[kind], operand, f"{_NAMES[_ITEMS[kind]]}-while-l1-runs")
 
     # -- L2's memory ----------------------------------------------------------------------------------
 

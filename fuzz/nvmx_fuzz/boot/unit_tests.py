@@ -196,7 +196,7 @@ def kvm_of_host(tests: Sequence[Path]) -> Ended:
 
 
 def _loader() -> Path:
-    return compiled(LOADER_SOURCE, "unit-tests")
+    return compiled((LOADER_SOURCE,), "unit-tests")
 
 
 # -- what it means --------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ hexadecimal.
     v  VMfail: its number                                          z  end: IRR and ISR, eight words each
     i n u  interrupt, NMI, exception that L1 took: vector, interrupted RIP, how many records stood then
 
-A monitor that runs the image adds ``%NUMBER REASON`` for a scenario that brought nothing, and ``%!
-REASON`` when none can run. Anything else on the line is no part of it: boot loaders and kernels write
-there too.
+A monitor that runs the image adds ``%NUMBER REASON`` for a scenario that brought nothing or was not made as
+asked, ``%! REASON`` when none can run, and ``~NUMBER L:RIP ...`` where SMIs came. Anything else on the
+line is no part of it: boot loaders and kernels write there too.
 """
 
 import re
@@ -31,6 +31,9 @@ _COUNTS: Final = {"x": 23, "s": 256, "v": 1, "z": 16, "i": 3, "n": 3, "u": 3, "m
 
 
 _REMARK: Final = re.compile(r"^%([0-9a-f]+|!) ([^\r\n]+)\r?$", re.MULTILINE)
+
+
+_SMM: Final = re.compile(r"^~([0-9a-f]+)((?: [01]:[0-9a-f]+)+)\r?$", re.MULTILINE)
 
 
 class RawRecord(NamedTuple):
@@ -72,6 +75,17 @@ def remarks(text: str) -> dict[int, str]:
     """What a monitor says of scenarios that brought nothing, by number; -1 for "none can run"."""
     return {
         -1 if match[1] == "!" else int(match[1], 16): match[2] for match in _REMARK.finditer(text)
+    }
+
+
+def system_management(text: str) -> dict[int, tuple[tuple[int, int], ...]]:
+    """Where SMIs came, by scenario: 1 and the RIP in L2, or 0 and 0 in L1."""
+    return {
+        int(match[1], 16): tuple(
+            (int(place), int(rip, 16))
+            for place, rip in (pair.split(":") for pair in match[2].split())
+        )
+        for match in _SMM.finditer(text)
     }
 
 
