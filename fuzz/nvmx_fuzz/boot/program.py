@@ -13,10 +13,9 @@ import functools
 import struct
 from typing import Final
 
-from keystone import KS_ARCH_X86, KS_MODE_32, Ks
-
 from nvmx_fuzz.boot import places, record_code, start_code
 from nvmx_fuzz.realise import layout
+from nvmx_fuzz.realise.assembly import machine_code
 from nvmx_fuzz.realise.l1_program import (
     HANDLERS,
     INTERPRETER,
@@ -219,5 +218,4 @@ def while_recording(rip: int) -> bool:
 def entry_code() -> bytes:
     """The 32-bit code at ``places.ENTRY``."""
     source = start_code.ENTRY.replace("BOOT_ADDRESS", str(boot_program().labels["boot"]))
-    encoded, _count = Ks(KS_ARCH_X86, KS_MODE_32).asm(source, places.ENTRY)
-    return bytes(encoded)
+    return machine_code(source, places.ENTRY, long_mode=False)

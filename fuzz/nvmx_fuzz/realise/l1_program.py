@@ -11,9 +11,8 @@ import functools
 import struct
 from typing import Final, NamedTuple
 
-from keystone import KS_ARCH_X86, KS_MODE_64, Ks, KsError
-
 from nvmx_fuzz.realise import layout
+from nvmx_fuzz.realise.assembly import machine_code
 
 # Operations of a script, in the order of the table of handlers.
 END: Final = 0
@@ -297,10 +296,6 @@ class L1Program(NamedTuple):
     labels: dict[str, int]
 
 
-class AssemblyError(Exception):
-    """L1's program does not assemble: a bug of ours, or an assembler that does not know VMX."""
-
-
 @functools.cache
 def l1_program() -> L1Program:
     """Assemble L1's program at ``layout.L1_CODE``."""
@@ -312,12 +307,8 @@ def assemble(source: str, origin: int) -> tuple[bytes, dict[str, int]]:
     """Code and labels of a source text; the assembler reports no labels, so a table of them is appended."""
     names = [line[:-1] for line in source.splitlines() if line.endswith(":")]
     table = "".join(f".quad {name}\n" for name in names)
-    try:
-        encoded, _count = Ks(KS_ARCH_X86, KS_MODE_64).asm(source + table, origin)
-    except KsError as error:
-        raise AssemblyError(f"L1's program does not assemble: {error}") from error
+    code = machine_code(source + table, origin)
     size = 8 * len(names)
-    code = bytes(encoded)
     values = struct.unpack(f"<{len(names)}Q", code[-size:])
     return code[:-size], dict(zip(names, values, strict=True))
 
