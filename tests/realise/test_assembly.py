@@ -9,7 +9,9 @@ from nvmx_fuzz.realise.assembly import AssemblyError, machine_code
 
 
 def test_decimal_and_hexadecimal_numbers_are_the_same() -> None:
-    decimal = "again:\nmov r11, 4096\nadd r11d, 8\nmov rax, [rip + 16]\njmp again\n.byte 1, 0x22, 3\n"
+    decimal = (
+        "again:\nmov r11, 4096\nadd r11d, 8\nmov rax, [rip + 16]\njmp again\n.byte 1, 0x22, 3\n"
+    )
     other = decimal.replace("4096", "0x1000").replace("+ 16", "+ 0x10").replace(", 8", ", 0x8")
     assert machine_code(decimal, 0x1000) == machine_code(other, 0x1000)
 
