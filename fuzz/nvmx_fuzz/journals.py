@@ -27,6 +27,8 @@ JOURNALS: Final = ROOT / "tests" / "corpus" / "journals.txt"
 
 _BLOCKS: Final = 20
 _BLOCK_SIZE: Final = 100
+RANDOM: Final = _BLOCKS * _BLOCK_SIZE
+"""So many random scenarios are recorded: the first ones of the generator."""
 _DIGITS: Final = 16
 
 

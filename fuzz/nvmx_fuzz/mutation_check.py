@@ -1,13 +1,14 @@
 """Looks at the tree as it is, mutated or not: `python -m nvmx_fuzz.mutation_check INPUTS [OPTIONS]`.
 
-Asked in turn, until one sees something wrong with `fixed`: the oracles on every scenario of the corpus, the
-recorded journals of these scenarios, the same for the recorded random scenarios, whether every bug of the
-catalogue still shows what it showed by its smallest scenario, and a campaign of 10 CPU seconds that starts
-from the corpus (INPUTS is a list of files for libFuzzer). The last line of output says what was seen; exit
-status 1: seen, 0: not. With --tests, what none of them sees is shown to the tests of the rules too, which
-changes the line and not the status. With --reference=TREE, a tree without the mutant, what the campaign finds
-counts only if the model of that tree does not show it too, and a mutant that a verdict calls equivalent meets
-no campaign.
+Asked in turn, until one sees something wrong with `fixed`: the oracles on every scenario of the corpus and on
+random ones, the `expect` lines of the corpus, the second reading of the entry checks, whether the oracles
+still find every bug of the catalogue by its smallest scenario, and a campaign of 10 CPU seconds that starts
+from the corpus (INPUTS is a list of files for libFuzzer). A run that only shows something else than is
+recorded (`journals`) is told apart: nobody has judged it. Such a mutant meets the campaign with --thorough
+only. The last line of output says what was seen; exit status 1: seen, 0: not. With --tests, what none of them
+sees is shown to the tests of the rules too, which changes the line and not the status. With --reference=TREE,
+a tree without the mutant, what the campaign finds counts only if the model of that tree does not show it too,
+and a mutant that a verdict calls equivalent meets no campaign.
 """
 
 import os
@@ -23,6 +24,8 @@ from nvmx_fuzz.cli_options import FIXED
 
 SEED: Final = 1
 CAMPAIGN_SECONDS: Final = 10.0
+CHANGED: Final = "journals: "
+"""How it begins what nobody has judged."""
 _CORPUS_SECONDS_MAX: Final = 30
 _RULE_TESTS: Final = (
     "tests/arch",
@@ -69,6 +72,42 @@ def generator_sees() -> str:
     return changed
 
 
+def seeds_see() -> str:
+    """The first seed of which an `expect` line does not hold: what the manual says, seed by seed."""
+    from nvmx_core.machines.bare import Bare  # noqa: PLC0415
+    from nvmx_core.scenario.config import config_for  # noqa: PLC0415
+    from nvmx_core.scenario.text import check_expectations  # noqa: PLC0415
+    from nvmx_fuzz import journals  # noqa: PLC0415
+    from nvmx_fuzz.scenario_files import load  # noqa: PLC0415
+
+    for path in journals.scenario_paths():
+        file = load(str(path)).text
+        if file is None or not file.expects:
+            continue
+        bare = Bare(config_for(file.scenario.config))
+        bare.run(file.scenario)
+        if check_expectations(file, bare.journal, bare.step_starts):
+            return f"seeds: {path.relative_to(journals.CORPUS)}"
+    return ""
+
+
+def entry_checks_see() -> str:
+    """The first entry, of the corpus or random, of which the second reading of the checks says otherwise."""
+    from nvmx_fuzz import journals  # noqa: PLC0415
+    from nvmx_fuzz.entry_checks import Disagreement, check_entry  # noqa: PLC0415
+    from nvmx_fuzz.generate import random_scenario  # noqa: PLC0415
+    from nvmx_fuzz.scenario_files import load  # noqa: PLC0415
+
+    scenarios = [(path.name, load(str(path)).scenario) for path in journals.scenario_paths()]
+    scenarios += [(f"random {n}", random_scenario(n)) for n in range(journals.RANDOM)]
+    for name, scenario in scenarios:
+        try:
+            check_entry(scenario)
+        except Disagreement as error:
+            return f"entry checks: {name}: {error}"
+    return ""
+
+
 def catalogue_sees() -> str:
     """The first known bug that its smallest scenario shows no more, or else one that it shows otherwise.
 
@@ -82,7 +121,7 @@ def catalogue_sees() -> str:
         if bug.rule not in {violation.rule for violation in verdict.violations}:
             return f"bugs: {bug.name} is found no more"
         if not changed and journals.digest(verdict) != known[name]:
-            changed = f"bugs: {bug.name} shows something else"
+            changed = f"{CHANGED}{name}"
     return changed
 
 
@@ -147,6 +186,17 @@ def guarded(look: Callable[[], str]) -> str:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+def judged() -> str:
+    """What says that something is wrong, or else that something is not as recorded."""
+    changed = ""
+    for look in (corpus_sees, seeds_see, entry_checks_see, generator_sees, catalogue_sees):
+        seen = guarded(look)
+        if seen and not seen.startswith(CHANGED):
+            return seen
+        changed = changed or seen
+    return changed
+
+
 def main(inputs: str, *options: str) -> int:
     """Look, say what was seen."""
 
@@ -158,8 +208,10 @@ def main(inputs: str, *options: str) -> int:
     signal.signal(signal.SIGPROF, give_up)
     trees = [option.partition("=")[2] for option in options if option.startswith("--reference=")]
     reference = trees[0] if trees else ""
-    seen = guarded(corpus_sees) or guarded(generator_sees) or guarded(catalogue_sees)
-    if not seen and not (reference and is_called_equivalent(reference)):
+    seen = judged()
+    if seen.startswith(CHANGED) and "--thorough" in options:
+        seen = campaign_sees(inputs, reference) or seen
+    elif not seen and not (reference and is_called_equivalent(reference)):
         seen = campaign_sees(inputs, reference)
     by_tests = tests_see() if not seen and "--tests" in options else ""
     sys.stdout.write(f"{seen or by_tests or 'nobody'}\n")

@@ -51,7 +51,10 @@ _KEPT_OPERATORS: Final = (
 )  # fmt: skip
 """One replacement for each operator: x & y becomes x | y, not also x ^ y, x << y and seven more."""
 
-SEEN: Final = ("oracles", "journals", "bugs", "campaign")
+JUDGED: Final = ("oracles", "seeds", "entry checks", "bugs", "campaign")
+"""Who says that something is wrong."""
+SEEN: Final = (*JUDGED, "journals")
+"""And who says only that something is not as recorded."""
 UNSEEN: Final = ("tests only", "nobody")
 _CONFIG: Final = """\
 [cosmic-ray]
@@ -93,13 +96,13 @@ def folder_of(job: int) -> Path:
     return BUILD / str(job)
 
 
-def prepare(job: int, jobs: int, sample: int, *, tests: bool) -> None:
+def prepare(job: int, jobs: int, sample: int, options: str) -> None:
     """Copy the tree and make a session of the mutants of a job: every *sample*-th, dealt to the jobs."""
     folder = folder_of(job)
     shutil.rmtree(folder, ignore_errors=True)
     _copy(folder / "tree", tracked_files())
     _write_inputs(folder)
-    _configure(folder, tests=tests)
+    _configure(folder, options)
     _compile(job)
     run(job, ["cosmic-ray", "init", "../config.toml", "../draft.sqlite"])
     run(job, ["cr-filter-operators", "../draft.sqlite", "../config.toml"])
@@ -107,21 +110,21 @@ def prepare(job: int, jobs: int, sample: int, *, tests: bool) -> None:
     (folder / "draft.sqlite").rename(folder / "session.sqlite")
 
 
-def _configure(folder: Path, *, tests: bool) -> None:
+def _configure(folder: Path, options: str) -> None:
     (folder / "config.toml").write_text(
         _CONFIG.format(
             modules=", ".join(f'"{name}"' for name in MODULES),
             timeout=_TIMEOUT_SECONDS,
             python=sys.executable,
             inputs=folder / "inputs.txt",
-            options=f" --reference={ROOT}" + (" --tests" if tests else ""),
+            options=f" --reference={ROOT}{options}",
             kept="|".join(_KEPT_OPERATORS),
         )
     )
 
 
-def prepare_again(job: int, *, tests: bool) -> None:
-    """Forget the mutants that nobody or only a campaign saw, and copy all but the model anew.
+def prepare_again(job: int, options: str) -> None:
+    """Forget the mutants that nobody judged, or only a campaign, and copy all but the model anew.
 
     What a verdict calls equivalent stays unseen: there is nothing that anything new could show.
 
@@ -135,13 +138,14 @@ def prepare_again(job: int, *, tests: bool) -> None:
         raise click.ClickException("the model has changed since; begin anew with --fresh")
     _copy(folder / "tree", [name for name in files if name not in model])
     _write_inputs(folder)
-    _configure(folder, tests=tests)
+    _configure(folder, options)
     _compile(job)
     known = verdicts()
     again = [
         (job_id,)
         for job_id, mutant in _looked_at(folder)
-        if mutant.who in (*UNSEEN, "campaign") and not known.is_equivalent(mutant)
+        if mutant.who in (*UNSEEN, "campaign", "journals", "bugs")
+        and not known.is_equivalent(mutant)
     ]
     # Cosmic Ray can add and replace results, but has no call that removes one.
     with closing(sqlite3.connect(folder / "session.sqlite")) as session, session:
@@ -325,8 +329,8 @@ def page(found: list[Mutant], known: Verdicts) -> str:
     lines = [
         "| module | mutants | "
         + " | ".join(SEEN)
-        + " | tests only | nobody | equivalent | score |",
-        "|---|---|" + "---|" * (len(SEEN) + 4),
+        + " | tests only | nobody | equivalent | judged | seen |",
+        "|---|---|" + "---|" * (len(SEEN) + 5),
     ]
     modules = sorted({mutant.module for mutant in found})
     for title, members in (
@@ -348,11 +352,13 @@ def page(found: list[Mutant], known: Verdicts) -> str:
 def _row(title: str, found: list[Mutant], known: Verdicts) -> str:
     counts = Counter(mutant.who for mutant in found)
     equivalent = sum(map(known.is_equivalent, found))
-    seen = sum(counts[who] for who in SEEN)
     relevant = len(found) - equivalent
-    score = f"{100 * seen / relevant:.1f} %" if relevant else "-"
-    cells = [len(found), *(counts[who] for who in (*SEEN, *UNSEEN)), equivalent]
-    return f"| {title} | " + " | ".join(map(str, cells)) + f" | {score} |"
+    scores = [
+        f"{100 * sum(counts[who] for who in names) / relevant:.1f} %" if relevant else "-"
+        for names in (JUDGED, SEEN)
+    ]
+    cells = [len(found), *(counts[who] for who in (*SEEN, *UNSEEN)), equivalent, *scores]
+    return f"| {title} | " + " | ".join(map(str, cells)) + " |"
 
 
 @click.command()
@@ -362,19 +368,24 @@ def _row(title: str, found: list[Mutant], known: Verdicts) -> str:
               help="Mutants at the same time.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Begin anew, with the tree as it is now.")
 @click.option("--again", is_flag=True,
-              help="Show those that nobody or a campaign saw to all of now.")  # fmt: skip
+              help="Show those that nobody judged or a campaign saw to all of now.")  # fmt: skip
+@click.option("--thorough", is_flag=True,
+              help="A campaign also for what is only not as recorded (11 CPU seconds each).")  # fmt: skip
 @click.option("--tests", is_flag=True,
               help="Show those that nobody saw to the tests of the rules too, for the verdict.")  # fmt: skip
 @click.option("--report", is_flag=True, help="Only write docs/MUTATION.md from what there is.")
-def command(sample: int, jobs: int, fresh: bool, again: bool, tests: bool, report: bool) -> None:
+def command(
+    sample: int, jobs: int, fresh: bool, again: bool, thorough: bool, tests: bool, report: bool
+) -> None:
     """Let mutants of the model meet the oracles, the corpus and a short campaign."""
+    options = (" --thorough" if thorough else "") + (" --tests" if tests else "")
     if not report:
         for job in range(jobs):
             if fresh or not (folder_of(job) / "session.sqlite").exists():
                 click.echo(f"preparing {folder_of(job)}", err=True)
-                prepare(job, jobs, sample, tests=tests)
+                prepare(job, jobs, sample, options)
             elif again:
-                prepare_again(job, tests=tests)
+                prepare_again(job, options)
         processes = [
             subprocess.Popen(
                 ["cosmic-ray", "exec", "../config.toml", "../session.sqlite"],

@@ -11,7 +11,8 @@ import pytest
 
 from nvmx_core.bugs.catalogue import CATALOGUE
 from nvmx_core.oracle.judge import run_and_judge
-from nvmx_fuzz import bench_settings, journals, mutation_check, mutation_score
+from nvmx_core.scenario import text
+from nvmx_fuzz import bench_settings, entry_checks, journals, mutation_check, mutation_score
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.mutation_score import VERDICTS, Mutant, Verdicts, page
@@ -47,13 +48,14 @@ def test_the_score_leaves_out_what_is_equivalent() -> None:
     found = [
         mutant("oracles"),
         mutant("campaign"),
+        mutant("journals"),
         mutant("tests only"),
         mutant("nobody", old="c | d"),
     ]
     text = page(
         found, Verdicts("l0/routing.py reflect: c | d -> a or b => equivalent: no difference\n")
     )
-    assert "| all | 4 | 1 | 0 | 0 | 1 | 1 | 1 | 1 | 66.7 % |" in text
+    assert "| all | 5 | 1 | 0 | 0 | 0 | 1 | 1 | 1 | 1 | 1 | 50.0 % | 75.0 % |" in text
     assert "| l0/routing.py reflect: `a and b` becomes `a or b` | see it | none yet |" in text
     assert (
         "| l0/routing.py reflect: `c \\| d` becomes `a or b` | - | equivalent: no difference |"
@@ -64,7 +66,10 @@ def test_the_score_leaves_out_what_is_equivalent() -> None:
 def test_nobody_sees_anything_in_the_tree_as_it_is() -> None:
     assert mutation_check.corpus_sees() == ""
     assert mutation_check.generator_sees() == ""
+    assert mutation_check.seeds_see() == ""
+    assert mutation_check.entry_checks_see() == ""
     assert mutation_check.catalogue_sees() == ""
+    assert mutation_check.judged() == ""
 
 
 def test_an_oracle_that_finds_a_known_bug_no_more_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,4 +183,20 @@ def test_a_bug_that_shows_something_else_is_seen(monkeypatch: pytest.MonkeyPatch
     known = journals.recorded()
     name = f"catalogue/{CATALOGUE[3].name}"
     monkeypatch.setattr(journals, "recorded", lambda: known | {name: "0"})
-    assert mutation_check.catalogue_sees() == f"bugs: {CATALOGUE[3].name} shows something else"
+    assert mutation_check.catalogue_sees() == f"journals: {name}"
+
+
+def test_what_is_judged_wrong_comes_before_what_is_only_not_as_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = journals.recorded()
+    monkeypatch.setattr(journals, "recorded", lambda: dict.fromkeys(known, "0"))
+    assert mutation_check.judged().startswith("journals: ")
+
+    def disagrees(_scenario: object) -> None:
+        raise entry_checks.Disagreement("by a mutant")
+
+    monkeypatch.setattr(entry_checks, "check_entry", disagrees)
+    assert mutation_check.judged().startswith("entry checks: ")
+    monkeypatch.setattr(text, "check_expectations", lambda *_: ["by a mutant"])
+    assert mutation_check.judged().startswith("seeds: ")
