@@ -261,17 +261,17 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
               help="Executions of each measurement under atheris.")  # fmt: skip
 @click.option("--memory", "memory_runs", default=0, metavar="N",
               help="Also watch the memory over N executions.")  # fmt: skip
-@click.option("--find", "searches_each", default=0, metavar="N",
+@click.option("--find", "searches_each", default=0, type=click.IntRange(0), metavar="N",
               help="Only measure how soon each kind of feedback finds, N runs each.")  # fmt: skip
-@click.option("--deep", "deep_each", default=0, metavar="N",
+@click.option("--deep", "deep_each", default=0, type=click.IntRange(0), metavar="N",
               help="Only measure how soon each abstraction finds deep bugs, N runs each.")  # fmt: skip
-@click.option("--hunt", "hunts_each", default=0, metavar="N",
+@click.option("--hunt", "hunts_each", default=0, type=click.IntRange(0), metavar="N",
               help="Only hunt every bug of the catalogue by every method, N runs each.")  # fmt: skip
 @click.option("--seconds", default=60, show_default=True, type=click.IntRange(1), metavar="S",
               help="CPU seconds after which a run of --find, --deep or --hunt gives up.")  # fmt: skip
 @click.option("--scale", is_flag=True,
               help="Only measure growth: scenario length, corpus size, processes.")  # fmt: skip
-@click.option("--jobs", "jobs_turns", default=0, metavar="N",
+@click.option("--jobs", "jobs_turns", default=0, type=click.IntRange(0), metavar="N",
               help="Only compare campaigns of one and of two jobs, N turns of each.")  # fmt: skip
 @click.option("--bugs", default=",".join(PLANTED), show_default=True, metavar="NAMES", callback=known_l0s,
               help="What the searches of --jobs look for.")  # fmt: skip
@@ -297,6 +297,8 @@ def main(
         _show_searches(list(searches(DEEP_GOALS, DEEP_SETTINGS, deep_each, seconds)), as_json)
         return
     if hunts_each:
+        for method in filter(missing_for, METHODS):
+            click.echo(f"without {method}, which is not installed", err=True)
         methods = tuple(method for method in METHODS if not missing_for(method))
         catalogue = [bug.name for bug in CATALOGUE]
         hunt_and_show(catalogue, methods, hunts_each, seconds, None, 1, as_json)

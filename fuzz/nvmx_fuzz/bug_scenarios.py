@@ -8,6 +8,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import click
+
 from nvmx_core.bugs.catalogue import BUG_BY_NAME, Bug
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.oracle.judge import violations_of
@@ -15,10 +17,11 @@ from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz import hunt
 from nvmx_fuzz.codec import decode
-from nvmx_fuzz.files import write_whole
+from nvmx_fuzz.files import BadFile, write_whole
 from nvmx_fuzz.minimise import minimise, size_of
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import BUGS_FOLDER, bug_scenario
+from nvmx_fuzz.wording import printable
 
 
 def rules_broken(scenario: Scenario, l0: type[Kvm]) -> dict[str, str]:
@@ -31,11 +34,12 @@ def smallest(bug: Bug, raw: list[Scenario]) -> tuple[Scenario, list[int]] | None
     found = []
     for scenario in raw:
         key = rules_broken(scenario, bug.l0).get(bug.rule)
-        if key is None:
+        if key is None or rules_broken(scenario, Kvm):
             continue
 
         def holds(candidate: Scenario, key: str = key) -> bool:
-            return key in rules_broken(candidate, bug.l0).values()
+            shows = key in rules_broken(candidate, bug.l0).values()
+            return shows and not rules_broken(candidate, Kvm)
 
         found.append(minimise(scenario, holds))
     if not found:
@@ -43,12 +47,28 @@ def smallest(bug: Bug, raw: list[Scenario]) -> tuple[Scenario, list[int]] | None
     return min(found, key=size_of), [len(scenario.steps) for scenario in found]
 
 
-def main(record: str) -> int:
-    """Write the files, and say how small they became."""
+def _still_good(bug: Bug) -> list[Scenario]:
+    """The scenario that is known of a bug, if it still does what it is there for."""
+    path = bug_scenario(bug.name)
+    if path is None:
+        return []
+    known = load(str(path)).scenario
+    is_good = bug.rule in rules_broken(known, bug.l0) and not rules_broken(known, Kvm)
+    return [known] if is_good else []
+
+
+@click.command()
+@click.argument("record", type=click.Path(path_type=Path))
+def main(record: Path) -> None:
+    """Write the files from RECORD, and say how small they became."""
     raw: dict[str, list[Scenario]] = {}
-    for run in hunt.read(Path(record)):
-        if run.found and run.method == hunt.GUIDED:
-            raw.setdefault(run.bug, []).append(decode(bytes.fromhex(run.data)))
+    try:
+        for run in hunt.read(record):
+            if run.found and run.method == hunt.GUIDED and run.bug in BUG_BY_NAME:
+                raw.setdefault(run.bug, []).append(decode(bytes.fromhex(run.data)))
+    except (BadFile, ValueError) as error:
+        sys.stderr.write(f"bug_scenarios: {printable(str(error))}\n")
+        sys.exit(2)
     BUGS_FOLDER.mkdir(exist_ok=True)
     all_steps: list[int] = []
     for name, scenarios in raw.items():
@@ -59,9 +79,7 @@ def main(record: str) -> int:
             continue
         scenario, steps = result
         all_steps += steps
-        known = bug_scenario(name)
-        if known is not None:
-            scenario = min(scenario, load(str(known)).scenario, key=size_of)
+        scenario = min([scenario, *_still_good(bug)], key=size_of)
         comments = (
             f"{name}: {bug.subject}",
             f"Rules: {bug.rule}",
@@ -76,8 +94,7 @@ def main(record: str) -> int:
         if all_steps
         else "no findings\n"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main()

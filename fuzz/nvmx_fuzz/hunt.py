@@ -10,7 +10,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -107,11 +107,24 @@ def hunt(
     yield from (known[cell] for cell in cells if cell in known)
     missing = [cell for cell in cells if cell not in known]
     with ThreadPoolExecutor(jobs) as pool:
-        for run in pool.map(lambda cell: search(cell[2], cell[0], cell[1], seconds), missing):
+        searches = [
+            pool.submit(search, method, bug, seed, seconds) for bug, seed, method in missing
+        ]
+        for ended in _until_all_ended(searches):
+            run = ended.result()
             if record is not None:
                 with about(record), record.open("a") as stream:
                     stream.write(json.dumps(run._asdict()) + "\n")
             yield run
+
+
+def _until_all_ended(searches: list[Future[Run]]) -> Iterator[Future[Run]]:
+    """Each search when it ends: a slow one holds nobody back. Whoever stops early cancels the rest."""
+    try:
+        yield from as_completed(searches)
+    finally:
+        for one in searches:
+            one.cancel()
 
 
 def _recorded(record: Path | None) -> list[Run]:

@@ -57,14 +57,16 @@ def _fewer_steps(scenario: Scenario, budget: _Budget) -> Scenario:
 
 
 def _plainer_config(scenario: Scenario, budget: _Budget) -> Scenario:
-    """Give each part of the configuration its default where that is enough."""
-    flags, *choices = scenario.config
-    for index in range(len(choices)):
-        if choices[index]:
-            fewer = [*choices[:index], 0, *choices[index + 1 :]]
-            candidate = scenario._replace(config=(flags, fewer[0], fewer[1], fewer[2]))
-            if budget.allows(candidate):
-                scenario, choices = candidate, fewer
+    """Give each part of the configuration its default where that is enough, or else leave out bits of it."""
+    for place in range(1, len(scenario.config)):
+        value = scenario.config[place]
+        for mask in (value, *_bits(value)):
+            parts = [*scenario.config]
+            parts[place] &= ~mask
+            candidate = scenario._replace(config=(parts[0], parts[1], parts[2], parts[3]))
+            if candidate.config != scenario.config and budget.allows(candidate):
+                scenario = candidate
+    flags = scenario.config[0]
     for bit in FLAG_BIT.values():
         if (flags ^ DEFAULT_FLAGS) & bit:
             candidate = scenario._replace(config=(flags ^ bit, *scenario.config[1:]))
@@ -78,13 +80,16 @@ def _plainer_steps(scenario: Scenario, budget: _Budget) -> Scenario:
     for index in range(len(scenario.steps)):
         for place in range(1, len(scenario.steps[index])):
             value = scenario.steps[index][place]
-            bits = [1 << number for number in range(value.bit_length()) if value >> number & 1]
-            for mask in (value, *bits):
+            for mask in (value, *_bits(value)):
                 step = scenario.steps[index]
                 candidate = _with_step(scenario, index, without_bits(step, place, mask))
                 if candidate.steps[index] < step and budget.allows(candidate):
                     scenario = candidate
     return scenario
+
+
+def _bits(value: int) -> list[int]:
+    return [1 << number for number in range(value.bit_length()) if value >> number & 1]
 
 
 def without_bits(step: Step, place: int, bits: int) -> Step:

@@ -2,6 +2,7 @@
 
 from nvmx_core.scenario.config import DEFAULT_FLAGS, FLAG_BIT
 from nvmx_core.scenario.steps import ENTER, INTERRUPT, NMI, RUN, Scenario, Step, canonical
+from nvmx_core.scenario.text import parse_scenario
 from nvmx_fuzz.shrink import shrink
 
 DEFAULT = (DEFAULT_FLAGS, 0, 0, 0)
@@ -50,3 +51,19 @@ def test_the_budget_is_kept() -> None:
     small = shrink(scenario, count, runs_max=10)
     assert asked == 10
     assert holds(small)
+
+
+def test_single_bits_of_a_choice_of_the_configuration_are_left_out() -> None:
+    scenario = parse_scenario(
+        "version 1\nconfig exceptions=#PF,#NP,#UD l0-exceptions=#GP,#DB\nL1 enter\n"
+    ).scenario
+    _flags, needed, l0_needed, _filter = parse_scenario(
+        "version 1\nconfig exceptions=#NP l0-exceptions=#DB\nL1 enter\n"
+    ).scenario.config
+
+    def keeps_one_of_each(candidate: Scenario) -> bool:
+        _, exceptions, l0_exceptions, _ = candidate.config
+        return exceptions & needed != 0 and l0_exceptions & l0_needed != 0
+
+    small = shrink(scenario, keeps_one_of_each)
+    assert small.config[1:3] == (needed, l0_needed)
