@@ -26,6 +26,7 @@ from nvmx_core.machines.nested import Nested
 from nvmx_core.oracle.judge import judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
+from nvmx_fuzz import module_command
 from nvmx_fuzz.bench_find import DEEP_GOALS, DEEP_SETTINGS, GOALS, SETTINGS, Search, searches
 from nvmx_fuzz.bench_jobs import JobsRow, compare_jobs
 from nvmx_fuzz.bench_rates import rates, scenarios
@@ -390,4 +391,4 @@ def _show_rows(found: Iterable[Row], as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(module_command.run(main, "scripts/bench"))

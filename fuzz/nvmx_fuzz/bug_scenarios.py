@@ -15,13 +15,12 @@ from nvmx_core.l0.kvm import Kvm
 from nvmx_core.oracle.judge import violations_of
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
-from nvmx_fuzz import hunt
+from nvmx_fuzz import hunt, module_command
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.files import BadFile, write_whole
 from nvmx_fuzz.minimise import minimise, size_of
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import BUGS_FOLDER, bug_scenario
-from nvmx_fuzz.wording import printable
 
 
 def rules_broken(scenario: Scenario, l0: type[Kvm]) -> dict[str, str]:
@@ -66,9 +65,8 @@ def main(record: Path) -> None:
         for run in hunt.read(record):
             if run.found and run.method == hunt.GUIDED and run.bug in BUG_BY_NAME:
                 raw.setdefault(run.bug, []).append(decode(bytes.fromhex(run.data)))
-    except (BadFile, ValueError) as error:
-        sys.stderr.write(f"bug_scenarios: {printable(str(error))}\n")
-        sys.exit(2)
+    except ValueError as error:
+        raise BadFile(record, f"is no record of a hunt: {error}") from None
     BUGS_FOLDER.mkdir(exist_ok=True)
     all_steps: list[int] = []
     for name, scenarios in raw.items():
@@ -97,4 +95,4 @@ def main(record: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(module_command.run(main, "bug_scenarios"))

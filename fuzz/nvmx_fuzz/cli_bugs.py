@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from nvmx_fuzz import hunt as hunting
 from nvmx_fuzz.cli_options import Seconds, json_option
@@ -39,12 +40,21 @@ def command(
 ) -> None:
     """Show the catalogue of known bugs, all of them or those NAMES stand for (kvm-5.4, bug1,res2 ...)."""
     chosen = _chosen(names)
+    _refuse_options_of_a_hunt(click.get_current_context(), hunt)
     if hunt and not chosen:
         raise click.UsageError(f"{','.join(names)} has no bug to hunt", click.get_current_context())
     if hunt:
         hunt_and_show(chosen, methods or (GUIDED,), runs, seconds, record, jobs, as_json)
     else:
         _show(chosen, bool(names), as_json)
+
+
+def _refuse_options_of_a_hunt(context: click.Context, hunt: bool) -> None:
+    """Without --hunt they would say nothing."""
+    for name in () if hunt else ("runs", "seconds", "methods", "jobs", "record"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "method" if name == "methods" else name
+            raise click.UsageError(f"--{option} goes with --hunt", context)
 
 
 def _chosen(names: tuple[str, ...]) -> list[str]:
@@ -66,6 +76,7 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
         UNEXPRESSED,
         shown_version,
     )
+    from nvmx_core.bugs.versions import hidden_in  # noqa: PLC0415
 
     rows: list[dict[str, Any]] = []
     for name in chosen:
@@ -83,14 +94,14 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
             }
         )
     left_out = [] if only else [entry._asdict() for entry in UNEXPRESSED]
+    hidden = hidden_in(BUG_BY_NAME[name] for name in chosen) if only else []
     if as_json:
-        click.echo(json.dumps({"bugs": rows, "not expressed": left_out}, indent=2))
+        pairs = [{"id": name, "by": hider} for name, hider in hidden]
+        click.echo(json.dumps({"bugs": rows, "not expressed": left_out, "hidden": pairs}, indent=2))
         return
     from rich.console import Console  # noqa: PLC0415 - JSON needs no table
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
-
-    from nvmx_core.bugs.versions import hidden_in  # noqa: PLC0415
 
     table = Table("id", "fixed in", "rule", "commit", "subject, smallest known scenario", box=None,
                   pad_edge=False)  # fmt: skip
@@ -100,8 +111,8 @@ def _show(chosen: list[str], only: bool, as_json: bool) -> None:
         table.add_row(row["id"], row["fixed in"], row["rule"], row["commit"][:12], text)
     console = Console(highlight=False)
     console.print(table)
-    for hidden, hider in hidden_in(BUG_BY_NAME[name] for name in chosen) if only else ():
-        console.print(f"{hider} takes away what {hidden} needs: nothing of it shows beside it")
+    for name, hider in hidden:
+        console.print(f"{hider} takes away what {name} needs: nothing of it shows beside it")
     if left_out:
         console.print("\nKnown, and not expressed by the model:")
         for entry in left_out:

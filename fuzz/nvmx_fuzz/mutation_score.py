@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from nvmx_fuzz import module_command
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.files import write_whole
@@ -403,4 +404,4 @@ def command(
 
 
 if __name__ == "__main__":
-    command()
+    sys.exit(module_command.run(command, "scripts/mutation"))

@@ -7,6 +7,7 @@ grows from line to line; what slows down shows in the last column.
 
 import json
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Final, NamedTuple
@@ -14,6 +15,7 @@ from typing import IO, Final, NamedTuple
 import click
 
 from nvmx_core.bugs.versions import FIXED
+from nvmx_fuzz import module_command
 from nvmx_fuzz.campaign import Campaign, Signals
 from nvmx_fuzz.core_choice import agree
 from nvmx_fuzz.files import BadFile
@@ -180,4 +182,4 @@ def main(runs: int, samples: int, out: Path, seed: int, kills: int, only: tuple[
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(module_command.run(main, "scripts/soak"))

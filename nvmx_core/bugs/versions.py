@@ -48,7 +48,7 @@ HIDDEN_BY: Final[dict[str, tuple[str, ...]]] = {
 A list of a person is refused then. A version has what it had: it keeps both, and shows only the other.
 """
 
-_VERSION: Final = re.compile(r"kvm-(\d{1,3})\.(\d{1,3})")
+_VERSION: Final = re.compile(r"kvm-([1-9]\d{0,2})\.(0|[1-9]\d{0,2})")
 _FIRST: Final = (3, 1)
 _LAST: Final = (6, 12)
 _LAST_OF_SERIES: Final = {3: 19, 4: 20, 5: 19}
@@ -139,6 +139,8 @@ def _require_version(part: str, number: tuple[int, int]) -> None:
 
 
 def _why_unknown(part: str) -> str:
+    if not part:
+        return "a name is empty: commas go between names"
     if part in PLANTED:
         return f"{part} is planted, no bug of KVM, and is chosen alone"
     for entry in UNEXPRESSED:

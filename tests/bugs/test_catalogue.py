@@ -214,7 +214,7 @@ def test_two_bugs_that_replace_the_same_decision_are_refused() -> None:
         ("bug999", ""),
         ("bug1,bug999", ""),
         ("kvm-6", ""),
-        ("", ""),
+        ("", "a name is empty"),
         ("kvm-2.0", "has no nested VMX"),
         ("kvm-3.0", "has no nested VMX"),
         ("kvm-3.20", "the last of that series is kvm-3.19"),

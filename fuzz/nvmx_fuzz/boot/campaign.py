@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import click
 
 from nvmx_core.scenario.text import format_scenario
+from nvmx_fuzz import module_command
 from nvmx_fuzz.boot.journal_base import JournalBase, Row
 from nvmx_fuzz.boot.linux import FOLDER
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
@@ -235,13 +236,7 @@ def _work(base: JournalBase, machine: BootingMachine, limits: Limits) -> None:
 
 def run() -> int:
     """The command for a shell: one line for what went wrong."""
-    try:
-        return int(main(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code if isinstance(error, click.UsageError) else 2
-    except click.Abort:
-        return 130
+    return module_command.run(main, "scripts/kvm --campaign")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nvmx_fuzz import module_command
 from nvmx_fuzz.boot.unit_tests import (
     FAILS,
     STOPS,
@@ -79,13 +80,7 @@ def _report(verdicts: Iterator[Verdict], machine: str) -> int:
 
 def run() -> int:
     """The command for a shell: one line for what went wrong."""
-    try:
-        return int(main(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        click.echo(f"nvmx-fuzz: {error.format_message()}", err=True)
-        return 2
-    except click.Abort:
-        return 130
+    return module_command.run(main, "scripts/kvm --unit-tests")
 
 
 if __name__ == "__main__":
