@@ -3,12 +3,13 @@
 Asked in turn, until one sees something wrong with `fixed`: the oracles on every scenario of the corpus and on
 random ones, the `expect` lines of the corpus, the second reading of the entry checks, whether the oracles
 still find every bug of the catalogue by its smallest scenario, and a campaign of 10 CPU seconds that starts
-from the corpus (INPUTS is a list of files for libFuzzer). A run that only shows something else than is
-recorded (`journals`) is told apart: nobody has judged it. Such a mutant meets the campaign with --thorough
-only. The last line of output says what was seen; exit status 1: seen, 0: not. With --tests, what none of them
-sees is shown to the tests of the rules too, which changes the line and not the status. With --reference=TREE,
-a tree without the mutant, what the campaign finds counts only if the model of that tree does not show it too,
-and a mutant that a verdict calls equivalent meets no campaign.
+from the corpus (INPUTS is a list of files for libFuzzer). Runs that only show something else than is recorded
+(`journals`) are told apart: nobody has judged that. The Bochs CPU is asked about the scenarios that changed,
+and with --thorough such a mutant meets the campaign too. The last line of output says what was seen; exit
+status 1: seen, 0: not. With --tests, what none of them sees is shown to the tests of the rules too, which
+changes the line and not the status. With --reference=TREE, a tree without the mutant, what the campaign finds
+counts only if the model of that tree does not show it too, and a mutant that a verdict calls equivalent meets
+no campaign.
 """
 
 import os
@@ -125,6 +126,44 @@ def catalogue_sees() -> str:
     return changed
 
 
+def bochs_sees() -> str:
+    """The first scenario that is not as recorded and differs from the Bochs CPU in a way that is not listed.
+
+    Nothing without the extra "bochs".
+    """
+    from nvmx_fuzz import journals  # noqa: PLC0415
+    from nvmx_fuzz.codec import encode  # noqa: PLC0415
+    from nvmx_fuzz.generate import random_scenario  # noqa: PLC0415
+    from nvmx_fuzz.outcomes import DIFFERENT, UnavailableError  # noqa: PLC0415
+    from nvmx_fuzz.scenario_files import load  # noqa: PLC0415
+
+    try:
+        from nvmx_fuzz.bochs.worker import Worker  # noqa: PLC0415
+        from nvmx_fuzz.comparing import divergence_of  # noqa: PLC0415
+
+        worker = Worker()
+    except (ImportError, UnavailableError):
+        return ""
+    known = journals.recorded()
+    changed = {
+        name: load(str(journals.CORPUS / name)).scenario
+        for name, verdict in journals.of_corpus()
+        if journals.digest(verdict) != known[name]
+    }
+    for name, verdicts in journals.of_generator():
+        if journals.digest(*verdicts) != known[name]:
+            first, last = map(int, name.partition("/")[2].split("-"))
+            changed |= {f"random {n}": random_scenario(n) for n in range(first, last + 1)}
+    try:
+        outcomes = worker.compare([encode(scenario) for scenario in changed.values()])
+        for name, outcome in zip(changed, outcomes, strict=True):
+            if outcome.verdict == DIFFERENT and divergence_of(outcome) is None:
+                return f"bochs: {name}"
+    finally:
+        worker.close()
+    return ""
+
+
 def campaign_sees(inputs: str, reference: str = "") -> str:
     """What a short campaign finds, unless the unchanged model in the tree *reference* breaks a rule on it."""
     setting = bench_settings.campaign_setting()
@@ -209,6 +248,8 @@ def main(inputs: str, *options: str) -> int:
     trees = [option.partition("=")[2] for option in options if option.startswith("--reference=")]
     reference = trees[0] if trees else ""
     seen = judged()
+    if seen.startswith(CHANGED):
+        seen = guarded(bochs_sees) or seen
     if seen.startswith(CHANGED) and "--thorough" in options:
         seen = campaign_sees(inputs, reference) or seen
     elif not seen and not (reference and is_called_equivalent(reference)):

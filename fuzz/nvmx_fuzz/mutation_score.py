@@ -52,7 +52,7 @@ _KEPT_OPERATORS: Final = (
 )  # fmt: skip
 """One replacement for each operator: x & y becomes x | y, not also x ^ y, x << y and seven more."""
 
-JUDGED: Final = ("oracles", "seeds", "entry checks", "bugs", "campaign")
+JUDGED: Final = ("oracles", "seeds", "entry checks", "bugs", "bochs", "campaign")
 """Who says that something is wrong."""
 SEEN: Final = (*JUDGED, "journals")
 """And who says only that something is not as recorded."""

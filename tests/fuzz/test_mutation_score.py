@@ -55,7 +55,7 @@ def test_the_score_leaves_out_what_is_equivalent() -> None:
     text = page(
         found, Verdicts("l0/routing.py reflect: c | d -> a or b => equivalent: no difference\n")
     )
-    assert "| all | 5 | 1 | 0 | 0 | 0 | 1 | 1 | 1 | 1 | 1 | 50.0 % | 75.0 % |" in text
+    assert "| all | 5 | 1 | 0 | 0 | 0 | 0 | 1 | 1 | 1 | 1 | 1 | 50.0 % | 75.0 % |" in text
     assert "| l0/routing.py reflect: `a and b` becomes `a or b` | see it | none yet |" in text
     assert (
         "| l0/routing.py reflect: `c \\| d` becomes `a or b` | - | equivalent: no difference |"
@@ -200,3 +200,18 @@ def test_what_is_judged_wrong_comes_before_what_is_only_not_as_recorded(
     assert mutation_check.judged().startswith("entry checks: ")
     monkeypatch.setattr(text, "check_expectations", lambda *_: ["by a mutant"])
     assert mutation_check.judged().startswith("seeds: ")
+
+
+def test_bochs_judges_what_changed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("keystone", reason="the extra bochs is not installed")
+    from nvmx_fuzz import comparing
+
+    known = journals.recorded()
+    assert mutation_check.bochs_sees() == ""
+    monkeypatch.setattr(journals, "recorded", lambda: known | {"bugs/bug1.scn": "0"})
+    assert mutation_check.bochs_sees() == ""
+    listed = "nested_events/failed-entry-leaves-exit-information.scn"
+    monkeypatch.setattr(journals, "recorded", lambda: known | {listed: "0"})
+    assert mutation_check.bochs_sees() == ""
+    monkeypatch.setattr(comparing, "divergence_of", lambda _outcome: None)
+    assert mutation_check.bochs_sees() == f"bochs: {listed}"
