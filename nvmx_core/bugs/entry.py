@@ -22,6 +22,9 @@ class Bug32(Kvm):
     """The checks of the injected event (E1 to E8) were left to the hardware entry.
 
     L1 gets its failure late, after L0 has accepted the entry. On bare metal VMLAUNCH fails at once.
+
+    Commit 0447378a4a79, "kvm: vmx: Nested VM-entry prereqs for event inj."; from 3.1, fixed in about 4.18;
+    breaks E0.
     """
 
     __slots__ = ()
@@ -41,6 +44,9 @@ class Bug31(Bug32):
 
     L1 goes on at its exit handler. On bare metal VMLAUNCH fails with error 7 and L1 goes on behind it. It
     needs an entry that L0 accepts and hardware refuses, so the checks of bug32 are missing here too.
+
+    Commit 4f350c6dbcb9, "kvm: nVMX: Handle deferred early VMLAUNCH/VMRESUME failure properly"; from 3.1,
+    fixed in about 4.15; breaks V11.
     """
 
     __slots__ = ()
@@ -55,6 +61,9 @@ class Bug33(Kvm):
     """A failed entry changed exit-information fields and the valid bit of L1's injection.
 
     On bare metal only reason and qualification change (E0).
+
+    Commit c3634d25fbee, "KVM: nVMX: Leave most VM-Exit info fields unmodified on failed VM-Entry"; from
+    3.1, fixed in 5.19; breaks V11.
     """
 
     __slots__ = ()
@@ -72,6 +81,9 @@ class Bug33b(Kvm):
     """The launch state was set before the guest state was checked.
 
     After exit 33 L1's next VMLAUNCH fails with error 4. On bare metal the VMCS is still clear (E0).
+
+    In short, "Launch state set before the checks of the guest state"; from 3.1, fixed in after 3.1; breaks
+    V11.
     """
 
     __slots__ = ()
@@ -85,6 +97,9 @@ class Bug36(Kvm):
     """An entry in L1's MOV-SS shadow was not refused.
 
     L2 runs; on bare metal the entry fails with error 26.
+
+    In short, "Disallow VM-entry in MOV-SS shadow"; from 3.1; the version with the fix is not known; breaks
+    V11.
     """
 
     __slots__ = ()
@@ -98,6 +113,9 @@ class Res8(Kvm):
 
     With an event that the state does not take, with SS.DPL above 0, with an interrupt shadow: on bare metal
     each is exit 33 (G2 to G4).
+
+    In short, "Activity states that the manual forbids are accepted"; from 3.1, not fixed in 6.12; breaks
+    V11.
     """
 
     __slots__ = ()

@@ -52,6 +52,9 @@ class Bug5(Kvm):
     A fault during the delivery of an injected exception becomes #DF first; L1, which intercepts the fault,
     sees #DF or nothing. On bare metal interception comes before merging: exit 0 for the second exception,
     with the first as IDT-vectoring information.
+
+    Commit 7709aba8f716, "KVM: x86: Morph pending exceptions to pending VM-Exits at queue time"; from 3.1,
+    fixed in 6.1; breaks V11.
     """
 
     __slots__ = ()
@@ -93,6 +96,9 @@ class Bug8(Kvm):
 
     With shadow paging L2's own #PF during a delivery is overwritten by the event, faults again, and so on
     for ever. On bare metal the #PF is delivered and the event is lost (D4).
+
+    Commit 5f3d5799974b, "KVM: nVMX: Rework event injection and recovery"; from 3.1, fixed in about 3.10;
+    breaks S1.
     """
 
     __slots__ = ()
@@ -111,6 +117,9 @@ class Bug8b(Kvm):
 
     What was being delivered to L2 is injected into L1. On bare metal it is in the IDT-vectoring field, and
     nothing of L2 crosses into L1 (V6).
+
+    Commit 5f3d5799974b, "KVM: nVMX: Rework event injection and recovery (queues leak into L1)"; from 3.1,
+    fixed in about 3.10; breaks V6.
     """
 
     __slots__ = ()
@@ -124,6 +133,9 @@ class Bug9(Kvm):
 
     L1 gets a window exit that it did not ask for, because L0 had opened the window for itself. On bare metal
     there is none (B6).
+
+    Commit "KVM: nVMX: Fix injection of PENDING_INTERRUPT and NMI_WINDOW exits to L1"; from 3.1, fixed in
+    about 3.10; breaks V11.
     """
 
     __slots__ = ()
@@ -136,6 +148,8 @@ class Bug10(Kvm):
     """Injecting an NMI did nothing while L2 was current, so that an NMI for L1 was no exit.
 
     It reaches L1 after the next unrelated exit. On bare metal exit 0 comes at once (P10).
+
+    Commit "KVM: nVMX: Fix conditions for NMI injection"; from 3.1, fixed in about 3.10; breaks V11.
     """
 
     __slots__ = ()
@@ -148,6 +162,8 @@ class Bug11(Kvm):
     """The same no-op was met by an NMI that had to be injected again.
 
     The NMI is lost; on bare metal it is delivered once (X11, X13).
+
+    Commit "KVM: nVMX: Fix the NMI IDT-vectoring handling"; from 3.1, fixed in about 4.9; breaks V2.
     """
 
     __slots__ = ()
@@ -161,6 +177,9 @@ class Bug21(Kvm):
     """A triple fault of L2 that L0 noticed stopped the whole machine.
 
     On bare metal L1 gets exit 2 (F4).
+
+    Commit cb6a32c2b877, "KVM: x86: Handle triple fault in L2 without killing L1"; from 3.1, fixed in 5.13;
+    breaks V11.
     """
 
     __slots__ = ()
@@ -175,6 +194,9 @@ class Bug24(Kvm):
     """L1's #PF filter was ignored for page faults that L0 queued.
 
     L1 gets exits that its mask and match exclude, or misses those that they ask for.
+
+    Commit b96fb439774e, "KVM: nVMX: fixes to nested virt interrupt injection"; from 3.1, fixed in about
+    4.14; breaks V11.
     """
 
     __slots__ = ()
@@ -189,6 +211,9 @@ class Bug24b(Kvm):
 
     L1 gets exit 0 without a vector, or with the qualification of another exit. On bare metal they say what
     was raised (section "Exits", exit 0; Y1).
+
+    Commit b96fb439774e, "KVM: nVMX: fixes to nested virt interrupt injection (information of another
+    exit)"; from 3.1, fixed in about 4.14; breaks V11.
     """
 
     __slots__ = ()
@@ -207,6 +232,9 @@ class Bug25(Remembering):
 
     L1 enters L2 with NMIs blocked, L2's IRET faults on a page that L0 brings back, and the blocking that the
     IRET had ended is not restored (X12): the next NMI comes into the handler.
+
+    Commit 2d6144e366fb, "KVM: nVMX: Fix loss of L2's NMI blocking state"; from 3.1, fixed in about 4.14;
+    breaks V11.
     """
 
     __slots__ = ()
@@ -230,6 +258,9 @@ class Bug28(Kvm):
     """The #PF bit of L1's exception bitmap was tested with the vector as mask.
 
     Bits 1 to 3 decide instead of bit 14; the filter is as it was.
+
+    In short, "#PF bit of the exception bitmap tested with the vector as mask"; from 3.1, fixed in after
+    3.1; breaks V11.
     """
 
     __slots__ = ()
@@ -245,6 +276,9 @@ class Bug29(Kvm):
     """L0 injected #DB in an interrupt shadow without the single-step bit that TF asks for (G9).
 
     The hardware entry fails, and L1 gets exit 33 for a VMCS that was valid. On bare metal #DB is delivered.
+
+    Commit b9bed78e2fa9, "KVM: VMX: Set vmcs.PENDING_DBG.BS on #DB in STI/MOVSS blocking shadow"; from 3.1,
+    fixed in about 5.17; breaks E0.
     """
 
     __slots__ = ()
@@ -257,6 +291,9 @@ class Bug51(Kvm):
     """CR2 and DR6 were written when the exception was queued.
 
     L1, which intercepts it, sees them changed; on bare metal only a delivery changes them (Y1).
+
+    Commit a06230b62b89, "KVM: x86: Deliver exception payload on KVM_GET_VCPU_EVENTS"; from 3.1, fixed in
+    5.6; breaks Y1.
     """
 
     __slots__ = ()
@@ -272,6 +309,9 @@ class Bug51b(Kvm):
     """Since the payload of a debug trap was in DR6 already, an exit of higher rank left it out.
 
     The pending-debug field of L1 is empty, and the trap is gone. On bare metal it is pending there (M4, Y6).
+
+    In short, "An exit of higher rank leaves out the debug trap whose payload was written already"; from
+    3.1, fixed in 5.6; breaks V11.
     """
 
     __slots__ = ()
@@ -284,6 +324,9 @@ class Res2(Kvm):
     """Types are normalised by vector on the way back: 3 and 4 become soft, other soft ones hardware.
 
     The type that L1 chose is lost: an error code is missing, a DPL check appears, the length is stale (X4).
+
+    In short, "Types of interrupted events are normalised by vector"; from about 3.10, not fixed in 6.12;
+    breaks V2.
     """
 
     __slots__ = ()
@@ -304,6 +347,9 @@ class Res3(Remembering):
 
     The event is gone; on bare metal it is delivered (X13). One that L2 executes is not lost: RIP is at the
     instruction, and the next entry executes it again.
+
+    In short, "An injected INT1 (type 5) is dropped when its delivery is interrupted"; from about 3.10, not
+    fixed in 6.12; breaks V2.
     """
 
     __slots__ = ()
@@ -331,6 +377,9 @@ class Res3b(Kvm):
     """A pending MTF exit that L1 injects (type 7) is not known to what takes a cancelled entry back.
 
     The exit never comes; on bare metal it comes before L2's first instruction (M5).
+
+    In short, "An injected MTF exit (type 7) is dropped when the entry is cancelled"; from about 3.10, not
+    fixed in 6.12; breaks V2.
     """
 
     __slots__ = ()
@@ -344,6 +393,9 @@ class Res4(Kvm):
     """For a soft interrupt in flight, the exit writes its length into L1's entry length field.
 
     The field is L1's own, and no exit changes it.
+
+    In short, "The length of a soft interrupt in flight goes into L1's entry length field"; from about 3.10,
+    not fixed in 6.12; breaks V11.
     """
 
     __slots__ = ()
@@ -355,7 +407,11 @@ class Res4(Kvm):
 
 
 class Res6(Kvm):
-    """Bit 12 of an exit that L0 makes up says "L2 has NMIs blocked", not "an IRET faulted" (X12)."""
+    """Bit 12 of an exit that L0 makes up says "L2 has NMIs blocked", not "an IRET faulted" (X12).
+
+    In short, "Bit 12 of a synthesized exit 0 means NMI blocking"; from about 3.10, not fixed in 6.12;
+    breaks V11.
+    """
 
     __slots__ = ()
 
@@ -370,6 +426,9 @@ class Res6b(Kvm):
     """An IRET fault that L1 gets has bit 3 set again already, although bit 12 says that it was ended (X12).
 
     On bare metal bit 3 is 0, and the host sets it before it runs the IRET again.
+
+    In short, "Bit 3 is set again before L1 gets an IRET fault"; from about 3.10, not fixed in 6.12; breaks
+    V11.
     """
 
     __slots__ = ()
@@ -389,7 +448,11 @@ class Res6b(Kvm):
 
 
 class Res6c(Kvm):
-    """Bit 12 of an EPT violation is made anew for L1, and left out (X12)."""
+    """Bit 12 of an EPT violation is made anew for L1, and left out (X12).
+
+    In short, "A reflected EPT violation does not carry bit 12"; from about 3.12, not fixed in 6.12; breaks
+    V11.
+    """
 
     __slots__ = ()
 

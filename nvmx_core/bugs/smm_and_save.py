@@ -8,6 +8,9 @@ class Bug56(Kvm):
     """RSM into L2 was not an entry that has to complete.
 
     With an interrupt pending, L1 gets its exit before the L2 that RSM returned to was entered.
+
+    Commit 759cbd59674a, "KVM: x86: nSVM/nVMX: set nested_run_pending on VM entry which is a result of RSM";
+    from about 4.14, fixed in about 5.15; breaks V11.
     """
 
     __slots__ = ()
@@ -20,6 +23,9 @@ class Bug55b(Kvm):
     """A restored vCPU started L1's timer again, with the value of the VMCS.
 
     Exit 52 comes too late. On bare metal the deadline is fixed at the entry (O7).
+
+    Commit 850448f35aaf, "KVM: nVMX: Fix VMX preemption timer migration"; from 3.1, fixed in 5.8; breaks
+    V11.
     """
 
     __slots__ = ()
@@ -35,6 +41,9 @@ class Bug58(Kvm):
     """Whether an entry was still to complete was not saved.
 
     L1's injection is lost or done twice; an accepted entry injects exactly once (D6).
+
+    Commit 6514dc380d35, "KVM: nVMX: Use nested_run_pending rather than from_vmentry"; from about 4.20,
+    fixed in about 5.0; breaks V11.
     """
 
     __slots__ = ()
@@ -49,6 +58,9 @@ class Bug59(Kvm):
     """A triple fault that had not become an exit yet was not saved.
 
     L2 goes on as if nothing had happened; on bare metal L1 gets exit 2 (F4).
+
+    Commit "KVM: x86: Extend KVM_{G,S}ET_VCPU_EVENTS to support pending triple fault"; from 3.1, fixed in
+    about 6.0; breaks V11.
     """
 
     __slots__ = ()
@@ -63,6 +75,8 @@ class Res7b(Kvm):
     """An MTF exit that was owed when an SMI came is not owed any more after RSM (B8).
 
     L2 runs on; on bare metal exit 37 comes at the boundary that RSM returns to.
+
+    In short, "An MTF exit that is owed is lost by an SMI"; from about 6.1, not fixed in 6.12; breaks V11.
     """
 
     __slots__ = ()
@@ -76,6 +90,8 @@ class Res11(Kvm):
     """Soft interrupts and soft exceptions in flight are not saved; the instruction would raise them again.
 
     L1 injected them, so there is no such instruction, and they are lost (D6).
+
+    In short, "Userspace save drops soft events in flight"; from about 3.10, not fixed in 6.12; breaks V2.
     """
 
     __slots__ = ()

@@ -49,6 +49,16 @@ def test_entry_is_complete(bug: Bug) -> None:
     assert bug.subject
 
 
+@pytest.mark.parametrize("bug", CATALOGUE, ids=lambda bug: bug.name)
+def test_docstring_ends_with_what_the_catalogue_knows(bug: Bug) -> None:
+    words = " ".join((bug.l0.__doc__ or "").split())
+    history = words[words.index(f'"{bug.subject}"; from ') :]
+    assert bug.commit[:12] in words
+    assert (shown_version(bug.introduced) or "3.1") in history
+    assert (shown_version(bug.fixed_in) or "not fixed in 6.12") in history
+    assert history.endswith(f"breaks {bug.rule}.")
+
+
 def test_names_are_used_once() -> None:
     names = [bug.name for bug in CATALOGUE] + [entry.name for entry in UNEXPRESSED] + [*PLANTED]
     assert len(names) == len(set(names))
