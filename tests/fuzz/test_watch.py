@@ -122,6 +122,8 @@ def test_page_waits_follows_the_folder_and_ends_without_a_refresh(
 def test_a_page_that_cannot_be_made_leaves_the_one_before(watch: Watch, tmp_path: Path) -> None:
     path = written(tmp_path, {"start": START}, sample(0), sample(1, 12_345))
     wait_for(watch.url, "12,345")
+    watch._over.set()  # so that nobody else makes the page
+    watch._threads[1].join()
     path.write_text("{\n")
     watch._make(refresh=5)
     assert "12,345" in ask(watch.url).body
