@@ -5,10 +5,10 @@ from typing import Final
 
 import click
 
+from nvmx_fuzz import BAD_INPUT
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.wording import printable
 
-BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 
 

@@ -10,19 +10,12 @@
  *     %! REASON    nothing can run here
  */
 #include <elf.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <unistd.h>
+
+#include "_kvm.h"
 
 enum {
     MEMORY = 0x4000000,
@@ -48,23 +41,7 @@ struct module {
     uint32_t start, end, arguments, reserved;
 };
 
-static int kvm;
-static size_t run_size;
-static struct kvm_cpuid2 *cpuid;
-
-static void fail(const char *what) {
-    printf("%%! %s: %s\n", what, strerror(errno));
-    fflush(stdout);
-    exit(2);
-}
-
 static void on_alarm(int number) { (void)number; }
-
-static void *map(size_t size, int flags, int file) {
-    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, file, 0);
-    if (memory == MAP_FAILED) fail("mmap");
-    return memory;
-}
 
 /* Load the segments of a 32-bit ELF file; where it begins. */
 static uint32_t load(const char *path, uint8_t *memory) {
@@ -97,24 +74,6 @@ static void inform(uint8_t *memory, const char *name) {
     memcpy(memory + INFORMATION, &information, sizeof information);
 }
 
-/* As a multiboot loader leaves the processor: 32-bit protected mode, flat segments, no paging. */
-static void start_state(int vcpu, uint32_t entry) {
-    struct kvm_sregs sregs;
-    struct kvm_regs regs = {.rip = entry, .rflags = 2, .rax = 0x2BADB002, .rbx = INFORMATION};
-    if (ioctl(vcpu, KVM_GET_SREGS, &sregs)) fail("KVM_GET_SREGS");
-    struct kvm_segment code = {
-        .limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1,
-    };
-    struct kvm_segment data = code;
-    data.type = 3;
-    data.selector = 16;
-    sregs.cs = code;
-    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
-    sregs.cr0 |= 1;
-    if (ioctl(vcpu, KVM_SET_SREGS, &sregs)) fail("KVM_SET_SREGS");
-    if (ioctl(vcpu, KVM_SET_REGS, &regs)) fail("KVM_SET_REGS");
-}
-
 /* The test has used a port; whether it is done. */
 static int port(struct kvm_run *state) {
     static int latched;
@@ -130,13 +89,8 @@ static int port(struct kvm_run *state) {
 
 /* Run one virtual machine to its end; why it did not end by itself, or "". */
 static const char *run(int vcpu, struct kvm_run *state) {
-    static char reason[80];
     for (;;) {
-        if (ioctl(vcpu, KVM_RUN, 0) < 0) {
-            if (errno == EINTR) return "hangs";
-            snprintf(reason, sizeof reason, "stops: KVM_RUN: %s", strerror(errno));
-            return reason;
-        }
+        if (ioctl(vcpu, KVM_RUN, 0) < 0) return why_not_run();
         switch (state->exit_reason) {
         case KVM_EXIT_IO:
             if (port(state)) return "";
@@ -144,14 +98,7 @@ static const char *run(int vcpu, struct kvm_run *state) {
         case KVM_EXIT_MMIO:
             if (!state->mmio.is_write) memset(state->mmio.data, 0xFF, sizeof state->mmio.data);
             break;
-        case KVM_EXIT_INTR: return "hangs";
-        case KVM_EXIT_SHUTDOWN: return "triple-faults";
-        case KVM_EXIT_INTERNAL_ERROR:
-            snprintf(reason, sizeof reason, "stops: KVM internal error %u", state->internal.suberror);
-            return reason;
-        default:
-            snprintf(reason, sizeof reason, "stops: exit %u of KVM", state->exit_reason);
-            return reason;
+        default: return why_stopped(state);
         }
     }
 }
@@ -162,13 +109,8 @@ static void test(const char *path, int seconds) {
     snprintf(name, sizeof name, "%s", base ? base + 1 : path);
     char *dot = strrchr(name, '.');
     if (dot) *dot = 0;
-    int vm = ioctl(kvm, KVM_CREATE_VM, 0);
-    if (vm < 0) fail("KVM_CREATE_VM");
-    uint64_t identity = 0xFFFBC000;
-    ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);
-    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFBD000)) fail("KVM_SET_TSS_ADDR");
-    if (ioctl(vm, KVM_CREATE_IRQCHIP, 0)) fail("KVM_CREATE_IRQCHIP");
-    uint8_t *memory = map(MEMORY, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+    int vm = create_vm();
+    uint8_t *memory = map(NULL, MEMORY, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
     struct kvm_userspace_memory_region region = {
         .memory_size = MEMORY,
         .userspace_addr = (uintptr_t)memory,
@@ -176,11 +118,9 @@ static void test(const char *path, int seconds) {
     uint32_t entry = load(path, memory);
     inform(memory, name);
     if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region)) fail("KVM_SET_USER_MEMORY_REGION");
-    int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-    if (vcpu < 0) fail("KVM_CREATE_VCPU");
-    if (ioctl(vcpu, KVM_SET_CPUID2, cpuid)) fail("KVM_SET_CPUID2");
-    struct kvm_run *state = map(run_size, MAP_SHARED, vcpu);
-    start_state(vcpu, entry);
+    int vcpu = create_vcpu(vm);
+    struct kvm_run *state = map(NULL, run_size, MAP_SHARED, vcpu);
+    start_state(vcpu, entry, INFORMATION);
     printf("\n%%= %s\n", name);
     fflush(stdout);
     struct itimerval timer = {{0}, {seconds, 0}}, off = {{0}, {0}};
@@ -193,18 +133,6 @@ static void test(const char *path, int seconds) {
     close(vcpu);
     close(vm);
     munmap(memory, MEMORY);
-}
-
-static void open_kvm(void) {
-    enum { ENTRIES = 256 };
-    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (kvm < 0) fail("/dev/kvm");
-    int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-    cpuid = calloc(1, sizeof *cpuid + ENTRIES * sizeof cpuid->entries[0]);
-    if (size < 0 || !cpuid) fail("KVM_GET_VCPU_MMAP_SIZE");
-    run_size = (size_t)size;
-    cpuid->nent = ENTRIES;
-    if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)) fail("KVM_GET_SUPPORTED_CPUID");
 }
 
 int main(int count, char **arguments) {

@@ -15,19 +15,12 @@
  *
  * Exit status: 0 the batch is done, 2 nothing can run.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <unistd.h>
+
+#include "_kvm.h"
 
 /* As in places.py. */
 enum {
@@ -49,9 +42,8 @@ static const uint64_t MAGIC = 0x31585A46584D564E;
 
 enum outcome { DONE, REFUSED };
 
-static int kvm, image_file;
-static size_t run_size, image_size;
-static struct kvm_cpuid2 *cpuid;
+static int image_file;
+static size_t image_size;
 
 /* The machine that runs; why it cannot go on, or "". */
 static int vm, vcpu, seconds = 2;
@@ -61,21 +53,9 @@ static char broken[80];
 static int has_smm;
 static volatile sig_atomic_t alarmed;
 
-static void fail(const char *what) {
-    printf("%%! %s: %s\n", what, strerror(errno));
-    fflush(stdout);
-    exit(2);
-}
-
 static void on_alarm(int number) {
     (void)number;
     alarmed = 1;
-}
-
-static void *map(void *where, size_t size, int flags, int file) {
-    void *memory = mmap(where, size, PROT_READ | PROT_WRITE, flags, file, 0);
-    if (memory == MAP_FAILED) fail("mmap");
-    return memory;
 }
 
 /* The memory, also as what a processor in SMM sees (space 1). */
@@ -104,19 +84,12 @@ static void enable(int capability) {
 
 /* A machine with one processor over the memory, of which L0 has mapped nothing. */
 static void new_machine(void) {
-    vm = ioctl(kvm, KVM_CREATE_VM, 0);
-    if (vm < 0) fail("KVM_CREATE_VM");
-    uint64_t identity = 0xFFFBC000;
-    ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity);
-    if (ioctl(vm, KVM_SET_TSS_ADDR, 0xFFFBD000)) fail("KVM_SET_TSS_ADDR");
-    if (ioctl(vm, KVM_CREATE_IRQCHIP, 0)) fail("KVM_CREATE_IRQCHIP");
+    vm = create_vm();
     enable(KVM_CAP_EXCEPTION_PAYLOAD);
     enable(KVM_CAP_X86_TRIPLE_FAULT_EVENT);
     memory_slot(0, MEMORY);
     if (has_smm) memory_slot(1, MEMORY);
-    vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-    if (vcpu < 0) fail("KVM_CREATE_VCPU");
-    if (ioctl(vcpu, KVM_SET_CPUID2, cpuid)) fail("KVM_SET_CPUID2");
+    vcpu = create_vcpu(vm);
     state = map(NULL, run_size, MAP_SHARED, vcpu);
     struct {
         uint32_t length;
@@ -129,24 +102,6 @@ static void end_machine(void) {
     munmap(state, run_size);
     close(vcpu);
     close(vm);
-}
-
-/* As a multiboot loader leaves the processor: 32-bit protected mode, flat segments, no paging. */
-static void start_state(void) {
-    struct kvm_sregs sregs;
-    struct kvm_regs regs = {.rip = IMAGE + ENTRY, .rflags = 2, .rax = 0x2BADB002};
-    if (ioctl(vcpu, KVM_GET_SREGS, &sregs)) fail("KVM_GET_SREGS");
-    struct kvm_segment code = {
-        .limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1,
-    };
-    struct kvm_segment data = code;
-    data.type = 3;
-    data.selector = 16;
-    sregs.cs = code;
-    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
-    sregs.cr0 |= 1;
-    if (ioctl(vcpu, KVM_SET_SREGS, &sregs)) fail("KVM_SET_SREGS");
-    if (ioctl(vcpu, KVM_SET_REGS, &regs)) fail("KVM_SET_REGS");
 }
 
 #include "_vmm_stops.h"
@@ -177,36 +132,17 @@ static int port(int greets) {
 
 /* Run one virtual machine to its end; why it did not end by itself, or NULL. */
 static const char *run(int greets, enum outcome *outcome) {
-    static char reason[80];
     broken[0] = 0;
     for (;;) {
         if (broken[0]) return broken;
         if (ioctl(vcpu, KVM_RUN, 0) < 0) {
             if (goes_on(errno)) continue;
-            if (errno == EINTR) return "hangs";
-            snprintf(reason, sizeof reason, "stops: KVM_RUN: %s", strerror(errno));
-            return reason;
+            return why_not_run();
         }
-        switch (state->exit_reason) {
-        case KVM_EXIT_IO: {
-            int ended = port(greets);
-            if (ended == 2) *outcome = REFUSED;
-            if (ended) return NULL;
-            break;
-        }
-        case KVM_EXIT_INTR: return "hangs";
-        case KVM_EXIT_SHUTDOWN: return "triple-faults";
-        case KVM_EXIT_INTERNAL_ERROR:
-            snprintf(reason, sizeof reason, "stops: KVM internal error %u", state->internal.suberror);
-            return reason;
-        case KVM_EXIT_FAIL_ENTRY:
-            snprintf(reason, sizeof reason, "stops: hardware entry fails, %#llx",
-                     (unsigned long long)state->fail_entry.hardware_entry_failure_reason);
-            return reason;
-        default:
-            snprintf(reason, sizeof reason, "stops: exit %u of KVM", state->exit_reason);
-            return reason;
-        }
+        if (state->exit_reason != KVM_EXIT_IO) return why_stopped(state);
+        int ended = port(greets);
+        if (ended == 2) *outcome = REFUSED;
+        if (ended) return NULL;
     }
 }
 
@@ -214,7 +150,7 @@ static enum outcome scenario(uint64_t number, uint64_t end, int greets) {
     guest_memory(number, end, greets);
     has_smm = 0;
     new_machine();
-    start_state();
+    start_state(vcpu, IMAGE + ENTRY, 0);
     entered = stops_queued = stops_done = 0;
     armed = cancelled = 0;
     stop_problem = NULL;
@@ -230,18 +166,6 @@ static enum outcome scenario(uint64_t number, uint64_t end, int greets) {
     end_machine();
     munmap(memory, MEMORY);
     return outcome;
-}
-
-static void open_kvm(void) {
-    enum { ENTRIES = 256 };
-    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (kvm < 0) fail("/dev/kvm");
-    int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-    cpuid = calloc(1, sizeof *cpuid + ENTRIES * sizeof cpuid->entries[0]);
-    if (size < 0 || !cpuid) fail("KVM_GET_VCPU_MMAP_SIZE");
-    run_size = (size_t)size;
-    cpuid->nent = ENTRIES;
-    if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)) fail("KVM_GET_SUPPORTED_CPUID");
 }
 
 int main(int count, char **arguments) {

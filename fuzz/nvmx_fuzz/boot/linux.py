@@ -19,8 +19,11 @@ from nvmx_fuzz.wording import printable
 
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 FOLDER: Final = Path(__file__).resolve().parents[3] / "build" / "kvm"
-MONITOR_SOURCES: Final = tuple(
-    Path(__file__).with_name(name) for name in ("_vmm.c", "_vmm_stops.h")
+KVM_HEADER: Final = Path(__file__).with_name("_kvm.h")
+"""What all programs of ours over /dev/kvm include."""
+MONITOR_SOURCES: Final = (
+    *(Path(__file__).with_name(name) for name in ("_vmm.c", "_vmm_stops.h")),
+    KVM_HEADER,
 )
 """What the monitor is compiled from: a program, and what it includes."""
 _MODULES: Final = ("virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko")

@@ -17,7 +17,7 @@ from nvmx_fuzz.boot.elf32 import Elf32Error, symbols
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import check_host
 from nvmx_fuzz.boot.iso import iso_of
-from nvmx_fuzz.boot.linux import compiled, disc_with_program
+from nvmx_fuzz.boot.linux import KVM_HEADER, compiled, disc_with_program
 from nvmx_fuzz.files import BadFile, about, reason_of, write_whole
 from nvmx_fuzz.kvm_unit_test import kvm_unit_test
 from nvmx_fuzz.kvm_unit_test_text import is_ours, name_of_test
@@ -196,7 +196,7 @@ def kvm_of_host(tests: Sequence[Path]) -> Ended:
 
 
 def _loader() -> Path:
-    return compiled((LOADER_SOURCE,), "unit-tests")
+    return compiled((LOADER_SOURCE, KVM_HEADER), "unit-tests")
 
 
 # -- what it means --------------------------------------------------------------------------------------
