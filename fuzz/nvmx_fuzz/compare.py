@@ -28,7 +28,8 @@ class Entry(NamedTuple):
     ``rule`` is the rule that the model says it broke, or ""; ``vmcs``, ``vtpr`` and ``caps`` are the VMCS,
     the virtual TPR and the processor then, ``info_reason`` the reason that the exit information stems from.
     ``monitor_was_lost``: a TLB flush came between MONITOR and MWAIT in this stay in L2; ``was_saved``: a
-    userspace saved and restored the processor in it.
+    userspace saved and restored the processor in it; ``met_smi``: an SMI came in it; ``second_nmi``: up to
+    the next entry an NMI has come while another one was pending.
     """
 
     rule: str = ""
@@ -38,6 +39,8 @@ class Entry(NamedTuple):
     info_reason: int = 0
     monitor_was_lost: bool = False
     was_saved: bool = False
+    met_smi: bool = False
+    second_nmi: bool = False
 
     def forbidden_by(self) -> tuple[Row, ...]:
         """What forbids it by the second reading of the checks, which asks nobody else."""

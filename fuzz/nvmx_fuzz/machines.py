@@ -45,8 +45,8 @@ def guess_for(name: str, machine: Comparer) -> Guess:
     from nvmx_fuzz.boot.predicted_minimum import predicted_minimum  # noqa: PLC0415
 
     assert isinstance(machine, BootingMachine)
-    capabilities = machine.capabilities
-    return lambda kind, shown: predicted_minimum(kind, shown, capabilities)
+    capabilities, version = machine.capabilities, machine.version
+    return lambda kind, shown: predicted_minimum(kind, shown, capabilities, version)
 
 
 _OPENERS: Final[dict[str, Callable[[], Comparer]]] = {

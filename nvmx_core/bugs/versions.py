@@ -89,6 +89,14 @@ def l0_class(name: str) -> type[Kvm]:
     return combine(tuple(bug.name for bug in bugs))
 
 
+def version_of_release(release: str) -> str:
+    """The version that a kernel is of ("6.1.0-56-cloud-amd64"), or the newest that the catalogue has."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    found = (int(numbers[1]), int(numbers[2])) if numbers else _LAST
+    major, minor = min(max(found, _FIRST), _LAST)
+    return f"kvm-{major}.{minor}"
+
+
 def bugs_of(name: str) -> list[Bug]:
     """The catalogued bugs that *name* stands for, in the order of the catalogue; raises UnknownL0Error."""
     named, of_versions = _parts(name)

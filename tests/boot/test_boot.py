@@ -10,10 +10,11 @@ pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_core.bugs.versions import l0_class
 from nvmx_core.scenario.steps import Scenario
-from nvmx_fuzz.boot.divergences import LISTED, Listed
+from nvmx_fuzz.boot.divergences import LISTED
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.moved import fit_booting
-from nvmx_fuzz.boot.predicted import VERSION, journal_on_bare, journal_under, on_fresh_machine
+from nvmx_fuzz.boot.predicted import journal_on_bare, journal_under, on_fresh_machine
+from nvmx_fuzz.boot.rows import Listed
 from nvmx_fuzz.boot.trace import trace_of
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.corpus_files import files_of
@@ -94,7 +95,7 @@ def test_what_l0_and_others_do_in_the_middle_of_a_delivery() -> None:
         fitted = fit_booting(each, machine.capabilities)
         fresh = on_fresh_machine(fitted, acts=True)
         bare = journal_on_bare(fitted, has_rf=False)
-        assert journal_under(fresh, l0_class(VERSION), has_rf=False) == bare
+        assert journal_under(fresh, l0_class(machine.version), has_rf=False) == bare
 
 
 def test_smis_come_in_a_delivery_and_others_in_smm() -> None:

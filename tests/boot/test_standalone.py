@@ -102,10 +102,14 @@ def test_what_cannot_be_made_is_refused_by_name(text: str, reason: str) -> None:
     assert refused.value.reason == reason
 
 
-def test_an_injected_mtf_is_refused_where_it_ends_the_emulator() -> None:
-    with pytest.raises(NotRealisableError, match="other-event-not-offered"):
-        standing("L1 inject other-event\nL1 enter\n", KVM_ON_BOCHS._replace(dies_of_type_7=True))
-    standing("L1 inject other-event\nL1 enter\n")
+def test_a_frame_that_stood_there_before_is_refused() -> None:
+    """L2 pops what L1 has put there, and an interrupt pushes the same again: no word changes."""
+    with pytest.raises(NotRealisableError, match="frame-stood-there-before"):
+        standing(
+            "config external-interrupt-exiting=off interrupts-on=off\n"
+            "L1 vmwrite GUEST_INTERRUPTIBILITY 0x2\n"
+            "outside interrupt 0x51\nL1 enter\nL2 iret\n"
+        )
 
 
 def test_a_control_that_the_model_refuses_too_is_not_missing() -> None:

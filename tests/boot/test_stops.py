@@ -242,4 +242,6 @@ def test_the_catalogue_predicts_what_a_save_loses() -> None:
     shown = [entered, (EXIT, *values.values()), ended]
     different = first_difference(bare, shown, ())
     assert different
-    assert list(predicting_bugs(found, bare, different, has_rf=False)) == ["res11"]
+    assert list(predicting_bugs(found, bare, different, has_rf=False, version="kvm-6.1")) == [
+        "res11"
+    ]

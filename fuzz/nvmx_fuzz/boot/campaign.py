@@ -17,9 +17,8 @@ import click
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz import module_command
 from nvmx_fuzz.boot.journal_base import JournalBase, Row
-from nvmx_fuzz.boot.linux import FOLDER
+from nvmx_fuzz.boot.kept import FOLDER
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
-from nvmx_fuzz.boot.predicted import VERSION
 from nvmx_fuzz.boot.predictions import lines, predictions
 from nvmx_fuzz.cli_options import Seconds
 from nvmx_fuzz.codec import decode, encode
@@ -150,7 +149,7 @@ def write_unlisted(base: JournalBase, folder: Path) -> list[Path]:
 @click.option("--machine", "name", type=click.Choice(sorted(BOOTING)), default="kvm-bochs", show_default=True,
               help="The machine to run on.")  # fmt: skip
 @click.option("--database", type=click.Path(path_type=Path), metavar="FILE",
-              help="Where to keep it; build/kvm/campaign-MACHINE.sqlite if not given.")  # fmt: skip
+              help="Where to keep it; build/kvm/campaign-MACHINE-KERNEL.sqlite if not given.")  # fmt: skip
 @click.option("--batch", "size", type=click.IntRange(1, 1000), default=500, show_default=True,
               help="Scenarios of one boot.")  # fmt: skip
 @click.option("--batches", type=click.IntRange(min=0), metavar="N", help="Stop after N batches.")
@@ -177,13 +176,13 @@ def main(
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # in the background a shell has SIGINT ignored
         signal.signal(number, signal.default_int_handler)
-    path = database or FOLDER / f"campaign-{name}.sqlite"
+    machine = BootingMachine(BOOTING[name])
     try:
-        base = JournalBase(path, name)
+        path = database or FOLDER / f"campaign-{machine.label}.sqlite"
+        base = JournalBase(path, machine.label)
         if only_predictions:
-            return _predictions(base, BootingMachine(BOOTING[name]))
+            return _predictions(base, machine)
         if not only_report:
-            machine = BootingMachine(BOOTING[name])
             if again:
                 run_again(base, machine)
             _work(base, machine, Limits(size, batches, seconds))
@@ -200,7 +199,7 @@ def main(
 
 def _predictions(base: JournalBase, machine: BootingMachine) -> int:
     able = machine.capabilities
-    for line in lines(predictions(base, able.flags(), VERSION, has_rf=able.saves_rf)):
+    for line in lines(predictions(base, able.flags(), machine.version, has_rf=able.saves_rf)):
         click.echo(line)
     return 0
 

@@ -54,15 +54,13 @@ class Capabilities(NamedTuple):
     """The MSRs from IA32_VMX_BASIC on, by their distance from it, and what no MSR tells.
 
     ``sti_blocks_nmi``: a choice that the manual leaves open (G7, B6); ``saves_rf``: exits save RFLAGS.RF as
-    the manual says (X8, Y3), so that it can be compared; ``dies_of_type_7``: an injected event of that
-    type ends the processor's emulator when there is no monitor trap flag; ``has_counters``: RDPMC reads
-    one, where nobody intercepts it; ``has_monitor``: our monitor is below L0 and makes stops (``stops.py``).
+    the manual says (X8, Y3), so that it can be compared; ``has_counters``: RDPMC reads one, where nobody
+    intercepts it; ``has_monitor``: our monitor is below L0 and makes stops (``stops.py``).
     """
 
     msrs: tuple[int, ...]
     sti_blocks_nmi: bool = False
     saves_rf: bool = True
-    dies_of_type_7: bool = False
     has_counters: bool = True
     has_monitor: bool = False
 

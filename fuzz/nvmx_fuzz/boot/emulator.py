@@ -1,5 +1,7 @@
 """The full Bochs emulator of Debian as a process: a disc goes in, the text of its serial port comes out.
 
+It has to be 3.0: 2.7 keeps NMIs blocked, and drops shadows and single steps, and Linux does not start on 3.1.
+
 Debian's Bochs is built with its debugger and draws on a terminal, so it runs in a pseudo-terminal with a
 command file that says "continue". It counts instructions, not time: that it hangs is judged by the
 processor time that it uses without printing anything, so that a loaded machine changes nothing.
@@ -7,6 +9,7 @@ processor time that it uses without printing anything, so that a loaded machine 
 
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -14,21 +17,37 @@ import subprocess
 import tempfile
 import time
 import tty
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from nvmx_fuzz.boot.iso import MissingToolError
+from nvmx_fuzz.boot.kept import FOLDER
+from nvmx_fuzz.wording import printable
 
-BOCHS: Final = "bochs"
-_DATA: Final = Path("/usr/share/bochs")
+BOCHS_VARIABLE: Final = "NVMX_BOCHS"
+"""Names a folder with the unpacked packages of another Bochs (scripts/from-debian)."""
+UNPACKED: Final = FOLDER / "bochs"
+"""Where `scripts/kvm --setup` unpacks one if the installed one does not suffice."""
+_VERSION: Final = "3.0"
+_LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 CPU_MODEL: Final = "corei7_haswell_4770"
-"""The newest model of 2.7 that boots Linux at full speed."""
+"""The newest model that boots Linux at full speed."""
 _POLL_SECONDS: Final = 0.1
 _STILL_SECONDS: Final = 120.0
 STANDS_STILL: Final = "stands still"
 """The emulator waits, for its terminal say: whatever ran is not to blame."""
 _HEAD: Final = "@m"
 """With it the first line of the image begins."""
+
+
+class Emulator(NamedTuple):
+    """An installed Bochs, or an unpacked one: how it is started, where its BIOS is, "2.7" and the like."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    data: Path
+    version: str
 
 
 class Settings(NamedTuple):
@@ -54,24 +73,63 @@ def run_disc(disc: bytes, settings: Settings, last_line: str) -> Ended:
 
     Raises: MissingToolError.
     """
-    if not shutil.which(BOCHS):
-        raise MissingToolError(
-            "bochs is needed; try: apt-get install bochs bochs-term bochsbios vgabios"
-        )
+    bochs = emulator()
     with tempfile.TemporaryDirectory(prefix="nvmx-fuzz-") as name:
         folder = Path(name)
         Path(folder, "disc.iso").write_bytes(disc)
         Path(folder, "commands").write_text("c\n")
-        Path(folder, "bochsrc").write_text(_configuration(folder, settings))
-        return _Machine(folder, settings).run(last_line)
+        Path(folder, "bochsrc").write_text(_configuration(folder, settings, bochs.data))
+        return _Machine(folder, settings, bochs).run(last_line)
 
 
-def _configuration(folder: Path, settings: Settings) -> str:
+@cache
+def emulator() -> Emulator:
+    """The Bochs that `BOCHS_VARIABLE` names, that in `UNPACKED`, or the installed one.
+
+    Raises: MissingToolError, also for a version that was not looked at.
+    """
+    named = os.environ.get(BOCHS_VARIABLE)
+    root = Path(named).resolve() if named else UNPACKED
+    found = _unpacked(root) if named or UNPACKED.exists() else _installed()
+    command = [*found.command, "--help", "cpu"]
+    environment = {**os.environ, **found.environment}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    version = re.search(r"Bochs x86 Emulator (\d+\.\d+)", said.stdout + said.stderr)
+    if not version:
+        raise MissingToolError(f"{printable(found.command[-1])} is no Bochs that starts")
+    if version[1] != _VERSION and not named:
+        raise MissingToolError(
+            f"Bochs {_VERSION} is needed, and {version[1]} is installed; try: scripts/kvm --setup"
+        )
+    return found._replace(version=version[1])
+
+
+def _installed() -> Emulator:
+    if not shutil.which("bochs"):
+        raise MissingToolError(f"Bochs {_VERSION} is needed; try: scripts/kvm --setup")
+    return Emulator(("bochs",), {}, Path("/usr/share/bochs"), "")
+
+
+def _unpacked(root: Path) -> Emulator:
+    """One that runs out of a folder, with the C library that is in it; what else it needs is the system's."""
+    libraries, program = root / _LIBRARIES, root / "usr/bin/bochs-bin"
+    if not program.exists():
+        raise MissingToolError(f"{printable(str(root))} has no usr/bin/bochs-bin")
+    path = f"{libraries}:/{_LIBRARIES}:/lib/x86_64-linux-gnu"
+    return Emulator(
+        (str(libraries / "ld-linux-x86-64.so.2"), "--library-path", path, str(program)),
+        {"LTDL_LIBRARY_PATH": str(libraries / "bochs/plugins")},
+        root / "usr/share/bochs",
+        "",
+    )
+
+
+def _configuration(folder: Path, settings: Settings, data: Path) -> str:
     lines = (
         "display_library: term",
         f"megs: {settings.megabytes}",
-        f"romimage: file={_DATA}/BIOS-bochs-latest",
-        f"vgaromimage: file={_DATA}/VGABIOS-lgpl-latest",
+        f"romimage: file={data}/BIOS-bochs-latest",
+        f"vgaromimage: file={data}/VGABIOS-lgpl-latest",
         f"cpu: model={CPU_MODEL}, count=1, ips=20000000, reset_on_triple_fault=0",
         "clock: sync=none",
         f"ata0-master: type=cdrom, path={folder}/disc.iso, status=inserted",
@@ -89,16 +147,16 @@ def _configuration(folder: Path, settings: Settings) -> str:
 class _Machine:
     """One run."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, bochs: Emulator) -> None:
         self._serial: Final = folder / "serial"
         self._log: Final = folder / "log"
         self._settings: Final = settings
         self._terminal, theirs = pty.openpty()
         tty.setraw(theirs)  # nothing that it draws may stop its output
         self._process: Final = subprocess.Popen(
-            [BOCHS, "-q", "-f", str(folder / "bochsrc"), "-rc", str(folder / "commands")],
+            [*bochs.command, "-q", "-f", str(folder / "bochsrc"), "-rc", str(folder / "commands")],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            env={**os.environ, "TERM": "xterm"},
+            env={**os.environ, **bochs.environment, "TERM": "xterm"},
         )  # fmt: skip
         os.close(theirs)
 

@@ -2,23 +2,30 @@
 
 Everything comes from packages by name, and is kept in ``build/kvm`` of the checkout. The initramfs holds
 busybox, the modules of KVM, our monitor and the image; what the monitor prints goes to the serial port.
+
+Another kernel is a folder with what its package holds, or what `make install modules_install` leaves:
+``boot/vmlinuz-*`` or ``lib/modules/*/vmlinuz``, and the modules, if KVM is not built in.
 """
 
 import gzip
 import hashlib
+import lzma
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nvmx_fuzz.boot.emulator import CPU_MODEL
+from nvmx_fuzz.boot.emulator import CPU_MODEL, emulator
 from nvmx_fuzz.boot.iso import MissingToolError, iso_of
+from nvmx_fuzz.boot.kept import FOLDER
 from nvmx_fuzz.wording import printable
 
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
-FOLDER: Final = Path(__file__).resolve().parents[3] / "build" / "kvm"
+KERNEL_VARIABLE: Final = "NVMX_KERNEL"
+"""Names the folder of another kernel."""
 KVM_HEADER: Final = Path(__file__).with_name("_kvm.h")
 """What all programs of ours over /dev/kvm include."""
 MONITOR_SOURCES: Final = (
@@ -27,10 +34,16 @@ MONITOR_SOURCES: Final = (
 )
 """What the monitor is compiled from: a program, and what it includes."""
 _MODULES: Final = ("virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko")
+_OPENERS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "": bytes,
+    ".xz": lzma.decompress,
+    ".gz": gzip.decompress,
+}
+"""How a module may be compressed."""
 _BUSYBOX: Final = Path("/bin/busybox")
 _ARGUMENTS: Final = (
     "console=ttyS0 quiet loglevel=3 mitigations=off nokaslr tsc=reliable no_timer_check lpj=4000000 "
-    "random.trust_cpu=on cryptomgr.notests init_on_alloc=0 audit=0 "
+    "random.trust_cpu=on cryptomgr.notests init_on_alloc=0 audit=0 kvm-intel.nested=1 "
     "initcall_blacklist=load_system_certificate_list,cubictcp_register,init_kprobe_trace,netns_bpf_init,bpf_rstat_kfunc_init,init_blk_tracer"
 )
 _MENU: Final = f"set timeout=0\nlinux /boot/vmlinuz {_ARGUMENTS}\ninitrd /boot/initrd\nboot\n"
@@ -39,8 +52,10 @@ _INIT: Final = """\
 /bin/busybox mount -t devtmpfs none /dev
 /bin/busybox stty -F /dev/ttyS0 raw
 exec >/dev/ttyS0 2>&1
-for module in irqbypass kvm; do /bin/busybox insmod /$module.ko || echo "%! $module.ko does not load"; done
-/bin/busybox insmod /kvm-intel.ko nested=1 || echo "%! kvm-intel.ko does not load"
+for module in irqbypass kvm kvm-intel; do
+    nested=; [ $module = kvm-intel ] && nested=nested=1
+    [ ! -e /$module.ko ] || /bin/busybox insmod /$module.ko $nested || echo "%! $module.ko does not load"
+done
 TRACE
 COMMAND
 SHOW
@@ -58,34 +73,78 @@ echo 0 > /tracing/tracing_on
 
 
 class Kernel(NamedTuple):
-    """A kernel, its modules of KVM (name and content), and the version of its package."""
+    """A kernel, its modules of KVM (name and content; none if KVM is built in), and its release."""
 
     image: bytes
     modules: tuple[tuple[str, bytes], ...]
-    version: str
+    release: str
 
 
 def kernel() -> Kernel:
-    """The kernel of the package, which is fetched when it is not in `FOLDER` yet.
+    """The kernel that `KERNEL_VARIABLE` names, or that of the package, fetched if it is not here yet.
 
     Raises: MissingToolError.
     """
-    root = FOLDER / "kernel"
-    if not list(root.glob("boot/vmlinuz-*")):
+    root, release, image = _chosen()
+    modules = tuple(_modules(root, release))
+    missing = {Path(name).name for name in _MODULES} - {name for name, _content in modules}
+    if missing and KERNEL_VARIABLE not in os.environ:
+        raise MissingToolError(f"{KERNEL_PACKAGE} has no {', '.join(sorted(missing))}")
+    return Kernel(image.read_bytes(), modules, release)
+
+
+def kernel_release() -> str:
+    """What `kernel` would be, by its release ("6.1.0-56-cloud-amd64"). Raises: MissingToolError."""
+    return _chosen()[1]
+
+
+def _chosen() -> tuple[Path, str, Path]:
+    """The folder of a kernel, its release and its image."""
+    named = os.environ.get(KERNEL_VARIABLE)
+    root = Path(named) if named else FOLDER / "kernel"
+    if not named and not _images(root):
         _fetch(root)
-    image = max(root.glob("boot/vmlinuz-*"))
-    version = image.name.removeprefix("vmlinuz-")
-    modules = []
+    images = _images(root)
+    if not images:
+        raise MissingToolError(
+            f"{KERNEL_VARIABLE}: {printable(str(root))} has no boot/vmlinuz-* or lib/modules/*/vmlinuz"
+        )
+    return (root, *max(images.items()))
+
+
+def _images(root: Path) -> dict[str, Path]:
+    """The kernels in a folder, by release."""
+    found = {path.parent.name: path for path in root.glob("lib/modules/*/vmlinuz")}
+    found |= {path.parent.name: path for path in root.glob("usr/lib/modules/*/vmlinuz")}
+    images = root.glob("boot/vmlinuz-*")
+    return found | {path.name.removeprefix("vmlinuz-"): path for path in images}
+
+
+def _modules(root: Path, release: str) -> Iterator[tuple[str, bytes]]:
+    folders = [root / start / release / "kernel" for start in ("lib/modules", "usr/lib/modules")]
     for name in _MODULES:
-        path = root / "lib" / "modules" / version / "kernel" / name
-        if not path.exists():
-            raise MissingToolError(f"{KERNEL_PACKAGE} has no {name}")
-        modules.append((path.name, path.read_bytes()))
-    return Kernel(image.read_bytes(), tuple(modules), version)
+        for folder in folders:
+            for ending, opened in _OPENERS.items():
+                path = folder / f"{name}{ending}"
+                if path.exists():
+                    yield Path(name).name, _stripped(opened(path.read_bytes()))
+                    break
+
+
+def _stripped(module: bytes) -> bytes:
+    """A module without its debugging data, with which it loads too slowly; what was made is kept."""
+    kept = FOLDER / f"module-{hashlib.sha256(module).hexdigest()[:16]}.ko"
+    if not kept.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+            made = Path(name, "module.ko")
+            made.write_bytes(module)
+            _tool(["objcopy", "--strip-debug", "-R", ".BTF", str(made)], Path(name))
+            made.replace(kept)
+    return kept.read_bytes()
 
 
 def _fetch(root: Path) -> None:
-    """Unpack the kernel and strip its modules: with their debugging data they load too slowly."""
     for tool in ("apt-get", "apt-cache", "dpkg-deb", "objcopy"):
         if not shutil.which(tool):
             raise MissingToolError(
@@ -99,10 +158,7 @@ def _fetch(root: Path) -> None:
         _tool(["apt-get", "download", *packages[:1]], folder)
         for package in folder.glob("*.deb"):
             _tool(["dpkg-deb", "-x", str(package), str(folder / "root")], folder)
-        for module in _MODULES:
-            for path in (folder / "root").glob(f"lib/modules/*/kernel/{module}"):
-                _tool(["objcopy", "--strip-debug", "-R", ".BTF", str(path)], folder)
-        if not list((folder / "root").glob("boot/vmlinuz-*")):
+        if not _images(folder / "root"):
             raise MissingToolError(f"{KERNEL_PACKAGE} cannot be fetched; try: apt-get update")
         (folder / "root").rename(root)
 
@@ -145,7 +201,9 @@ def _tool(command: list[str], folder: Path) -> str:
 
 def kvm_in_bochs() -> str:
     """What names the kernel, the monitor and the processor under them. Raises: MissingToolError."""
-    return f"{kernel().version} {monitor().name} {CPU_MODEL}"
+    linux = kernel()
+    content = hashlib.sha256(b"".join((linux.image, *(each for _name, each in linux.modules))))
+    return f"{content.hexdigest()} {monitor().name} {emulator().version} {CPU_MODEL}"
 
 
 def disc_with_kvm(image: bytes, *, traces: bool = False) -> bytes:

@@ -1,21 +1,28 @@
 """Scenarios on machines that boot the image: `bochs-boot`, and those that put a Linux KVM under it."""
 
+import platform
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
+from nvmx_core.bugs.versions import version_of_release
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.batch import LAST_LINE, Answer, Batch, BootError
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.divergences import SLEEPS, listed
+from nvmx_fuzz.boot.divergences import SLEEPS, UNCHECKED, listed
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
-from nvmx_fuzz.boot.linux import disc_with_kvm, kvm_in_bochs
+from nvmx_fuzz.boot.linux import disc_with_kvm, kernel_release, kvm_in_bochs
 from nvmx_fuzz.boot.moved import fit_booting, stand_alone_moved
-from nvmx_fuzz.boot.predicted import VERSION, bugs_that_sleep, journal_on_bare, predicting_bugs
+from nvmx_fuzz.boot.predicted import (
+    bugs_that_go_astray,
+    bugs_that_sleep,
+    journal_on_bare,
+    predicting_bugs,
+)
 from nvmx_fuzz.boot.reading import journal_of, visible
 from nvmx_fuzz.boot.remembered import remembered
 from nvmx_fuzz.boot.standalone import Standalone
@@ -34,13 +41,13 @@ _EMULATED_LINUX: Final = Settings(megabytes=512, silent_seconds=30.0, start_seco
 class Kind(NamedTuple):
     """What a machine is made of.
 
-    ``version``: the catalogue's name of its L0, or ""; ``on_bochs``: Bochs 2.7 is its processor;
+    ``release``: how the kernel with its L0 calls itself, None for no L0; ``on_bochs``: Bochs runs it;
     ``parts``: what names all that its capabilities follow from, where asking them costs a long boot.
     """
 
     name: str
     batch: Callable[[], Batch]
-    version: str
+    release: Callable[[], str] | None
     on_bochs: bool
     parts: Callable[[], str] | None = None
 
@@ -57,6 +64,18 @@ class BootingMachine:
         self.restarts = 0
 
     @cached_property
+    def version(self) -> str:
+        """The catalogue's name of its L0; "" for none."""
+        return version_of_release(self._kind.release()) if self._kind.release else ""
+
+    @cached_property
+    def label(self) -> str:
+        """Its name with the release of its L0: what journals of it are kept under."""
+        return (
+            f"{self._kind.name}-{self._kind.release()}" if self._kind.release else self._kind.name
+        )
+
+    @cached_property
     def capabilities(self) -> Capabilities:
         """What its processor offers.
 
@@ -66,13 +85,11 @@ class BootingMachine:
         problem = capabilities.suffices()
         if problem:
             raise BootError(problem)
-        has_l0 = self._kind.version != ""
+        has_l0 = self._kind.release is not None
         capabilities = capabilities._replace(has_monitor=has_l0)
         if not self._kind.on_bochs:
             return capabilities._replace(has_counters=not has_l0)
-        return capabilities._replace(
-            sti_blocks_nmi=True, saves_rf=False, dies_of_type_7=not has_l0, has_counters=not has_l0
-        )
+        return capabilities._replace(sti_blocks_nmi=True, saves_rf=False, has_counters=not has_l0)
 
     @property
     def boots(self) -> int:
@@ -116,9 +133,9 @@ class BootingMachine:
         if not found:
             return ""
         has_rf = self.capabilities.saves_rf
-        if self._kind.version:
+        if self.version:
             bare = journal_on_bare(scenario, has_rf)
-            bugs = list(predicting_bugs(scenario, bare, found, has_rf, self._kind.version))
+            bugs = list(predicting_bugs(scenario, bare, found, has_rf, self.version))
             if bugs:
                 return f"KVM: {', '.join(bugs)}"
         row = listed(self._kind.name, found)
@@ -128,14 +145,22 @@ class BootingMachine:
         return of_bochs.name if of_bochs else ""
 
     def _known_incident(self, scenario: Scenario, reason: str) -> str:
-        """A machine that hangs where L2 may sleep."""
+        """A machine that hangs where L2 may sleep, or runs what it should not come by."""
         if reason != HANGS:
             return ""
-        if self._kind.version:
-            bugs = list(bugs_that_sleep(scenario, self.capabilities.saves_rf, self._kind.version))
+        if self.version:
+            bugs = list(bugs_that_sleep(scenario, self.capabilities.saves_rf, self.version))
             if bugs:
                 return f"KVM: {', '.join(bugs)}"
-        return SLEEPS if stand_alone_moved(scenario, self.capabilities).sleeps else ""
+        expected = stand_alone_moved(scenario, self.capabilities)
+        if expected.sleeps:
+            return SLEEPS
+        if self._kind.on_bochs and any(entry.rule == "G9" for entry in expected.realised.entries):
+            return UNCHECKED
+        astray = self.version and bugs_that_go_astray(
+            scenario, self.capabilities.saves_rf, self.version
+        )
+        return f"KVM: {', '.join(astray)}" if astray else ""
 
     def memory(self) -> int:
         """Nothing stays resident between two boots."""
@@ -183,8 +208,8 @@ def _kvm() -> Batch:
 
 
 _KINDS: Final = (
-    Kind("bochs-boot", _bochs_boot, "", True),
-    Kind("kvm", _kvm, VERSION, False),
-    Kind("kvm-bochs", _kvm_bochs, VERSION, True, kvm_in_bochs),
+    Kind("bochs-boot", _bochs_boot, None, True),
+    Kind("kvm", _kvm, platform.release, False),
+    Kind("kvm-bochs", _kvm_bochs, kernel_release, True, kvm_in_bochs),
 )
 BOOTING: Final[dict[str, Kind]] = {kind.name: kind for kind in _KINDS}

@@ -12,6 +12,7 @@ from nvmx_core.arch.controls import (
 from nvmx_core.arch.events import (
     BP,
     DB,
+    DF,
     HARDWARE_EXCEPTION,
     NMI,
     OF,
@@ -28,7 +29,6 @@ from nvmx_core.arch.exits import (
     EPT_VIOLATION,
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
-    INIT_SIGNAL,
     INTERRUPT_WINDOW,
     INVALID_STATE,
     MWAIT_EXIT,
@@ -39,15 +39,14 @@ from nvmx_core.arch.exits import (
 from nvmx_core.arch.fields import SECONDARY
 from nvmx_core.arch.state import (
     BLOCKING_BY_NMI,
-    BLOCKING_BY_STI,
-    HLT,
     INTERRUPT_SHADOW,
     PENDING_DBG_BS,
     PENDING_DBG_ENABLED_BP,
     RFLAGS_IF,
     RFLAGS_TF,
 )
-from nvmx_core.journal import DELIVER, END, EXIT, SMM_ENTRY, VMFAIL
+from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT
+from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL, Record
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz import entry_reading
 from nvmx_fuzz.bochs.predicates import field, is_exit
@@ -59,9 +58,7 @@ SPURIOUS_VECTOR: Final = 0x0F
 """What L1 has in its APIC for spurious interrupts."""
 PROCESSOR_CHECKS: Final = ("C5", "C6")
 """Checks of controls that KVM leaves to the processor, behind its own of the guest state."""
-ACTIVITY_CHECKS: Final = ("G2", "G3", "G4")
-"""Checks of activity states that KVM lacks (res8)."""
-_SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
+SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
 
 
 def event_of(info: int) -> tuple[int, int]:
@@ -96,27 +93,8 @@ def single_step_of_an_exit(found: Difference) -> bool:
     """Only BS of the pending debug exceptions differs."""
     name = "pending debug exceptions"
     both = field(found.bare, name) ^ field(found.other, name)
-    return found.fields() == (name,) and both == PENDING_DBG_BS
-
-
-def shadow_of_a_fault(found: Difference) -> bool:
-    """An exception exits out of the shadow of STI, and the other machine does not save the shadow."""
-    name = "interruptibility"
-    return (
-        is_exit(found.bare, EXCEPTION_NMI)
-        and found.fields() == (name,)
-        and field(found.bare, name) ^ field(found.other, name) == BLOCKING_BY_STI
-    )
-
-
-def shadow_lost_in_a_repair(found: Difference) -> bool:
-    """L0 exits for an event that came under the shadow of STI, and the shadow is gone."""
-    name = "interruptibility"
-    return (
-        is_exit(found.bare, INIT_SIGNAL, EXTERNAL_INTERRUPT_EXIT)
-        and found.fields() == (name,)
-        and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_STI
-    )
+    fields = set(found.fields()) - {"entry instruction length"}  # res4, on KVM
+    return fields == {name} and both == PENDING_DBG_BS
 
 
 def monitor_never_armed(found: Difference) -> bool:
@@ -124,17 +102,6 @@ def monitor_never_armed(found: Difference) -> bool:
     name = "qualification"
     shown = (field(found.bare, name), field(found.other, name))
     return is_exit(found.bare, MWAIT_EXIT) and found.fields() == (name,) and shown == (1, 0)
-
-
-def int1_behind_mov_ss(found: Difference) -> bool:
-    """INT1 exits behind MOV SS: the conditions that MOV SS holds are reported, the shadow is gone."""
-    info = field(found.bare, "interruption info")
-    return (
-        is_exit(found.bare, EXCEPTION_NMI)
-        and event_of(info) == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
-        and bool(found.fields())
-        and set(found.fields()) <= {"qualification", "interruptibility"}
-    )
 
 
 def closed_interrupt_does_not_exit(found: Difference) -> bool:
@@ -145,24 +112,6 @@ def closed_interrupt_does_not_exit(found: Difference) -> bool:
         is_exit(found.bare, EXTERNAL_INTERRUPT_EXIT)
         and closed
         and not is_exit(found.other, EXTERNAL_INTERRUPT_EXIT)
-    )
-
-
-def active_after_hlt(found: Difference) -> bool:
-    """An exit out of HLT, and the other machine saves active."""
-    return (
-        not is_exit(found.bare, INVALID_STATE)
-        and found.fields() == ("activity",)
-        and field(found.bare, "activity") == HLT
-    )
-
-
-def failed_entry_saves_activity(found: Difference) -> bool:
-    """An entry into HLT fails, and the other machine has made the activity state active."""
-    return (
-        is_exit(found.bare, INVALID_STATE)
-        and found.fields() == ("activity",)
-        and field(found.bare, "activity") == HLT
     )
 
 
@@ -189,16 +138,6 @@ def spurious_interrupt(found: Difference) -> bool:
     )
 
 
-def nmis_stay_blocked(found: Difference) -> bool:
-    """The other machine has NMIs blocked where L1 has opened them, or where an SMI has been."""
-    name = "interruptibility"
-    if found.bare[:2] == (DELIVER, NMI_VECTOR) and found.other[:1] == (SMM_ENTRY,):
-        return True  # it waits behind the SMI
-    blocked = field(found.other, name) & ~field(found.bare, name) & BLOCKING_BY_NMI
-    window = is_exit(found.bare, NMI_WINDOW) and not is_exit(found.other, NMI_WINDOW)
-    return bool(blocked) and (window or found.fields() == (name,))
-
-
 def iret_opens_nmis(found: Difference) -> bool:
     """NMIs are blocked, and on the other machine an IRET has opened them; no event is in delivery."""
     name = "interruptibility"
@@ -214,9 +153,8 @@ def int1_as_hardware_exception(found: Difference) -> bool:
     behind = field(found.other, "rip") - field(found.bare, "rip") == 1
     vectoring = event_of(field(found.bare, "IDT-vectoring info"))
     of_int1 = vectoring == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
-    return behind and (
-        of_int1 or (is_exit(found.bare, TRIPLE_FAULT) and found.fields() == ("rip",))
-    )
+    dies = is_exit(found.bare, TRIPLE_FAULT) or vectoring == (HARDWARE_EXCEPTION, DF)
+    return behind and (of_int1 or (dies and found.fields() == ("rip",)))
 
 
 def guest_before_controls(found: Difference) -> bool:
@@ -228,17 +166,6 @@ def guest_before_controls(found: Difference) -> bool:
         and bool(rows)
         and all(row.rule in PROCESSOR_CHECKS for row in rows)
         and bool(found.entry.forbidden_guest_state())
-    )
-
-
-def inactive_state_accepted(found: Difference) -> bool:
-    """An entry into another activity state that has to fail, and does not."""
-    rows = found.entry.forbidden_by()
-    return (
-        is_exit(found.bare, INVALID_STATE)
-        and not is_exit(found.other, INVALID_STATE)
-        and bool(rows)
-        and all(row.rule in ACTIVITY_CHECKS for row in rows)
     )
 
 
@@ -272,7 +199,7 @@ def trap_behind_injection(found: Difference) -> bool:
         (exits or found.bare[:2] == (DELIVER, DB))
         and not _is_debug_exception(found)
         and bool(found.injected & VALID)
-        and event_of(found.injected)[0] in _SOFT_TYPES
+        and event_of(found.injected)[0] in SOFT_TYPES
     )
 
 
@@ -287,9 +214,16 @@ def wrong_vector_in_delivery(found: Difference) -> bool:
         return found.bare[:1] == (DELIVER,) or bool(field(found.bare, "IDT-vectoring info") & VALID)
     if found.bare[:1] == (DELIVER,) and found.other[:1] == (END,):
         return True
+    if found.bare[:1] == found.other[:1] == (EXIT,):  # L2 goes on in the other handler
+        return _handler_of(found.bare) != _handler_of(found.other)
     if found.bare[:1] == (END,):
         return bool(found.fields()) and set(found.fields()) <= {"rip", "rflags"}
     return found.bare[:1] == (DELIVER,) and found.fields() == ("vector",)
+
+
+def _handler_of(record: Record) -> int:
+    """In which handler L2 stands at an exit, by its distance from the first."""
+    return field(record, "rip") - HANDLER_BASE >> HANDLER_SHIFT
 
 
 def misconfiguration_qualified(found: Difference) -> bool:
@@ -319,13 +253,23 @@ def unblocking_by_iret(found: Difference) -> bool:
 
 
 def interrupt_before_higher_rank(found: Difference) -> bool:
-    """A window or a virtual interrupt is due, and the other machine exits for an interrupt first."""
+    """A window or a virtual interrupt is due, and the other machine exits first for an interrupt or NMI."""
+    windows = {"reason", "interruption info", "activity"}
     if is_exit(found.bare, NMI_WINDOW) and found.other[:1] == (DELIVER,):
         return found.other[1] >= LOWEST_VECTOR and not found.injected & VALID
+    if is_exit(found.other, EXCEPTION_NMI):
+        kind, _vector = event_of(field(found.other, "interruption info"))
+        return is_exit(found.bare, NMI_WINDOW) and kind == NMI and set(found.fields()) <= windows
     if not is_exit(found.other, EXTERNAL_INTERRUPT_EXIT):
         return False
     if is_exit(found.bare, NMI_WINDOW, INTERRUPT_WINDOW):
-        return set(found.fields()) <= {"reason", "interruption info", "activity"}
+        return set(found.fields()) <= windows
+    if found.bare[:1] == (
+        EXIT,
+    ):  # the virtual interrupt is in service there, and its delivery exits
+        has_virtual = found.entry.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY
+        in_service = field(found.bare, "interrupt status") & ~field(found.other, "interrupt status")
+        return bool(has_virtual and in_service >> 8) and not found.injected & VALID
     return found.bare[:1] == (DELIVER,) and not found.injected & VALID
 
 

@@ -1,23 +1,32 @@
 """What is known of differences that show only where something happens in the middle (``stops.py``)."""
 
-from nvmx_core.arch.controls import PIN_NMI_EXITING, PIN_VIRTUAL_NMIS
-from nvmx_core.arch.events import NMI
+from nvmx_core.arch.controls import (
+    CPU_MONITOR_TRAP_FLAG,
+    PIN_EXT_INTR_EXITING,
+    PIN_NMI_EXITING,
+    PIN_VIRTUAL_NMIS,
+)
+from nvmx_core.arch.events import BP, DB, HARDWARE_EXCEPTION, NMI, OF, OTHER_EVENT, VALID
 from nvmx_core.arch.exits import (
     EXCEPTION_NMI,
+    INIT_SIGNAL,
+    INVALID_STATE,
+    MONITOR_TRAP_FLAG,
     PREEMPTION_TIMER,
-    TPR_BELOW_THRESHOLD,
-    VMCALL_EXIT,
 )
-from nvmx_core.arch.fields import GUEST_PREEMPTION_TIMER, PIN_BASED
-from nvmx_core.arch.state import ACTIVE, BLOCKING_BY_NMI, HLT
-from nvmx_core.journal import END, SMM_ENTRY, VMFAIL
+from nvmx_core.arch.fields import CPU_BASED, GUEST_PENDING_DBG, GUEST_PREEMPTION_TIMER, PIN_BASED
+from nvmx_core.arch.state import BLOCKING_BY_NMI, INTERRUPT_SHADOW, PENDING_DBG_ENABLED_BP
+from nvmx_core.guests.memory import handler_rip
+from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_NMI, SMM_ENTRY, Record
+from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz.bochs.predicates import field, is_exit
-from nvmx_fuzz.boot.predicates import PROCESSOR_CHECKS, VMFAIL_CONTROLS, event_of
+from nvmx_fuzz.boot.predicates import NMI_VECTOR, SOFT_TYPES, event_of
 from nvmx_fuzz.compare import Difference
 
 
 def nmi_exits_though_blocked(found: Difference) -> bool:
     """An NMI exits out of an L2 that has NMIs blocked, with NMI exiting and without virtual NMIs."""
+    name = "interruptibility"
     controls = found.entry.vmcs[PIN_BASED] & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
     kind, _vector = event_of(field(found.other, "interruption info"))
     return (
@@ -25,28 +34,44 @@ def nmi_exits_though_blocked(found: Difference) -> bool:
         and is_exit(found.other, EXCEPTION_NMI)
         and kind == NMI
         and not is_exit(found.bare, EXCEPTION_NMI)
-        and bool(field(found.other, "interruptibility") & BLOCKING_BY_NMI)
+        and bool((field(found.other, name) | field(found.bare, name)) & BLOCKING_BY_NMI)
     )
 
 
-def nmi_latched_in_l2_is_late(found: Difference) -> bool:
-    """An NMI that L2 keeps closed, without NMI exiting, does not come when L1 has opened them."""
-    return (
-        found.bare[:1] == (END,)
-        and found.fields() == ("nmi latched",)
-        and not found.entry.vmcs[PIN_BASED] & PIN_NMI_EXITING
-        and field(found.bare, "nmi latched") > field(found.other, "nmi latched")
-    )
+def event_kept_by_l2_is_late(found: Difference) -> bool:
+    """An NMI or interrupt that L2 may have, and keeps closed, does not come where it is open again."""
+    pin = found.entry.vmcs[PIN_BASED]
+    if found.bare[:1] == (END,) and found.fields() == ("nmi latched",):
+        late = field(found.bare, "nmi latched") > field(found.other, "nmi latched")
+        return not pin & PIN_NMI_EXITING and late
+    if found.bare[:1] == (DELIVER,) and not found.injected & VALID:
+        may_have = not pin & PIN_EXT_INTR_EXITING and found.bare[1] >= LOWEST_VECTOR
+        return may_have and found.other[:1] in ((EXIT,), (END,))
+    return False
 
 
 def second_nmi_is_kept(found: Difference) -> bool:
-    """An NMI that comes while one is pending, without NMI exiting, is there at the end."""
+    """An NMI has come while one was pending, and the other machine shows one more than the model."""
+    return found.entry.second_nmi and _shows_nmi(found.other) and not _shows_nmi(found.bare)
+
+
+def nmi_blocking_stays_in_l2(found: Difference) -> bool:
+    """L2 runs without virtual NMIs, an exit leaves NMIs blocked, and L1 takes one on the other machine."""
+    exits = [record for record in found.history if record[0] == EXIT]
     return (
-        found.bare[:1] == (END,)
-        and found.fields() == ("nmi latched",)
-        and not found.entry.vmcs[PIN_BASED] & PIN_NMI_EXITING
-        and field(found.bare, "nmi latched") < field(found.other, "nmi latched")
+        not found.entry.vmcs[PIN_BASED] & PIN_VIRTUAL_NMIS
+        and bool(exits)
+        and bool(field(exits[-1], "interruptibility") & BLOCKING_BY_NMI)
+        and found.other[:1] == (L1_NMI,) != found.bare[:1]
     )
+
+
+def _shows_nmi(record: Record) -> bool:
+    """Whether a record has an NMI: taken by L1 or L2, exiting, or pending at the end."""
+    kind, _vector = event_of(field(record, "interruption info"))
+    exits = is_exit(record, EXCEPTION_NMI) and kind == NMI
+    taken = record[:1] == (L1_NMI,) or record[:2] == (DELIVER, NMI_VECTOR)
+    return exits or taken or (record[:1] == (END,) and field(record, "nmi latched") != 0)
 
 
 def ended_timer_lost_by_a_save(found: Difference) -> bool:
@@ -59,29 +84,85 @@ def ended_timer_lost_by_a_save(found: Difference) -> bool:
     )
 
 
-def timer_wakes_what_is_due(found: Difference) -> bool:
-    """The TPR exit is due in HLT, or its check, and the VMX-preemption timer comes: L2 was asleep."""
-    rows = found.entry.forbidden_by()
-    if found.bare == (VMFAIL, VMFAIL_CONTROLS) and rows:
-        asleep = field(found.other, "activity") == HLT and is_exit(found.other, PREEMPTION_TIMER)
-        return asleep and all(row.rule in PROCESSOR_CHECKS for row in rows)
+def soft_event_lost_by_a_save(found: Difference) -> bool:
+    """A userspace saves while a soft event that L1 injects is in flight, or #BP or #OF, and it is gone."""
+    kind, vector = event_of(found.injected)
+    is_soft = kind in SOFT_TYPES or (kind == HARDWARE_EXCEPTION and vector in (BP, OF))
+    in_flight = field(found.other, "IDT-vectoring info")
     return (
-        is_exit(found.bare, TPR_BELOW_THRESHOLD)
-        and is_exit(found.other, PREEMPTION_TIMER)
-        and found.fields() == ("reason",)
-        and field(found.bare, "activity") == HLT
+        found.entry.was_saved
+        and bool(found.injected & VALID)
+        and is_soft
+        and bool(found.history)
+        and found.history[-1][0] == L1_ENTRY
+        and found.bare[:1] in ((DELIVER,), (EXIT,))
+        and not is_exit(found.bare, INVALID_STATE)
+        and not (in_flight & VALID and event_of(in_flight) == (kind, vector))
     )
 
 
-def smi_ends_hlt(found: Difference) -> bool:
-    """An SMI has come in HLT, and behind it L2 is active, and goes on to what ends the scenario."""
-    if found.bare[:1] == (SMM_ENTRY,) and is_exit(found.other, VMCALL_EXIT):
-        return True
-    fields = set(found.fields())
-    blocked = field(found.other, "interruptibility") & ~field(found.bare, "interruptibility")
+def mtf_exit_before_init(found: Difference) -> bool:
+    """An INIT comes with an injection and the monitor trap flag, whose exit is first."""
     return (
-        {"activity"} < fields <= {"interruptibility", "activity"}
-        and field(found.bare, "activity") == HLT
-        and field(found.other, "activity") == ACTIVE
-        and blocked == BLOCKING_BY_NMI
+        is_exit(found.bare, INIT_SIGNAL)
+        and is_exit(found.other, MONITOR_TRAP_FLAG)
+        and found.fields() == ("reason",)
+    )
+
+
+def debug_exception_before_init(found: Difference) -> bool:
+    """With an INIT a #DB is pending at the entry: it exits first, or loses the bit that makes it pending."""
+    name = "pending debug exceptions"
+    if not is_exit(found.bare, INIT_SIGNAL) or not found.entry.vmcs[GUEST_PENDING_DBG]:
+        return False
+    if is_exit(found.other, EXCEPTION_NMI):
+        return event_of(field(found.other, "interruption info")) == (HARDWARE_EXCEPTION, DB)
+    lost = field(found.bare, name) & ~field(found.other, name)
+    return found.fields() == (name,) and lost == PENDING_DBG_ENABLED_BP
+
+
+def shadow_lost_by_an_smi(found: Difference) -> bool:
+    """An SMI has come under a shadow of STI or MOV SS, which is gone behind it."""
+    name = "interruptibility"
+    if not found.entry.met_smi:
+        return False
+    if found.fields() == (name,):
+        lost = field(found.bare, name) & ~field(found.other, name)
+        return bool(lost & INTERRUPT_SHADOW) and not lost & ~INTERRUPT_SHADOW
+    return found.bare[:1] == (DELIVER,) and found.fields() == ("return rip",)
+
+
+def trap_before_smi(found: Difference) -> bool:
+    """An SMI comes with a trap of single step, and finds L2 in the handler of the trap."""
+    return (
+        found.bare[:1] == found.other[:1] == (SMM_ENTRY,)
+        and found.fields() == ("rip",)
+        and field(found.other, "rip") == handler_rip(DB)
+    )
+
+
+def smi_before_what_a_save_repeats(found: Difference) -> bool:
+    """An SMI comes in a delivery of L2's own, a userspace saves, and L2 executes the instruction again."""
+    return found.entry.was_saved and found.bare[:1] == (SMM_ENTRY,) and found.fields() == ("rip",)
+
+
+def rsm_is_an_instruction_of_l2(found: Difference) -> bool:
+    """With the monitor trap flag L2 exits right behind RSM, before the next instruction."""
+    return (
+        found.entry.met_smi
+        and is_exit(found.other, MONITOR_TRAP_FLAG)
+        and bool(found.entry.vmcs[CPU_BASED] & CPU_MONITOR_TRAP_FLAG)
+        and not found.injected & VALID
+    )
+
+
+def injected_mtf_swallowed(found: Difference) -> bool:
+    """L1 injects an MTF exit without the control of that name, and there is none."""
+    kind, _vector = event_of(found.injected)
+    return (
+        bool(found.injected & VALID)
+        and kind == OTHER_EVENT
+        and not found.entry.vmcs[CPU_BASED] & CPU_MONITOR_TRAP_FLAG
+        and is_exit(found.bare, MONITOR_TRAP_FLAG)
+        and not is_exit(found.other, MONITOR_TRAP_FLAG)
     )

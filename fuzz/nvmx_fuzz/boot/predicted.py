@@ -11,7 +11,7 @@ from nvmx_core.arch.state import ACTIVE
 from nvmx_core.bugs.versions import bugs_of
 from nvmx_core.errors import ModelError
 from nvmx_core.guests.memory import PAGE_COUNT
-from nvmx_core.journal import END, RECORD_FIELDS, Record
+from nvmx_core.journal import DELIVER, END, EXIT, RECORD_FIELDS, Record
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.machines.bare import Bare
 from nvmx_core.machines.modes import MODE_L2
@@ -21,13 +21,12 @@ from nvmx_core.scenario.steps import DROP_PAGE, OPERATIONS, Scenario, Step
 from nvmx_fuzz.boot.reading import visible
 from nvmx_fuzz.compare import Difference, first_difference
 
-VERSION: Final = "kvm-6.1"
 _END_ACTIVITY: Final = 1 + RECORD_FIELDS[END].index("activity")
 _FRESH: Final[tuple[Step, ...]] = tuple((DROP_PAGE, page, 0, 0) for page in range(PAGE_COUNT))
 
 
 def predicting_bugs(
-    scenario: Scenario, bare: list[Record], found: Difference, has_rf: bool, version: str = VERSION
+    scenario: Scenario, bare: list[Record], found: Difference, has_rf: bool, version: str
 ) -> Iterator[str]:
     """The catalogued bugs of a version that make our L0 show the same difference from *bare*, by name."""
     fresh = (on_fresh_machine(scenario), on_fresh_machine(scenario, acts=True))
@@ -51,13 +50,32 @@ def _shows(
     return found._replace(bare=ours.other).fields() in ((), ("rsp",))
 
 
-def bugs_that_sleep(scenario: Scenario, has_rf: bool, version: str = VERSION) -> Iterator[str]:
+def bugs_that_sleep(scenario: Scenario, has_rf: bool, version: str) -> Iterator[str]:
     """The catalogued bugs of a version that leave L2 asleep at the end, where `bare` does not."""
     fresh = on_fresh_machine(scenario)
     for bug in bugs_of(version):
         shown = journal_under(fresh, bug.l0, has_rf)
         if shown and shown[-1][1] == MODE_L2 and shown[-1][_END_ACTIVITY] != ACTIVE:
             yield bug.name
+
+
+def bugs_that_go_astray(scenario: Scenario, has_rf: bool, version: str) -> list[str]:
+    """The catalogued bugs of a version with which other things happen than on `bare`."""
+    expected = _happenings(journal_on_bare(scenario, has_rf))
+    fresh = (on_fresh_machine(scenario), on_fresh_machine(scenario, acts=True))
+    return [
+        bug.name
+        for bug in bugs_of(version)
+        if any(
+            shown and _happenings(shown) != expected
+            for shown in (journal_under(each, bug.l0, has_rf) for each in fresh)
+        )
+    ]
+
+
+def _happenings(journal: list[Record]) -> list[Record]:
+    """What happens, without how: kinds of records, reasons, vectors."""
+    return [record[:2] if record[0] in (EXIT, DELIVER) else record[:1] for record in journal]
 
 
 def on_fresh_machine(scenario: Scenario, *, acts: bool = False) -> Scenario:

@@ -13,7 +13,6 @@ from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.moved import stand_alone_moved
 from nvmx_fuzz.boot.predicted import (
-    VERSION,
     bugs_that_sleep,
     journal_on_bare,
     journal_under,
@@ -29,7 +28,7 @@ _PREFIX = "KVM: "
 
 
 def predicted_minimum(
-    kind: Kind, shown: Shown, capabilities: Capabilities, version: str = VERSION
+    kind: Kind, shown: Shown, capabilities: Capabilities, version: str
 ) -> Scenario | None:
     """The guess; None where no bug of the catalogue predicts the difference."""
     if not kind.known.startswith(_PREFIX):

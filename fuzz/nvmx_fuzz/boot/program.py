@@ -205,12 +205,19 @@ def operation_table(labels: dict[str, int]) -> bytes:
     return struct.pack(f"<{len(_OPERATIONS)}Q", *(labels[name] for name in _OPERATIONS))
 
 
+_BEHIND_ENTRIES: Final = (
+    "launch_failed", "resume_failed", "launch_shadow_failed", "resume_shadow_failed",
+)  # fmt: skip
+"""Where L1 goes on behind a VMLAUNCH or VMRESUME that has failed."""
+
+
 def while_recording(rip: int) -> bool:
     """Whether L1 stood between an exit or VMfail and the end of its record."""
     labels = boot_program().labels
     return (
         labels["exited"] <= rip < labels["launch"]
         or labels["record"] <= rip < labels["op_watched_enter"]
+        or any(rip == labels[name] for name in _BEHIND_ENTRIES)
     )
 
 

@@ -44,13 +44,13 @@ _TIMER: Final = RECORD_FIELDS[EXIT].index("preemption timer")
 _END_RIP: Final = 1 + RECORD_FIELDS[END].index("rip")
 _END_SMI: Final = 1 + RECORD_FIELDS[END].index("smi latched")
 _HIDDEN: Final = (RETIRE, SMM_ENTRY, SMM_RETURN)
-_EXIT_RFLAGS: Final = 1 + RECORD_FIELDS[EXIT].index("rflags")
+_RFLAGS: Final = {kind: 1 + RECORD_FIELDS[kind].index("rflags") for kind in (EXIT, DELIVER)}
 
 
 def visible(journal: Sequence[Record], *, has_rf: bool = True) -> list[Record]:
     """What of a journal can be seen on a machine without a helper.
 
-    *has_rf*: RFLAGS.RF of an exit means something there.
+    *has_rf*: RFLAGS.RF of an exit, and of a frame that was pushed after one, means something there.
     """
     seen = [_visible_record(each, has_rf) for each in journal if each[0] not in _HIDDEN]
     managed = [record for record in journal if record[0] == SMM_ENTRY]
@@ -60,12 +60,9 @@ def visible(journal: Sequence[Record], *, has_rf: bool = True) -> list[Record]:
 
 
 def _visible_record(record: Record, has_rf: bool) -> Record:
-    if record[0] == EXIT and not has_rf:
-        return (
-            *record[:_EXIT_RFLAGS],
-            record[_EXIT_RFLAGS] & ~RFLAGS_RF,
-            *record[_EXIT_RFLAGS + 1 :],
-        )
+    place = _RFLAGS.get(record[0], 0)
+    if place and not has_rf:
+        record = (*record[:place], record[place] & ~RFLAGS_RF, *record[place + 1 :])
     if record[0] == DELIVER:
         return (*record[:5], 0, 0)
     if record[0] == END:

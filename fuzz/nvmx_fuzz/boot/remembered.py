@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hashlib import sha256
 
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.linux import FOLDER
+from nvmx_fuzz.boot.kept import FOLDER
 from nvmx_fuzz.files import write_whole
 
 

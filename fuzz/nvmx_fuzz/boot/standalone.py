@@ -9,10 +9,8 @@ always exits brings L1 back. What cannot be done so is refused, each reason unde
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.controls import PIN_PREEMPTION_TIMER
-from nvmx_core.arch.events import OTHER_EVENT, TYPE_MASK, TYPE_SHIFT, VALID
 from nvmx_core.arch.exits import VMCALL_EXIT
 from nvmx_core.arch.fields import (
-    ENTRY_INTR_INFO,
     FIELDS,
     GUEST_ACTIVITY,
     PIN_BASED,
@@ -20,6 +18,7 @@ from nvmx_core.arch.fields import (
 )
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import ACTIVE
+from nvmx_core.cpu.processor_state import PENDING_NMI
 from nvmx_core.guests.memory import page_of
 from nvmx_core.journal import Record
 from nvmx_core.scenario.config import Config
@@ -72,7 +71,12 @@ class Standalone(NamedTuple):
 
 
 class StandaloneRecorder(Recorder):
-    """The layer that does without a helper."""
+    """The layer that does without a helper.
+
+    ``words``: what is known of L2's stack, by address; ``stood``: the same when L2 was entered; ``touched``:
+    the words that L2 has written or read since then; ``second_nmi_at``: the first entry of L1 before or after
+    which an NMI came while one was pending; -1 for none.
+    """
 
     def __init__(self, config: Config, capabilities: Capabilities) -> None:
         super().__init__(config)
@@ -82,7 +86,9 @@ class StandaloneRecorder(Recorder):
         self.sleeps: bool = False
         self.last_exit: int = VMCALL_EXIT
         self.words: dict[int, int] = {}
+        self.stood: dict[int, int] = {}
         self.touched: set[int] = set()
+        self.second_nmi_at: int = -1
 
     # -- arrivals -------------------------------------------------------------------------------------
 
@@ -91,6 +97,8 @@ class StandaloneRecorder(Recorder):
         super(ArrivalRecorder, self)._arm(step, when)
 
     def arrive(self, op: int, b: int) -> None:
+        if op == NMI and self.cpu.pending & PENDING_NMI and self.second_nmi_at < 0:
+            self.second_nmi_at = max(len(self.entries) - 1, 0)
         if self.moment == AT_ENTRY:
             self._arrive_at_entry(op, b)
         elif self.moment == IN_EVENT_DELIVERY and not self._passes(op):
@@ -191,7 +199,7 @@ class StandaloneRecorder(Recorder):
                 if address in self.touched:
                     raise NotRealisableError("stack-changes-while-l2-runs")
                 self.code_of_stint.append((l1.STORE32, address, value, 0))
-                self.words[address] = value
+                self.words[address] = self.stood[address] = value
             self.touched.add(address)
 
     def _follow_delivery(self, record: Record) -> None:
@@ -201,6 +209,8 @@ class StandaloneRecorder(Recorder):
         selector = layout.L2_USER_CODE_SELECTOR if outer else layout.L2_CODE_SELECTOR
         frame = [record[2]] if has_error_code else []
         frame += [record[3], selector, record[4]]
+        if all(self.stood.get(self.esp + 4 * index) == word for index, word in enumerate(frame)):
+            raise NotRealisableError("frame-stood-there-before")
         if outer:
             frame += [esp, layout.L2_USER_DATA_SELECTOR]
         for index, word in enumerate(frame):
@@ -219,10 +229,9 @@ class StandaloneRecorder(Recorder):
         place, lacking = self.capabilities.missing(vmcs)
         if lacking:
             raise NotRealisableError(f"not-offered: {FIELDS[place].name} {lacking:#x}")
-        if self.capabilities.dies_of_type_7 and _injects_other_event(vmcs[ENTRY_INTR_INFO]):
-            raise NotRealisableError("other-event-not-offered")
         self.sleeps |= vmcs[GUEST_ACTIVITY] != ACTIVE
         super()._write_vmcs()
+        self.stood = dict(self.words)
         self.touched = set()
 
     def _after_exit(self) -> None:
@@ -241,6 +250,9 @@ class StandaloneRecorder(Recorder):
     def finish(self) -> None:
         if self.cpu.non_root:
             self._place_stop()
+        if self.second_nmi_at >= 0:
+            for index in range(self.second_nmi_at, len(self.entries)):
+                self.entries[index] = self.entries[index]._replace(second_nmi=True)
         super().finish()
 
     def _place_stop(self) -> None:
@@ -257,7 +269,3 @@ class StandaloneRecorder(Recorder):
         if unusual >> page_of(cpu.rip) & 1:
             raise NotRealisableError("l2-cannot-be-stopped")
         self.ends_in_l2 = True
-
-
-def _injects_other_event(info: int) -> bool:
-    return info & VALID != 0 and (info & TYPE_MASK) >> TYPE_SHIFT == OTHER_EVENT

@@ -164,6 +164,8 @@ class StoppingRecorder(StandaloneRecorder):
         """A stop, or one action more at the same moment."""
         if action == stops.SAVE:
             self.entries[-1] = self.entries[-1]._replace(was_saved=True)
+        if action == stops.message(SMI, 0):
+            self.entries[-1] = self.entries[-1]._replace(met_smi=True)
         if self.stops and self.place == moment:
             self.stops.append(stops.stop(stops.ALSO, 0, action))
             return
@@ -190,13 +192,14 @@ class StoppingRecorder(StandaloneRecorder):
         if self.place == moment:
             self._add(stops.ALSO, 0, action, moment)
             return True
-        if self.cpu.real_mode:
+        if self.cpu.real_mode or self.waiting:
             return False
         gate = self._gate_page()
         if not self._is_first_touch(gate):
             return False
         page = gate
         completes = not self.memory.gates and self._is_first_touch(STACK) and not self.l2_cpl
+        completes = completes and self._is_certain(GDT)
         if self.dropped >> STACK & 1 and not self.dropped >> gate & 1 and completes:
             page = STACK
         self._add(stops.AT_PAGE, page_address(page), action, moment)

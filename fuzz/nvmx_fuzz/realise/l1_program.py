@@ -243,19 +243,23 @@ failed_invalid:
     jmp record
 launch:
     vmlaunch
+launch_failed:
     jmp failed
 resume:
     vmresume
+resume_failed:
     jmp failed
 launch_behind_mov_ss:
     mov ss, word ptr [r13 + {layout.DATA_SELECTOR}]
 launch_shadow:
     vmlaunch
+launch_shadow_failed:
     jmp failed
 resume_behind_mov_ss:
     mov ss, word ptr [r13 + {layout.DATA_SELECTOR}]
 resume_shadow:
     vmresume
+resume_shadow_failed:
     jmp failed
 """
 """The interpreter of scripts. It goes to ``start`` at the end of one, through ``mark``, ``record`` and

@@ -1,0 +1,132 @@
+"""What is known of entries into HLT and wait-for-SIPI, which KVM emulates without the processor.
+
+Checks that it leaves to the processor are made by nobody then, and what the processor would look for after
+the entry nobody looks for.
+"""
+
+from typing import Final
+
+from nvmx_core.arch.controls import CPU_NMI_WINDOW_EXITING
+from nvmx_core.arch.exits import (
+    EXCEPTION_NMI,
+    EXTERNAL_INTERRUPT_EXIT,
+    INIT_SIGNAL,
+    INVALID_STATE,
+    PREEMPTION_TIMER,
+    SIPI_SIGNAL,
+    TPR_BELOW_THRESHOLD,
+    VMCALL_EXIT,
+)
+from nvmx_core.arch.fields import CPU_BASED, GUEST_ACTIVITY, GUEST_PENDING_DBG
+from nvmx_core.arch.state import ACTIVE, HLT, WAIT_FOR_SIPI
+from nvmx_core.journal import END, EXIT, RECORD_FIELDS, SMM_ENTRY, VMFAIL, Record
+from nvmx_fuzz.bochs.predicates import field, is_exit
+from nvmx_fuzz.boot.predicates import PROCESSOR_CHECKS, VMFAIL_CONTROLS
+from nvmx_fuzz.compare import Difference
+
+_CHECKS: Final = ("G2", "G3", "G4", "G5", "G10")
+"""Checks of the guest state that KVM does not make itself."""
+_OUTSIDE: Final = (EXTERNAL_INTERRUPT_EXIT, EXCEPTION_NMI, PREEMPTION_TIMER)
+_END_ACTIVITY: Final = 1 + RECORD_FIELDS[END].index("activity")
+
+
+def active_after_hlt(found: Difference) -> bool:
+    """An exit out of HLT, and the other machine saves active."""
+    return (
+        not is_exit(found.bare, INVALID_STATE)
+        and found.fields() == ("activity",)
+        and field(found.bare, "activity") == HLT
+    )
+
+
+def failed_entry_saves_activity(found: Difference) -> bool:
+    """An entry into HLT fails, and the other machine has made the activity state active."""
+    return (
+        is_exit(found.bare, INVALID_STATE)
+        and found.fields() == ("activity",)
+        and field(found.bare, "activity") == HLT
+    )
+
+
+def inactive_state_accepted(found: Difference) -> bool:
+    """An entry into another activity state that has to fail, and does not."""
+    rows = found.entry.forbidden_by()
+    return (
+        is_exit(found.bare, INVALID_STATE)
+        and not is_exit(found.other, INVALID_STATE)
+        and found.entry.vmcs[GUEST_ACTIVITY] != ACTIVE
+        and bool(rows)
+        and all(row.rule in _CHECKS for row in rows)
+    )
+
+
+def window_runs_hlt(found: Difference) -> bool:
+    """L2 sleeps in HLT under an NMI window that is not open; elsewhere it runs."""
+    return (
+        _end_activity(found.bare) == HLT
+        and found.entry.vmcs[GUEST_ACTIVITY] == HLT
+        and bool(found.entry.vmcs[CPU_BASED] & CPU_NMI_WINDOW_EXITING)
+        and (_end_activity(found.other) == ACTIVE or found.other[:1] == (EXIT,))
+        and field(found.other, "activity") == ACTIVE
+    )
+
+
+def what_is_due_in_hlt(found: Difference) -> bool:
+    """The TPR exit is due in HLT, or its check, and something else comes first: L2 was asleep."""
+    rows = found.entry.forbidden_by()
+    if found.bare == (VMFAIL, VMFAIL_CONTROLS) and rows:
+        asleep = field(found.other, "activity") == HLT and is_exit(found.other, PREEMPTION_TIMER)
+        return asleep and all(row.rule in PROCESSOR_CHECKS for row in rows)
+    return (
+        is_exit(found.bare, TPR_BELOW_THRESHOLD)
+        and is_exit(found.other, PREEMPTION_TIMER, EXTERNAL_INTERRUPT_EXIT)
+        and set(found.fields()) <= {"reason", "interruption info"}
+        and field(found.bare, "activity") == HLT
+    )
+
+
+def pending_debug_kept(found: Difference) -> bool:
+    """An exit out of HLT saves the pending debug exceptions as L1 wrote them, and not as 0."""
+    name = "pending debug exceptions"
+    return (
+        found.fields() == (name,)
+        and field(found.bare, "activity") == HLT == found.entry.vmcs[GUEST_ACTIVITY]
+        and field(found.bare, name) == 0
+        and field(found.other, name) == found.entry.vmcs[GUEST_PENDING_DBG]
+    )
+
+
+def event_in_wait_for_sipi(found: Difference) -> bool:
+    """Something exits out of wait-for-SIPI that this state blocks."""
+    return (
+        found.entry.vmcs[GUEST_ACTIVITY] == WAIT_FOR_SIPI == field(found.other, "activity")
+        and is_exit(found.other, *_OUTSIDE)
+        and not found.entry.forbidden_by()
+        and (is_exit(found.bare, SIPI_SIGNAL) or found.bare[:1] in ((END,), (SMM_ENTRY,)))
+    )
+
+
+def init_lost_in_wait_for_sipi(found: Difference) -> bool:
+    """An INIT that wait-for-SIPI has blocked exits at the next entry; elsewhere it does not."""
+    exits = [record for record in found.history if record[0] == EXIT]
+    return (
+        is_exit(found.bare, INIT_SIGNAL)
+        and not is_exit(found.other, INIT_SIGNAL)
+        and bool(exits)
+        and is_exit(exits[-1], SIPI_SIGNAL)
+    )
+
+
+def smi_ends_hlt(found: Difference) -> bool:
+    """An SMI has come in HLT, and behind it L2 is active, and goes on to what ends the scenario."""
+    if found.bare[:1] == (SMM_ENTRY,) and is_exit(found.other, VMCALL_EXIT):
+        return found.entry.met_smi
+    fields = set(found.fields())
+    was_asleep = field(found.bare, "activity") == HLT
+    now_active = field(found.other, "activity") == ACTIVE
+    return {"activity"} < fields and was_asleep and now_active and found.entry.met_smi
+
+
+def _end_activity(record: Record) -> int:
+    """The activity state at the end; -1 for another record."""
+    return record[_END_ACTIVITY] if record[:1] == (END,) else -1

@@ -1,0 +1,26 @@
+"""A row of the table of known disagreements."""
+
+from typing import Final, NamedTuple
+
+from nvmx_fuzz.bochs.predicates import Predicate
+
+BOCHS_WRONG: Final = "Bochs is wrong"
+KVM_WRONG: Final = "KVM is wrong"
+BOTH_ALLOWED: Final = "both are allowed"
+
+BOCHS: Final = ("bochs-boot", "kvm-bochs")
+KVM: Final = ("kvm", "kvm-bochs")
+
+EVERYWHERE: Final = ("bochs-boot", "kvm", "kvm-bochs")
+
+
+class Listed(NamedTuple):
+    """One known disagreement: on which machines, its rules, who is right, why, and a scenario."""
+
+    name: str
+    machines: tuple[str, ...]
+    rules: tuple[str, ...]
+    verdict: str
+    why: str
+    scenario: str
+    matches: Predicate
