@@ -13,6 +13,7 @@ from nvmx_core.arch.events import (
     BP,
     DB,
     DF,
+    EXTERNAL_INTERRUPT,
     HARDWARE_EXCEPTION,
     NMI,
     OF,
@@ -210,20 +211,27 @@ def wrong_vector_in_delivery(found: Difference) -> bool:
     """
     if found.injected & VALID or not found.entry.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY:
         return False
-    if found.other == (VMFAIL, VMFAIL_CONTROLS):  # what was reported could not be injected at all
-        return found.bare[:1] == (DELIVER,) or bool(field(found.bare, "IDT-vectoring info") & VALID)
-    if found.bare[:1] == (DELIVER,) and found.other[:1] == (END,):
+    bare, other = found.bare, found.other
+    in_flight = field(other, "IDT-vectoring info")
+    if bare[:1] == (DELIVER,) and in_flight & VALID:
+        return event_of(in_flight) != (EXTERNAL_INTERRUPT, bare[1])
+    if other == (VMFAIL, VMFAIL_CONTROLS):  # what was reported could not be injected at all
+        return bare[:1] == (DELIVER,) or bool(field(bare, "IDT-vectoring info") & VALID)
+    if bare[:1] == (DELIVER,) and other[:1] == (END,):
         return True
-    if found.bare[:1] == found.other[:1] == (EXIT,):  # L2 goes on in the other handler
-        return _handler_of(found.bare) != _handler_of(found.other)
-    if found.bare[:1] == (END,):
+    if bare[:1] in ((EXIT,), (DELIVER,)) and other[:1] == (
+        EXIT,
+    ):  # L2 goes on in the other handler
+        return _handler_of(bare) != _handler_of(other) and _handler_of(other) >= 0
+    if bare[:1] == (END,):
         return bool(found.fields()) and set(found.fields()) <= {"rip", "rflags"}
-    return found.bare[:1] == (DELIVER,) and found.fields() == ("vector",)
+    return bare[:1] == (DELIVER,) and found.fields() == ("vector",)
 
 
 def _handler_of(record: Record) -> int:
-    """In which handler L2 stands at an exit, by its distance from the first."""
-    return field(record, "rip") - HANDLER_BASE >> HANDLER_SHIFT
+    """In which handler L2 stands, or stood, by its vector; a negative number in none."""
+    rip = field(record, "rip") or field(record, "return rip")
+    return rip - HANDLER_BASE >> HANDLER_SHIFT
 
 
 def misconfiguration_qualified(found: Difference) -> bool:

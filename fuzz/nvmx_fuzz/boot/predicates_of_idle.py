@@ -80,7 +80,7 @@ def what_is_due_in_hlt(found: Difference) -> bool:
     return (
         is_exit(found.bare, TPR_BELOW_THRESHOLD)
         and is_exit(found.other, PREEMPTION_TIMER, EXTERNAL_INTERRUPT_EXIT)
-        and set(found.fields()) <= {"reason", "interruption info"}
+        and set(found.fields()) <= {"reason", "interruption info", "activity"}
         and field(found.bare, "activity") == HLT
     )
 
@@ -89,7 +89,7 @@ def pending_debug_kept(found: Difference) -> bool:
     """An exit out of HLT saves the pending debug exceptions as L1 wrote them, and not as 0."""
     name = "pending debug exceptions"
     return (
-        found.fields() == (name,)
+        set(found.fields()) - {"activity"} == {name}
         and field(found.bare, "activity") == HLT == found.entry.vmcs[GUEST_ACTIVITY]
         and field(found.bare, name) == 0
         and field(found.other, name) == found.entry.vmcs[GUEST_PENDING_DBG]

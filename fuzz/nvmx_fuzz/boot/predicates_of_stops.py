@@ -5,16 +5,24 @@ from nvmx_core.arch.controls import (
     PIN_EXT_INTR_EXITING,
     PIN_NMI_EXITING,
     PIN_VIRTUAL_NMIS,
+    SECONDARY_EPT,
 )
-from nvmx_core.arch.events import BP, DB, HARDWARE_EXCEPTION, NMI, OF, OTHER_EVENT, VALID
+from nvmx_core.arch.events import BP, DB, DF, HARDWARE_EXCEPTION, NMI, OF, OTHER_EVENT, PF, VALID
 from nvmx_core.arch.exits import (
     EXCEPTION_NMI,
     INIT_SIGNAL,
     INVALID_STATE,
     MONITOR_TRAP_FLAG,
     PREEMPTION_TIMER,
+    TRIPLE_FAULT,
 )
-from nvmx_core.arch.fields import CPU_BASED, GUEST_PENDING_DBG, GUEST_PREEMPTION_TIMER, PIN_BASED
+from nvmx_core.arch.fields import (
+    CPU_BASED,
+    GUEST_PENDING_DBG,
+    GUEST_PREEMPTION_TIMER,
+    PIN_BASED,
+    SECONDARY,
+)
 from nvmx_core.arch.state import BLOCKING_BY_NMI, INTERRUPT_SHADOW, PENDING_DBG_ENABLED_BP
 from nvmx_core.guests.memory import handler_rip
 from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_NMI, SMM_ENTRY, Record
@@ -82,6 +90,15 @@ def ended_timer_lost_by_a_save(found: Difference) -> bool:
         and not is_exit(found.other, PREEMPTION_TIMER)
         and found.entry.vmcs[GUEST_PREEMPTION_TIMER] == 0
     )
+
+
+def pdptes_lost_by_a_restore(found: Difference) -> bool:
+    """L2 runs without EPT of L1's, a userspace saves and restores it, and it cannot read its memory."""
+    if not found.entry.was_saved or found.entry.vmcs[SECONDARY] & SECONDARY_EPT:
+        return False
+    _kind, vector = event_of(field(found.other, "interruption info"))
+    faults = is_exit(found.other, EXCEPTION_NMI) and vector in (DF, PF)
+    return faults or (is_exit(found.other, TRIPLE_FAULT) and found.bare != found.other)
 
 
 def soft_event_lost_by_a_save(found: Difference) -> bool:

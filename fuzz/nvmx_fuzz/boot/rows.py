@@ -15,7 +15,10 @@ EVERYWHERE: Final = ("bochs-boot", "kvm", "kvm-bochs")
 
 
 class Listed(NamedTuple):
-    """One known disagreement: on which machines, its rules, who is right, why, and a scenario."""
+    """One known disagreement: on which machines, its rules, who is right, why, and a scenario.
+
+    ``finding``: where docs/KVM-FINDINGS.md tells of it.
+    """
 
     name: str
     machines: tuple[str, ...]
@@ -24,3 +27,4 @@ class Listed(NamedTuple):
     why: str
     scenario: str
     matches: Predicate
+    finding: str = ""

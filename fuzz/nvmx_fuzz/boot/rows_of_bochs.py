@@ -42,7 +42,7 @@ OF_BOCHS: Final[tuple[Listed, ...]] = (
         "The activity state is saved as it was before the exit (SDM: Saving Non-Register State). Bochs "
         "2.7 saves active; KVM enters L2 as active when a window is asked for, and saves what it entered "
         "with (nested_vmx_run, sync_vmcs02_to_vmcs12).",
-        "corpus/nested_events/nmi-window-wakes-halted-l2.scn", active_after_hlt,
+        "corpus/nested_events/nmi-window-wakes-halted-l2.scn", active_after_hlt, "F5",
     ),
     Listed(
         "timer of an earlier entry", EVERYWHERE, ("O7",), f"{BOCHS_WRONG}; {KVM_WRONG}",
@@ -50,7 +50,7 @@ OF_BOCHS: Final[tuple[Listed, ...]] = (
         "value of 0 KVM starts no timer of its own, and saves what would be left of the one of an earlier "
         "entry (vmx_start_preemption_timer, vmx_get_preemption_timer_value). Bochs does the same.",
         "config preemption-timer=on save-preemption-timer=on / L1 enter / L2 cpuid / "
-        "L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter", timer_of_an_earlier_entry,
+        "L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter", timer_of_an_earlier_entry, "F9",
     ),
     Listed(
         "breakpoint without a condition", BOCHS, ("O6",), BOCHS_WRONG,

@@ -33,6 +33,7 @@ from nvmx_fuzz.boot.predicates_of_stops import (
     mtf_exit_before_init,
     nmi_blocking_stays_in_l2,
     nmi_exits_though_blocked,
+    pdptes_lost_by_a_restore,
     rsm_is_an_instruction_of_l2,
     second_nmi_is_kept,
     shadow_lost_by_an_smi,
@@ -49,14 +50,14 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "Pending MTF VM Exits). KVM asks the control whose exit it is, and drops it "
         "(nested_vmx_l1_wants_exit).",
         "corpus/nested_events/inject-monitor-trap.scn",
-        injected_mtf_swallowed,
+        injected_mtf_swallowed, "F22",
     ),
     Listed(
         "RSM is an instruction of L2", KVM, ("B8", "M1"), KVM_WRONG,
         "With the monitor trap flag the exit comes behind the next instruction of L2 (SDM: Monitor Trap "
         "Flag). KVM emulates RSM, and owes the exit for it (vmx_update_emulated_instruction).",
         "corpus/nested_events/mtf-after-smm.scn",
-        rsm_is_an_instruction_of_l2,
+        rsm_is_an_instruction_of_l2, "F23",
     ),
     Listed(
         "failed entry saves the activity state", KVM, ("E0", "Y4"), KVM_WRONG,
@@ -65,7 +66,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "the exit (nested_vmx_vmexit, sync_vmcs02_to_vmcs12): HLT becomes active.",
         "L1 vmwrite GUEST_RFLAGS 0x2 / L1 vmwrite GUEST_ACTIVITY 0x1 / L1 inject external-interrupt 0x40 / "
         "L1 enter",
-        failed_entry_saves_activity,
+        failed_entry_saves_activity, "F4",
     ),
     Listed(
         "res8: inactive state accepted", KVM, ("G2", "G3", "G4", "G5", "G10"), KVM_WRONG,
@@ -81,14 +82,14 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "threshold against the virtual TPR to the processor, and has checked the guest state by then "
         "(nested_vmx_run): with both wrong L1 sees exit 33.",
         "config tpr-shadow=on / L1 vmwrite TPR_THRESHOLD 0x1 / L1 vmwrite GUEST_ACTIVITY 0x2 / L1 enter",
-        guest_before_controls,
+        guest_before_controls, "F10",
     ),
     Listed(
         "INT1 as a hardware exception", KVM, ("X7", "X4"), KVM_WRONG,
         "An exit in the delivery of INT1 has RIP at the instruction and reports type 5 (SDM: Saving RIP, "
         "RSP, RFLAGS, and SSP). KVM intercepts every #DB, steps over the instruction and injects type 3 "
         "(handle_exception_nmi).",
-        "L2 page idt-low absent / L1 enter / L2 int1", int1_as_hardware_exception,
+        "L2 page idt-low absent / L1 enter / L2 int1", int1_as_hardware_exception, "F8",
     ),
     Listed(
         "res2: refused injection", KVM, ("X4",), KVM_WRONG,
@@ -109,7 +110,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "IRET opens NMIs of L1", KVM, ("N1",), KVM_WRONG,
         "With NMI exiting and without virtual NMIs an IRET of L2 does not touch the blocking of NMIs (SDM: "
         "NMI Blocking by IRET in VMX Non-Root Operation). KVM runs L2 with virtual NMIs of its own.",
-        "config virtual-nmis=off / L1 inject nmi / L1 enter / L2 iret / L2 nop", iret_opens_nmis,
+        "config virtual-nmis=off / L1 inject nmi / L1 enter / L2 iret / L2 nop", iret_opens_nmis, "F7",
     ),
     Listed(
         "res3: INT1 dropped", KVM, ("X4", "X13"), KVM_WRONG,
@@ -121,7 +122,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "qualification of an EPT misconfiguration", KVM, ("X1",), KVM_WRONG,
         "Exit 49 has no qualification, the field is cleared (SDM: Exit Qualification); KVM leaves that of "
         "the EPT violation it made the exit from (nested_ept_inject_page_fault).",
-        "corpus/nested_events/ept12-misconfigured-in-delivery.scn", misconfiguration_qualified,
+        "corpus/nested_events/ept12-misconfigured-in-delivery.scn", misconfiguration_qualified, "F3",
     ),
     Listed(
         "NMI blocking of an exit in a delivery", KVM, ("X10", "N3"), KVM_WRONG,
@@ -129,7 +130,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "Event Delivery; Saving Non-Register State). KVM opens them for its own injection before it hands "
         "the exit on (__vmx_complete_interrupts). A host that clears the bit before it injects again sees "
         "no difference.",
-        "corpus/nested_events/ept12-then-l0-fault-in-nmi-delivery.scn", nmi_blocking_of_a_delivery,
+        "corpus/nested_events/ept12-then-l0-fault-in-nmi-delivery.scn", nmi_blocking_of_a_delivery, "F6",
     ),
     Listed(
         "res6: NMI unblocking due to IRET", KVM, ("X12", "N1"), KVM_WRONG,
@@ -144,14 +145,14 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "The exit of MWAIT says whether MONITOR has armed the monitor (SDM: Exit Qualification). KVM "
         "intercepts MONITOR for itself and emulates it as NOP, so the processor never arms one "
         "(vmx_exec_control, kvm_emulate_monitor).",
-        "corpus/lessons/mwait-tells-the-armed-monitor.scn", monitor_never_armed,
+        "corpus/lessons/mwait-tells-the-armed-monitor.scn", monitor_never_armed, "F15",
     ),
     Listed(
         "NMI exits though NMIs are blocked", KVM, ("N1",), KVM_WRONG,
         "With NMI exiting and without virtual NMIs bit 3 of the interruptibility state blocks NMIs "
         "(SDM: Guest Non-Register State). KVM looks at the control only (vmx_nmi_blocked).",
         "config virtual-nmis=off / L1 vmwrite GUEST_INTERRUPTIBILITY 0x8 / L1 enter / outside nmi / L2 cpuid",
-        nmi_exits_though_blocked,
+        nmi_exits_though_blocked, "F11",
     ),
     Listed(
         "NMI blocking stays in L2", KVM, ("N1", "V8"), KVM_WRONG,
@@ -160,7 +161,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "of L1 and that of L2 apart, in vmcs01 and vmcs02.",
         "config nmi-exiting=off virtual-nmis=off / L1 inject nmi / outside interrupt 0x51 at-entry / "
         "L1 enter / outside nmi",
-        nmi_blocking_stays_in_l2,
+        nmi_blocking_stays_in_l2, "F24",
     ),
     Listed(
         "second NMI is kept", KVM, ("N2",), BOTH_ALLOWED,
@@ -177,7 +178,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "Interruptibility State). The window that KVM waits for is in vmcs02, and the exit to L1 asks for no "
         "new look at events (nested_vmx_vmexit; newer kernels do).",
         "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / "
-        "L1 inject external-interrupt 0x40 / L1 enter / outside nmi", event_kept_by_l2_is_late,
+        "L1 inject external-interrupt 0x40 / L1 enter / outside nmi", event_kept_by_l2_is_late, "F12",
     ),
     Listed(
         "ended timer lost by a save", KVM, ("O7",), KVM_WRONG,
@@ -186,7 +187,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "large number (vmx_calc_preemption_timer_value).",
         "config preemption-timer=on / L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / "
         "L1 inject external-interrupt 0x40 / L0 save-restore in-delivery / L1 enter",
-        ended_timer_lost_by_a_save,
+        ended_timer_lost_by_a_save, "F13",
     ),
     Listed(
         "what is due in HLT", KVM, ("O8", "P2"), KVM_WRONG,
@@ -196,7 +197,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "config tpr-shadow=on preemption-timer=on / L1 control virtualize-apic-accesses on / "
         "L1 vmwrite TPR_THRESHOLD 0x1 / L1 vmwrite GUEST_ACTIVITY 0x1 / "
         "L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter",
-        what_is_due_in_hlt,
+        what_is_due_in_hlt, "F2",
     ),
     Listed(
         "pending debug exceptions kept", KVM, ("Y6",), KVM_WRONG,
@@ -205,7 +206,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "(sync_vmcs02_to_vmcs12).",
         "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / "
         "L1 control preemption-timer on / L1 vmwrite GUEST_PENDING_DBG 0x1 / L1 enter",
-        pending_debug_kept,
+        pending_debug_kept, "F19",
     ),
     Listed(
         "NMI window ends HLT", KVM, ("O12", "P9"), KVM_WRONG,
@@ -214,21 +215,21 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "(nested_vmx_run).",
         "L1 inject nmi / L1 enter / L2 vmcall / L1 vmwrite GUEST_ACTIVITY 0x1 / "
         "L1 control nmi-window-exiting on / L1 enter",
-        window_runs_hlt,
+        window_runs_hlt, "F18",
     ),
     Listed(
         "wait-for-SIPI does not block", KVM, ("O12",), KVM_WRONG,
         "Wait-for-SIPI blocks interrupts, NMIs and the VMX-preemption timer (SDM: Activity State; "
         "VMX-Preemption Timer). KVM looks at them without asking for the state (vmx_check_nested_events).",
         "L1 vmwrite GUEST_ACTIVITY 0x3 / outside interrupt 0x51 at-entry / L1 enter / outside sipi 0x9f",
-        event_in_wait_for_sipi,
+        event_in_wait_for_sipi, "F16",
     ),
     Listed(
         "INIT lost in wait-for-SIPI", KVM, ("O12", "P5"), KVM_WRONG,
         "Wait-for-SIPI blocks an INIT, which exits from the next state that does not (SDM: Other Causes of "
         "VM Exits). KVM drops it (vmx_check_nested_events).",
         "L1 vmwrite GUEST_ACTIVITY 0x3 / outside init at-entry / L1 enter / outside sipi 0x10 / L1 enter",
-        init_lost_in_wait_for_sipi,
+        init_lost_in_wait_for_sipi, "F17",
     ),
     Listed(
         "res11: soft event lost by a save", KVM, ("X4",), KVM_WRONG,
@@ -241,13 +242,21 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         soft_event_lost_by_a_save,
     ),
     Listed(
+        "PDPTEs lost by a restore", KVM, ("V2",), KVM_WRONG,
+        "A userspace saves and restores L2 in PAE paging, where L1 uses no EPT. The page-directory-pointer "
+        "entries that it gives with KVM_SET_SREGS2 are forgotten by KVM_SET_NESTED_STATE, and not read again "
+        "because they were given (nested_get_vmcs12_pages): L2 cannot fetch. Not in 6.12, in 7.2.",
+        "config l1-ept=off / L1 enter / L0 save-restore / L2 nop",
+        pdptes_lost_by_a_restore, "F27",
+    ),
+    Listed(
         "MTF exit before INIT", KVM, ("P5", "P6"), KVM_WRONG,
         "An INIT that is pending at the entry exits before the MTF exit behind an injection (SDM: Priority "
         "Among Concurrent Events). KVM has the processor complete the injection, which exits for the monitor "
         "trap flag then, and hands that on without looking for the INIT (nested_vmx_reflect_vmexit).",
         "L1 control monitor-trap-flag on / L1 inject external-interrupt 0x40 / outside init at-entry / "
         "L1 enter",
-        mtf_exit_before_init,
+        mtf_exit_before_init, "F21",
     ),
     Listed(
         "debug exception before INIT", KVM, ("P5", "Y6"), KVM_WRONG,
@@ -256,34 +265,35 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "intercepts it, and hands it to L1, or saves it without the bit that makes it pending "
         "(nested_vmx_update_pending_dbg): it is lost.",
         "L1 vmwrite GUEST_PENDING_DBG 0x1001 / outside init at-entry / L1 enter",
-        debug_exception_before_init,
+        debug_exception_before_init, "F20",
     ),
     Listed(
         "SMI ends HLT", KVM, ("B8", "Y4"), KVM_WRONG,
         "The activity state survives an SMI and its RSM (SDM: Default Treatment of SMI Delivery). KVM makes "
         "the processor runnable and keeps HLT nowhere.",
-        "corpus/nested_events/smi-in-halted-l2.scn", smi_ends_hlt,
+        "corpus/nested_events/smi-in-halted-l2.scn", smi_ends_hlt, "F14",
     ),
     Listed(
         "interrupt before what ranks higher", KVM, ("P9", "P11", "P12"), KVM_WRONG,
         "An NMI window, an interrupt window and a virtual interrupt rank above an external interrupt "
         "(SDM: Other Causes of VM Exits; Virtual-Interrupt Delivery). KVM exits for the interrupt that it "
         "knows of before it lets the processor look for them (vmx_check_nested_events).",
-        "corpus/nested_events/interrupt-window-before-pending-interrupt.scn", interrupt_before_higher_rank,
+        "corpus/nested_events/interrupt-window-before-pending-interrupt.scn",
+        interrupt_before_higher_rank, "F1",
     ),
     Listed(
         "shadow lost by an SMI", KVM, ("B8", "B3"), KVM_WRONG,
         "RSM returns to the shadow of STI or MOV SS under which an SMI came (SDM: Default Treatment of SMI "
         "Delivery). KVM keeps it nowhere (enter_smm); since 6.2 it is saved.",
         "L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / L1 enter / outside smi",
-        shadow_lost_by_an_smi,
+        shadow_lost_by_an_smi, "F25",
     ),
     Listed(
         "trap before SMI", KVM, ("P4", "P7"), KVM_WRONG,
         "An SMI ranks above the traps of the instruction before it (SDM: Priority Among Concurrent Events). "
         "KVM injects a pending exception first (vmx_check_nested_events says so itself).",
         "config single-step=on / L1 enter / outside smi in-emulation / L2 out / outside rsm",
-        trap_before_smi,
+        trap_before_smi, "F26",
     ),
     Listed(
         "SMI before what a save repeats", KVM, ("B8",), BOTH_ALLOWED,
