@@ -31,9 +31,10 @@ _END_ACTIVITY: Final = 1 + RECORD_FIELDS[END].index("activity")
 
 
 def active_after_hlt(found: Difference) -> bool:
-    """An exit out of HLT, and the other machine saves active."""
+    """An exit out of HLT, in which no SMI has come, and the other machine saves active."""
     return (
         not is_exit(found.bare, INVALID_STATE)
+        and not found.entry.met_smi
         and found.fields() == ("activity",)
         and field(found.bare, "activity") == HLT
     )
@@ -124,7 +125,7 @@ def smi_ends_hlt(found: Difference) -> bool:
     fields = set(found.fields())
     was_asleep = field(found.bare, "activity") == HLT
     now_active = field(found.other, "activity") == ACTIVE
-    return {"activity"} < fields and was_asleep and now_active and found.entry.met_smi
+    return {"activity"} <= fields and was_asleep and now_active and found.entry.met_smi
 
 
 def _end_activity(record: Record) -> int:

@@ -14,13 +14,17 @@ OUTSIDE: Final = "outside the model"
 
 
 class Residual(NamedTuple):
-    """One divergence: its name, what it says, what the real kernel shows, why, and what shows it."""
+    """One divergence: its name, what it says, what the real kernel shows, why, and what shows it.
+
+    ``shown_by``: the scenario to ask a kernel with.
+    """
 
     name: str
     about: str
     verdict: str
     why: str
     seen_by: str = ""
+    shown_by: str = ""
 
 
 RESIDUALS: Final[tuple[Residual, ...]] = (
@@ -28,16 +32,16 @@ RESIDUALS: Final[tuple[Residual, ...]] = (
     Residual(
         "res2", "types are normalised", CONFIRMED,
         "VMfail 7 after L2 ran, and a stale length that moves the return address",
-        "`corpus/bugs/res2.scn`, `injected-soft-exception-keeps-its-type`",
+        "`corpus/bugs/res2.scn`, `injected-soft-exception-keeps-its-type`", "corpus/bugs/res2.scn",
     ),
     Residual(
         "res3", "an injected INT1 is dropped", CONFIRMED,
         "one that L2 executes is not lost: L0 intercepts it and makes it a hardware exception (F8)",
-        "`corpus/bugs/res3.scn`, `inject-int1`",
+        "`corpus/bugs/res3.scn`, `inject-int1`", "corpus/bugs/res3.scn",
     ),
     Residual(
         "res4", "the entry length of L1 changes", CONFIRMED, "",
-        "`corpus/bugs/res4.scn`, `ept12-fault-keeps-instruction-length`",
+        "`corpus/bugs/res4.scn`, `ept12-fault-keeps-instruction-length`", "corpus/bugs/res4.scn",
     ),
     Residual(
         "res5", "a second NMI is lost", NO_DIFFERENCE,
@@ -48,15 +52,18 @@ RESIDUALS: Final[tuple[Residual, ...]] = (
         "res6", "NMI unblocking by IRET", CONFIRMED,
         "bit 3 is set again (res6b); a reflected EPT violation has no bit 12 (res6c, as old as nested EPT)",
         "`iret-fault-in-ept12-reports-nmi-unblocking`",
+        "corpus/nested_events/iret-fault-in-ept12-reports-nmi-unblocking.scn",
     ),
     Residual(
         "res7", "rank of SMI", CONFIRMED, "an INIT exits before the SMI that came in the same delivery",
         "`outside smi at-entry`, `outside init`, `L1 inject external-interrupt 0x40`, `L1 enter`",
+        "outside smi at-entry / outside init / L1 inject external-interrupt 0x40 / L1 enter",
     ),
     Residual(
         "res8", "activity checks", CONFIRMED,
         "HLT with SS.DPL 3, with a shadow, with an exception injected; wait-for-SIPI with an injection",
         "`corpus/entry_checks/g2-*`, `g3-*`, `g4-*`",
+        "config user-mode=on / L1 vmwrite GUEST_ACTIVITY 0x1 / L1 control nmi-window-exiting on / L1 enter",
     ),
     Residual(
         "res9", "triple fault with a pending entry", NOT_DECIDED,
@@ -68,6 +75,7 @@ RESIDUALS: Final[tuple[Residual, ...]] = (
         "an injected software interrupt or #BP in flight is gone, and nothing takes its place",
         "`L0 save-restore in-delivery`, `L1 inject software-interrupt 0x80 length=2`, `L1 enter`; "
         "`corpus/bugs/res11.scn`",
+        "L0 save-restore in-delivery / L1 inject software-interrupt 0x80 length=2 / L1 enter",
     ),
 )  # fmt: skip
 
