@@ -36,7 +36,8 @@ RESIDUALS: Final[tuple[Residual, ...]] = (
     ),
     Residual(
         "res3", "an injected INT1 is dropped", CONFIRMED,
-        "one that L2 executes is not lost: L0 intercepts it and makes it a hardware exception (F8)",
+        "one that L2 executes is not lost: L0 intercepts it and makes it a hardware exception (F8); res3b, "
+        "the same for an injected MTF exit whose entry is cancelled, is F22",
         "`corpus/bugs/res3.scn`, `inject-int1`", "corpus/bugs/res3.scn",
     ),
     Residual(

@@ -40,8 +40,9 @@ OF_BOCHS: Final[tuple[Listed, ...]] = (
     Listed(
         "active after HLT", EVERYWHERE, ("Y4",), f"{BOCHS_WRONG}; {KVM_WRONG}",
         "The activity state is saved as it was before the exit (SDM: Saving Non-Register State). Bochs "
-        "2.7 saves active; KVM enters L2 as active when a window is asked for, and saves what it entered "
-        "with (nested_vmx_run, sync_vmcs02_to_vmcs12).",
+        "saves active; KVM enters L2 as active when a window is asked for, and saves what it entered "
+        "with (nested_vmx_run, sync_vmcs02_to_vmcs12). In 6.12 it does so as well when something is pending "
+        "at the entry (__kvm_emulate_halt).",
         "corpus/nested_events/nmi-window-wakes-halted-l2.scn", active_after_hlt, "F5",
     ),
     Listed(

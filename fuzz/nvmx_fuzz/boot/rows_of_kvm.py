@@ -29,7 +29,7 @@ from nvmx_fuzz.boot.predicates_of_stops import (
     debug_exception_before_init,
     ended_timer_lost_by_a_save,
     event_kept_by_l2_is_late,
-    injected_mtf_swallowed,
+    injected_mtf_lost,
     mtf_exit_before_init,
     nmi_blocking_stays_in_l2,
     nmi_exits_though_blocked,
@@ -45,12 +45,13 @@ from nvmx_fuzz.boot.rows import BOTH_ALLOWED, KVM, KVM_WRONG, Listed
 
 OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
-        "injected MTF exit swallowed", KVM, ("O9", "X13"), KVM_WRONG,
-        "An injected pending MTF exit comes whatever the control of that name says (SDM: Injection of "
-        "Pending MTF VM Exits). KVM asks the control whose exit it is, and drops it "
-        "(nested_vmx_l1_wants_exit).",
+        "res3b: injected MTF exit lost", KVM, ("O9", "X13"), KVM_WRONG,
+        "A pending MTF exit that L1 injects comes before the first instruction (SDM: Injection of Pending "
+        "MTF VM Exits). KVM prepares the entry, cancels it by itself when L2's first page tables are new, and "
+        "does not know the event any more (vmx_cancel_injection, __vmx_complete_interrupts). Our L0 predicts "
+        "it where a step cancels the entry.",
         "corpus/nested_events/inject-monitor-trap.scn",
-        injected_mtf_swallowed, "F22",
+        injected_mtf_lost, "F22",
     ),
     Listed(
         "RSM is an instruction of L2", KVM, ("B8", "M1"), KVM_WRONG,
