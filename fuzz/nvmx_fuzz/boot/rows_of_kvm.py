@@ -47,9 +47,9 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
         "res3b: injected MTF exit lost", KVM, ("O9", "X13"), KVM_WRONG,
         "A pending MTF exit that L1 injects comes before the first instruction (SDM: Injection of Pending "
-        "MTF VM Exits). KVM prepares the entry, cancels it by itself when L2's first page tables are new, and "
-        "does not know the event any more (vmx_cancel_injection, __vmx_complete_interrupts). Our L0 predicts "
-        "it where a step cancels the entry.",
+        "MTF VM Exits). KVM prepares the first entry of a machine, cancels it by itself, and does not know "
+        "the event any more (vmx_cancel_injection, __vmx_complete_interrupts). Our L0 predicts it where a "
+        "step cancels the entry.",
         "corpus/nested_events/inject-monitor-trap.scn",
         injected_mtf_lost, "F22",
     ),
