@@ -102,7 +102,6 @@ def event_in_wait_for_sipi(found: Difference) -> bool:
     return (
         found.entry.vmcs[GUEST_ACTIVITY] == WAIT_FOR_SIPI == field(found.other, "activity")
         and is_exit(found.other, *_OUTSIDE)
-        and not found.entry.forbidden_by()
         and (is_exit(found.bare, SIPI_SIGNAL) or found.bare[:1] in ((END,), (SMM_ENTRY,)))
     )
 

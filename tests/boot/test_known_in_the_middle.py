@@ -1,0 +1,186 @@
+"""What is listed of HLT, wait-for-SIPI, saves, SMIs and NMIs: a row matches what it is about, and no more."""
+
+import pytest
+
+pytest.importorskip("keystone", reason="the extra bochs is not installed")
+
+from nvmx_core.arch.controls import (
+    CPU_MONITOR_TRAP_FLAG,
+    CPU_NMI_WINDOW_EXITING,
+    PIN_NMI_EXITING,
+    PIN_VIRTUAL_NMIS,
+    SECONDARY_EPT,
+)
+from nvmx_core.arch.fields import (
+    CPU_BASED,
+    FIELD_COUNT,
+    GUEST_ACTIVITY,
+    GUEST_PENDING_DBG,
+    PIN_BASED,
+    SECONDARY,
+)
+from nvmx_core.arch.state import HLT, WAIT_FOR_SIPI
+from nvmx_core.guests.memory import handler_rip
+from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_NMI, RECORD_FIELDS, SMM_ENTRY, Record
+from nvmx_fuzz.boot.divergences import listed
+from nvmx_fuzz.compare import Difference, Entry
+
+INT80, BP, MTF, IRQ, NMI_INFO, DB_INFO = (
+    0x80000480, 0x80000603, 0x80000700, 0x80000040, 0x80000202, 0x80000301,
+)  # fmt: skip
+SIPI_EXIT, INIT_EXIT, TIMER_EXIT, MTF_EXIT, INTERRUPT_EXIT, NMI_WINDOW = 4, 3, 52, 37, 1, 8
+TRIPLE_FAULT = 2
+CODE = 0x16000
+
+
+def record(kind: int, **fields: int) -> Record:
+    names = RECORD_FIELDS[kind]
+    known = {name.replace(" ", "_").replace("-", "_"): name for name in names}
+    values = {known[name]: value for name, value in fields.items()}
+    return (kind, *(values.get(name, 0) for name in names))
+
+
+def exit_of(reason: int, **fields: int) -> Record:
+    return record(EXIT, reason=reason, rip=CODE, **fields)
+
+
+def entry(secondary: int = SECONDARY_EPT, **fields: int) -> Entry:
+    vmcs = [0] * FIELD_COUNT
+    vmcs[SECONDARY] = secondary
+    places = {
+        "activity": GUEST_ACTIVITY, "pending": GUEST_PENDING_DBG, "pin": PIN_BASED, "cpu": CPU_BASED,
+    }  # fmt: skip
+    for name, value in fields.items():
+        vmcs[places[name]] = value
+    return Entry(vmcs=tuple(vmcs))
+
+
+def name_of(
+    bare: Record, other: Record, of: Entry, injected: int = 0, before: tuple[Record, ...] = ()
+) -> str:
+    history = (*before, (L1_ENTRY, injected, 0, 0))
+    row = listed("kvm", Difference(bare, other, of, history))
+    return row.name if row else ""
+
+
+def test_an_interrupt_out_of_wait_for_sipi() -> None:
+    of = entry(activity=WAIT_FOR_SIPI)
+    other = exit_of(INTERRUPT_EXIT, activity=WAIT_FOR_SIPI)
+    name = "wait-for-SIPI does not block"
+    assert name_of(exit_of(SIPI_EXIT, activity=WAIT_FOR_SIPI), other, of) == name
+    assert name_of(record(END, activity=WAIT_FOR_SIPI), other, of) == name
+    assert name_of(record(END), exit_of(INTERRUPT_EXIT), entry()) == ""
+
+
+def test_an_init_behind_wait_for_sipi() -> None:
+    behind = (exit_of(SIPI_EXIT), (L1_ENTRY, 0, 0, 0))
+    vmcall = exit_of(18)
+    name = "INIT lost in wait-for-SIPI"
+    assert name_of(exit_of(INIT_EXIT), vmcall, entry(), before=behind) == name
+    assert name_of(exit_of(INIT_EXIT), vmcall, entry()) == ""
+
+
+def test_a_closed_nmi_window_that_ends_hlt() -> None:
+    asleep, runs = record(END, activity=HLT), exit_of(18)
+    asked = entry(activity=HLT, cpu=CPU_NMI_WINDOW_EXITING)
+    assert name_of(asleep, runs, asked) == "NMI window ends HLT"
+    assert name_of(asleep, runs, entry(activity=HLT)) == ""
+
+
+def test_pending_debug_exceptions_that_an_exit_keeps() -> None:
+    bare = exit_of(TIMER_EXIT, activity=HLT)
+    kept = exit_of(TIMER_EXIT, activity=HLT, pending_debug_exceptions=1)
+    of = entry(activity=HLT, pending=1)
+    assert name_of(bare, kept, of) == "pending debug exceptions kept"
+    assert name_of(bare, kept, entry(activity=HLT, pending=2)) == ""
+    active = exit_of(TIMER_EXIT)
+    assert name_of(active, exit_of(TIMER_EXIT, pending_debug_exceptions=1), entry(pending=1)) == ""
+
+
+@pytest.mark.parametrize("injected", [INT80, BP])
+def test_a_soft_event_that_a_save_loses(injected: int) -> None:
+    saved = entry()._replace(was_saved=True)
+    bare, other = record(DELIVER, vector=injected & 0xFF, return_rip=CODE + 2), exit_of(18)
+    assert name_of(bare, other, saved, injected) == "res11: soft event lost by a save"
+    assert name_of(bare, other, entry(), injected) == ""
+    assert name_of(bare, other, saved, IRQ) == ""
+
+
+def test_an_exit_with_the_event_in_flight_is_never_a_lost_one() -> None:
+    """The bug that the project is named after: no row may hide it, saved or not."""
+    saved = entry()._replace(was_saved=True)
+    bare = record(DELIVER, vector=0x80, return_rip=CODE + 2)
+    violation = exit_of(INTERRUPT_EXIT, IDT_vectoring_info=INT80)
+    assert name_of(bare, violation, saved, INT80) == ""
+
+
+def test_a_debug_exception_that_an_init_loses() -> None:
+    bare = exit_of(INIT_EXIT, pending_debug_exceptions=0x1001)
+    lost = exit_of(INIT_EXIT, pending_debug_exceptions=1)
+    of = entry(pending=0x1001)
+    assert name_of(bare, lost, of) == "debug exception before INIT"
+    assert name_of(bare, exit_of(0, interruption_info=DB_INFO), of) == "debug exception before INIT"
+    assert name_of(bare, exit_of(INIT_EXIT), of) == ""
+
+
+def test_an_mtf_exit_before_an_init() -> None:
+    assert name_of(exit_of(INIT_EXIT), exit_of(MTF_EXIT), entry(), IRQ) == "MTF exit before INIT"
+    assert name_of(exit_of(INIT_EXIT), exit_of(18), entry(), IRQ) == ""
+
+
+def test_an_injected_mtf_exit_that_is_lost() -> None:
+    name = "res3b: injected MTF exit lost"
+    assert name_of(exit_of(MTF_EXIT), exit_of(18), entry(), MTF) == name
+    assert name_of(exit_of(MTF_EXIT), exit_of(18), entry(), IRQ) == ""
+
+
+def test_rsm_under_the_monitor_trap_flag() -> None:
+    of = entry(cpu=CPU_MONITOR_TRAP_FLAG)._replace(met_smi=True)
+    bare, early = record(EXIT, reason=MTF_EXIT, rip=CODE + 1), exit_of(MTF_EXIT)
+    assert name_of(bare, early, of) == "RSM is an instruction of L2"
+    assert name_of(bare, early, entry(cpu=CPU_MONITOR_TRAP_FLAG)) == ""
+
+
+def test_nmi_blocking_that_l1_does_not_see() -> None:
+    blocked = (exit_of(INTERRUPT_EXIT, interruptibility=8), (L1_ENTRY, 0, 0, 0))
+    name = "NMI blocking stays in L2"
+    assert name_of(record(END), (L1_NMI,), entry(), before=blocked) == name
+    virtual = entry(pin=PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
+    assert name_of(record(END), (L1_NMI,), virtual, before=blocked) == ""
+    assert name_of(record(END), (L1_NMI,), entry()) == ""
+
+
+def test_a_second_nmi_is_known_where_one_has_come_only() -> None:
+    twice = entry(pin=PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)._replace(second_nmi=True)
+    once = twice._replace(second_nmi=False)
+    assert name_of(record(END), (L1_NMI,), twice) == "second NMI is kept"
+    assert name_of(record(END), (L1_NMI,), once) == ""
+    assert name_of((L1_NMI,), record(END), twice) == ""
+
+
+def test_a_shadow_that_an_smi_ends() -> None:
+    met = entry()._replace(met_smi=True)
+    bare, other = record(END, interruptibility=9), record(END, interruptibility=8)
+    assert name_of(bare, other, met) == "shadow lost by an SMI"
+    assert name_of(bare, other, entry()) == ""
+    assert name_of(bare, record(END), met) == ""
+
+
+def test_a_trap_before_an_smi() -> None:
+    bare, trapped = (SMM_ENTRY, 1, CODE + 2), (SMM_ENTRY, 1, handler_rip(1))
+    assert name_of(bare, trapped, entry()) == "trap before SMI"
+    assert name_of(bare, (SMM_ENTRY, 1, handler_rip(6)), entry()) == ""
+
+
+def test_pdptes_are_lost_without_ept_only() -> None:
+    saved = Entry(vmcs=entry(secondary=0).vmcs, was_saved=True)
+    dies = exit_of(TRIPLE_FAULT)
+    assert name_of(record(END), dies, saved) == "PDPTEs lost by a restore"
+    assert name_of(record(END), dies, saved._replace(was_saved=False)) == ""
+    assert name_of(record(END), dies, entry()._replace(was_saved=True)) == ""
+
+
+def test_an_nmi_before_its_window() -> None:
+    nmi = exit_of(0, interruption_info=NMI_INFO)
+    assert name_of(exit_of(NMI_WINDOW), nmi, entry(), IRQ) == "interrupt before what ranks higher"
+    assert name_of(exit_of(18), nmi, entry(), IRQ) == ""
