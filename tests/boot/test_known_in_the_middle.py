@@ -16,10 +16,11 @@ from nvmx_core.arch.fields import (
     FIELD_COUNT,
     GUEST_ACTIVITY,
     GUEST_PENDING_DBG,
+    GUEST_RFLAGS,
     PIN_BASED,
     SECONDARY,
 )
-from nvmx_core.arch.state import HLT, WAIT_FOR_SIPI
+from nvmx_core.arch.state import HLT, RFLAGS_TF, WAIT_FOR_SIPI
 from nvmx_core.guests.memory import handler_rip
 from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_NMI, RECORD_FIELDS, SMM_ENTRY, Record
 from nvmx_fuzz.boot.divergences import listed
@@ -49,6 +50,7 @@ def entry(secondary: int = SECONDARY_EPT, **fields: int) -> Entry:
     vmcs[SECONDARY] = secondary
     places = {
         "activity": GUEST_ACTIVITY, "pending": GUEST_PENDING_DBG, "pin": PIN_BASED, "cpu": CPU_BASED,
+        "rflags": GUEST_RFLAGS,
     }  # fmt: skip
     for name, value in fields.items():
         vmcs[places[name]] = value
@@ -167,9 +169,12 @@ def test_a_shadow_that_an_smi_ends() -> None:
 
 
 def test_a_trap_before_an_smi() -> None:
+    steps = entry(rflags=RFLAGS_TF)
     bare, trapped = (SMM_ENTRY, 1, CODE + 2), (SMM_ENTRY, 1, handler_rip(1))
-    assert name_of(bare, trapped, entry()) == "trap before SMI"
-    assert name_of(bare, (SMM_ENTRY, 1, handler_rip(6)), entry()) == ""
+    assert name_of(bare, trapped, steps) == "trap before SMI"
+    assert name_of(bare, (SMM_ENTRY, 0, 0), steps) == "trap before SMI"
+    assert name_of(bare, (SMM_ENTRY, 1, handler_rip(6)), steps) == ""
+    assert name_of(bare, trapped, entry()) == ""
 
 
 def test_pdptes_are_lost_without_ept_only() -> None:

@@ -20,10 +20,16 @@ from nvmx_core.arch.fields import (
     CPU_BASED,
     GUEST_PENDING_DBG,
     GUEST_PREEMPTION_TIMER,
+    GUEST_RFLAGS,
     PIN_BASED,
     SECONDARY,
 )
-from nvmx_core.arch.state import BLOCKING_BY_NMI, INTERRUPT_SHADOW, PENDING_DBG_ENABLED_BP
+from nvmx_core.arch.state import (
+    BLOCKING_BY_NMI,
+    INTERRUPT_SHADOW,
+    PENDING_DBG_ENABLED_BP,
+    RFLAGS_TF,
+)
 from nvmx_core.guests.memory import handler_rip
 from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_NMI, SMM_ENTRY, Record
 from nvmx_core.scenario.steps import LOWEST_VECTOR
@@ -150,12 +156,13 @@ def shadow_lost_by_an_smi(found: Difference) -> bool:
 
 
 def trap_before_smi(found: Difference) -> bool:
-    """An SMI comes with a trap of single step, and finds L2 in the handler of the trap."""
-    return (
-        found.bare[:1] == found.other[:1] == (SMM_ENTRY,)
-        and found.fields() == ("rip",)
-        and field(found.other, "rip") == handler_rip(DB)
-    )
+    """An SMI comes with a trap of single step, and finds L2 in the handler of the trap, or out of L2 for it."""
+    if not found.bare[:1] == found.other[:1] == (SMM_ENTRY,):
+        return False
+    steps = found.entry.vmcs[GUEST_RFLAGS] & RFLAGS_TF
+    left = field(found.bare, "in L2") and not field(found.other, "in L2")
+    in_handler = found.fields() == ("rip",) and field(found.other, "rip") == handler_rip(DB)
+    return bool(steps) and bool(left or in_handler)
 
 
 def smi_before_what_a_save_repeats(found: Difference) -> bool:
