@@ -156,7 +156,7 @@ def shadow_lost_by_an_smi(found: Difference) -> bool:
 
 
 def trap_before_smi(found: Difference) -> bool:
-    """An SMI comes with a trap of single step, and finds L2 in the handler of the trap, or out of L2 for it."""
+    """An SMI comes with a trap of single step, and finds L2 in the handler of the trap, or left for it."""
     if not found.bare[:1] == found.other[:1] == (SMM_ENTRY,):
         return False
     steps = found.entry.vmcs[GUEST_RFLAGS] & RFLAGS_TF
