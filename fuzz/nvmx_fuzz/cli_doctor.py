@@ -50,6 +50,7 @@ def diagnosis() -> dict[str, str]:
         "pictures": _pictures(),
         "browser": _browser(),
         "bochs": _bochs(),
+        "kvm-bochs": _kvm_bochs(),
         "baseline": _version("hypofuzz") or f"hypofuzz is missing; {_REPORT_HINT}",
         "mutants": _version("cosmic-ray") or "cosmic-ray is missing; scripts/mutation installs it",
         "seeds": str(seeds) if seeds else "missing: campaigns start from nothing",
@@ -102,6 +103,19 @@ def _bochs() -> str:
         return library_version()
     except BochsUnavailableError as error:
         return str(error)
+
+
+def _kvm_bochs() -> str:
+    """Which kernel the machine `kvm-bochs` boots, in which Bochs."""
+    from nvmx_fuzz.boot import emulator, linux  # noqa: PLC0415 - for this line only
+    from nvmx_fuzz.boot.iso import MissingToolError  # noqa: PLC0415
+
+    try:
+        bochs = emulator.emulator().version
+        release = linux.known_release()
+    except MissingToolError as error:
+        return str(error)
+    return f"{release or 'a kernel that is fetched by scripts/kvm'}, in Bochs {bochs}"
 
 
 def _version(package: str) -> str:

@@ -98,6 +98,12 @@ def kernel_release() -> str:
     return _chosen()[1]
 
 
+def known_release() -> str:
+    """The same without fetching anything: "" where it would be fetched."""
+    is_here = KERNEL_VARIABLE in os.environ or _images(FOLDER / "kernel")
+    return kernel_release() if is_here else ""
+
+
 def _chosen() -> tuple[Path, str, Path]:
     """The folder of a kernel, its release and its image."""
     named = os.environ.get(KERNEL_VARIABLE)
