@@ -48,7 +48,11 @@ def test_the_corpus_shows_what_is_listed_only(name: str, least: int) -> None:
 @pytest.mark.parametrize("name", ["bochs-boot", "kvm-bochs"])
 def test_each_known_difference_shows_in_its_scenario(name: str) -> None:
     machine = BootingMachine(BOOTING[name])
-    rows = [row for row in LISTED if name in row.machines]
+    rows = [
+        row
+        for row in LISTED
+        if name in row.machines and (row.since <= machine.kernel < row.until or not row.finding)
+    ]
     contents = [encode(scenario_of(row)) for row in rows]
     outcomes = list(machine.compare(contents))
     shown = {

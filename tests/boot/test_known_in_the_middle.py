@@ -174,7 +174,7 @@ def test_a_trap_before_an_smi() -> None:
     assert name_of(bare, trapped, steps) == "trap before SMI"
     assert name_of(bare, (SMM_ENTRY, 0, 0), steps) == "trap before SMI"
     assert name_of(bare, (SMM_ENTRY, 1, handler_rip(6)), steps) == ""
-    assert name_of(bare, trapped, entry()) == ""
+    assert name_of(bare, (SMM_ENTRY, 0, 0), entry()) == ""
 
 
 def test_pdptes_are_lost_without_ept_only() -> None:

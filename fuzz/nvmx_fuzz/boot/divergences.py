@@ -11,7 +11,7 @@ from nvmx_fuzz.boot.rows_of_bochs import OF_BOCHS
 from nvmx_fuzz.boot.rows_of_kvm import OF_KVM
 from nvmx_fuzz.compare import Difference
 
-LISTED: Final = (*OF_BOCHS, *OF_KVM)
+LISTED: Final = (*OF_KVM, *OF_BOCHS)
 
 SLEEPS: Final = "L2 sleeps though something is due"
 """The name of an incident: the scenario enters HLT or wait-for-SIPI, and nothing comes back."""

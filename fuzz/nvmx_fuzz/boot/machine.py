@@ -1,6 +1,7 @@
 """Scenarios on machines that boot the image: `bochs-boot`, and those that put a Linux KVM under it."""
 
 import platform
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -67,6 +68,12 @@ class BootingMachine:
     def version(self) -> str:
         """The catalogue's name of its L0; "" for none."""
         return version_of_release(self._kind.release()) if self._kind.release else ""
+
+    @cached_property
+    def kernel(self) -> tuple[int, int]:
+        """The version of the kernel with its L0; that of none without one."""
+        numbers = re.match(r"(\d+)\.(\d+)", self._kind.release() if self._kind.release else "")
+        return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
     @cached_property
     def label(self) -> str:

@@ -18,7 +18,6 @@ from nvmx_core.arch.exits import (
 )
 from nvmx_core.arch.fields import (
     CPU_BASED,
-    GUEST_PENDING_DBG,
     GUEST_PREEMPTION_TIMER,
     GUEST_RFLAGS,
     PIN_BASED,
@@ -134,10 +133,12 @@ def mtf_exit_before_init(found: Difference) -> bool:
 
 
 def debug_exception_before_init(found: Difference) -> bool:
-    """With an INIT a #DB is pending at the entry: it exits first, or loses the bit that makes it pending."""
+    """With an INIT a #DB is pending: it comes first, or loses the bit that makes it pending."""
     name = "pending debug exceptions"
-    if not is_exit(found.bare, INIT_SIGNAL) or not found.entry.vmcs[GUEST_PENDING_DBG]:
+    if not is_exit(found.bare, INIT_SIGNAL) or not field(found.bare, name):
         return False
+    if found.other[:2] == (DELIVER, DB):
+        return True
     if is_exit(found.other, EXCEPTION_NMI):
         return event_of(field(found.other, "interruption info")) == (HARDWARE_EXCEPTION, DB)
     lost = field(found.bare, name) & ~field(found.other, name)
@@ -162,7 +163,7 @@ def trap_before_smi(found: Difference) -> bool:
     steps = found.entry.vmcs[GUEST_RFLAGS] & RFLAGS_TF
     left = field(found.bare, "in L2") and not field(found.other, "in L2")
     in_handler = found.fields() == ("rip",) and field(found.other, "rip") == handler_rip(DB)
-    return bool(steps) and bool(left or in_handler)
+    return in_handler or bool(steps and left)
 
 
 def smi_before_what_a_save_repeats(found: Difference) -> bool:

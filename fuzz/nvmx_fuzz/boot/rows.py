@@ -17,7 +17,8 @@ EVERYWHERE: Final = ("bochs-boot", "kvm", "kvm-bochs")
 class Listed(NamedTuple):
     """One known disagreement: on which machines, its rules, who is right, why, and a scenario.
 
-    ``finding``: where docs/KVM-FINDINGS.md tells of it.
+    ``finding``: where docs/KVM-FINDINGS.md tells of it; ``since``, ``until``: the first kernel that shows it,
+    and the first that does not any more, as far as kernels were asked.
     """
 
     name: str
@@ -28,3 +29,5 @@ class Listed(NamedTuple):
     scenario: str
     matches: Predicate
     finding: str = ""
+    since: tuple[int, int] = (0, 0)
+    until: tuple[int, int] = (99, 0)

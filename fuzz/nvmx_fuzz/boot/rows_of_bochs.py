@@ -7,7 +7,6 @@ from nvmx_fuzz.boot.predicates import (
     closed_interrupt_does_not_exit,
     single_step_of_an_exit,
     spurious_interrupt,
-    step_before_the_instruction,
     timer_of_an_earlier_entry,
     trap_behind_injection,
     wrong_vector_in_delivery,
@@ -19,16 +18,10 @@ from nvmx_fuzz.boot.rows import BOCHS, BOCHS_WRONG, BOTH_ALLOWED, EVERYWHERE, KV
 
 OF_BOCHS: Final[tuple[Listed, ...]] = (
     Listed(
-        "single step before the instruction", ("kvm-bochs",), ("Y6", "X7"), BOCHS_WRONG,
-        "A fault-like exit saves no single step of the instruction that has not completed (SDM: Saving "
-        "Non-Register State). Bochs saves BS with the EPT violation of the fetch; L0 repairs the page "
-        "and enters again, and the #DB comes before the instruction.",
-        "config single-step=on / L1 enter / L2 nop", step_before_the_instruction,
-    ),
-    Listed(
         "single step saved by an exit", BOCHS, ("Y6",), BOCHS_WRONG,
-        "The same where L1 sees the exit; Bochs also drops it where MOV SS holds it.",
-        "corpus/lessons/trap-kept-for-reinjection.scn", single_step_of_an_exit,
+        "A trap that MOV SS holds is saved with an exit other than #DB (SDM: Saving Non-Register State); "
+        "Bochs drops it.",
+        "corpus/lessons/trap-mark-ends-at-exit.scn", single_step_of_an_exit,
     ),
     Listed(
         "closed interrupt does not exit", ("bochs-boot",), ("O11", "B3"), BOCHS_WRONG,

@@ -123,7 +123,8 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "qualification of an EPT misconfiguration", KVM, ("X1",), KVM_WRONG,
         "Exit 49 has no qualification, the field is cleared (SDM: Exit Qualification); KVM leaves that of "
         "the EPT violation it made the exit from (nested_ept_inject_page_fault).",
-        "corpus/nested_events/ept12-misconfigured-in-delivery.scn", misconfiguration_qualified, "F3",
+        "corpus/nested_events/ept12-misconfigured-in-delivery.scn",
+        misconfiguration_qualified, "F3", until=(6, 12),
     ),
     Listed(
         "NMI blocking of an exit in a delivery", KVM, ("X10", "N3"), KVM_WRONG,
@@ -169,8 +170,8 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "The manual latches one NMI while NMIs are blocked, and does not say that a second one is dropped "
         "while the first has not been taken yet; the model drops it. KVM takes the first for delivered and "
         "keeps one more (process_nmi).",
-        "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / outside nmi in-delivery / "
-        "L1 inject external-interrupt 0x40 / L1 enter / L2 cpuid / outside interrupt 0x51",
+        "L1 ept gdt absent / outside nmi at-entry / outside nmi in-delivery / "
+        "L1 inject external-interrupt 0x40 / L1 enter / L1 enter",
         second_nmi_is_kept,
     ),
     Listed(
@@ -179,7 +180,8 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "Interruptibility State). The window that KVM waits for is in vmcs02, and the exit to L1 asks for no "
         "new look at events (nested_vmx_vmexit; newer kernels do).",
         "config nmi-exiting=off virtual-nmis=off / outside nmi in-delivery / "
-        "L1 inject external-interrupt 0x40 / L1 enter / outside nmi", event_kept_by_l2_is_late, "F12",
+        "L1 inject external-interrupt 0x40 / L1 enter / outside nmi",
+        event_kept_by_l2_is_late, "F12", until=(7, 2),
     ),
     Listed(
         "ended timer lost by a save", KVM, ("O7",), KVM_WRONG,
@@ -203,8 +205,9 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
         "pending debug exceptions kept", KVM, ("Y6",), KVM_WRONG,
         "Exits clear the field, but for those that the manual names (SDM: Saving Non-Register State). An "
-        "exit that ends an HLT which the processor has never entered leaves what L1 wrote "
-        "(sync_vmcs02_to_vmcs12).",
+        "exit that KVM makes without the processor leaves what is there (sync_vmcs02_to_vmcs12): what L1 "
+        "wrote, out of an HLT that the processor has never entered; the single step, in the exit of its own "
+        "#DB, behind an instruction that KVM has emulated.",
         "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / "
         "L1 control preemption-timer on / L1 vmwrite GUEST_PENDING_DBG 0x1 / L1 enter",
         pending_debug_kept, "F19",
@@ -248,7 +251,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "entries that it gives with KVM_SET_SREGS2 are forgotten by KVM_SET_NESTED_STATE, and not read again "
         "because they were given (nested_get_vmcs12_pages): L2 cannot fetch. Not in 6.12, in 7.2.",
         "config l1-ept=off / L1 enter / L0 save-restore / L2 nop",
-        pdptes_lost_by_a_restore, "F27",
+        pdptes_lost_by_a_restore, "F27", since=(7, 2),
     ),
     Listed(
         "MTF exit before INIT", KVM, ("P5", "P6"), KVM_WRONG,
@@ -261,7 +264,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "debug exception before INIT", KVM, ("P5", "Y6"), KVM_WRONG,
-        "An INIT that is pending at the entry exits before a pending #DB is taken, and saves it (SDM: "
+        "An INIT exits before a pending #DB is taken, and saves it (SDM: "
         "Priority Among Concurrent Events; Saving Non-Register State). KVM lets the processor take it first, "
         "intercepts it, and hands it to L1, or saves it without the bit that makes it pending "
         "(nested_vmx_update_pending_dbg): it is lost.",
@@ -287,7 +290,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "RSM returns to the shadow of STI or MOV SS under which an SMI came (SDM: Default Treatment of SMI "
         "Delivery). KVM keeps it nowhere (enter_smm); since 6.2 it is saved.",
         "L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / L1 enter / outside smi",
-        shadow_lost_by_an_smi, "F25",
+        shadow_lost_by_an_smi, "F25", until=(6, 2),
     ),
     Listed(
         "trap before SMI", KVM, ("P4", "P7"), KVM_WRONG,
