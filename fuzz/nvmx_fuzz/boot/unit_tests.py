@@ -126,7 +126,7 @@ def run_alone(tests: Sequence[Path]) -> Iterator[Verdict]:
 def with_apic_left_on(path: Path) -> bytes:
     """A test whose local APIC stays on, and in the mode without MSRs.
 
-    The tests turn it off and on again when they start; in Bochs 2.7 it stays off then.
+    The tests turn it off and on again when they start; in Bochs it stays off then.
     """
     content = bytearray(path.read_bytes())
     try:
