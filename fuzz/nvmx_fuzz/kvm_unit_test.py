@@ -9,9 +9,10 @@ L2's instructions become a small program that goes on wherever L2 is: behind an 
 in a handler. After each entry the test asserts what `bare` saw of the exit. The machine under test is L1's
 processor: hardware, or a KVM that runs the test in a guest.
 
-What a test cannot bring about is refused: faults of L2's tables, exits that another processor has to
-cause at an exact moment, state that vmx.c does not set up. Steps of L0 stand as comments, but for one: where
-it has dropped a page that a delivery needs, the next delivery gets a stack that nobody has touched.
+What a test cannot bring about is refused: faults of L2's tables, single step and the monitor trap flag, exits
+that another processor has to cause at an exact moment, state that vmx.c does not set up. Steps of L0 stand as
+comments, but for one: where it has dropped a page that a delivery needs, the next delivery gets a stack that
+nobody has touched.
 A processor without a control or an activity state that the scenario needs skips the test.
 """
 
@@ -117,6 +118,7 @@ class _Writer:
         self._in_l2 = False
         self._events = 0
         self._handler_waits = False
+        self._counts_instructions = False
 
     def text(self) -> str:
         """The whole file."""
@@ -184,6 +186,8 @@ class _Writer:
 
     def _switch(self, name: str, is_on: bool) -> None:
         field, bit, offered = CONTROL_BITS[name]
+        if name == "monitor-trap-flag":
+            self._counts_instructions = is_on
         if is_on and name not in _ALWAYS_OFFERED:
             self._need(f"{offered} & {bit}", bit)
         if field == SECONDARY and not self._has_secondary:
@@ -251,6 +255,8 @@ class _Writer:
         if not self._in_l2:
             self._host.append("/* L2 does not run then */")
             return
+        if self._counts_instructions:  # those of the test itself too
+            raise self._refuse(number, step)
         self._begin_handler()
         exits = any(record[0] == EXIT for record in self._records(number))
         if not self._program.add(INSTRUCTIONS[step[1]].name, step[2], exits=exits):
@@ -271,7 +277,10 @@ class _Writer:
 
     def _event(self, word: int) -> None:
         if word & TYPE_MASK == OTHER_EVENT << TYPE_SHIFT:
-            self._need("ctrl_cpu_rev[0].clr & CPU_MTF", "CPU_MTF")
+            if self._has("mtf-offered"):
+                self._need("ctrl_cpu_rev[0].clr & CPU_MTF", "CPU_MTF")
+            else:
+                self._need("!(ctrl_cpu_rev[0].clr & CPU_MTF)", "no CPU_MTF")
         vector = word & VECTOR_MASK
         self._vectors.setdefault(vector, handler_of(vector))
         self._host.append(f"vmcs_write(ENT_INTR_INFO, {word:#x});")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEDS = sorted((ROOT / "corpus" / "nested_events").glob("*.scn"))
 ORIGINAL = ROOT / "corpus" / "nested_events" / "interrupt-while-l0-repairs-stack-page.scn"
 TREE = os.environ.get("NVMX_KVM_UNIT_TESTS")
-TAKEN_MIN = 90
+TAKEN_MIN = 85
 
 
 def exported() -> dict[str, str]:
