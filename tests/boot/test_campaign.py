@@ -8,6 +8,7 @@ pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_fuzz.boot.batch import Batch
 from nvmx_fuzz.boot.campaign import Chooser, report, run_again, run_batch, write_unlisted
+from nvmx_fuzz.boot.divergences import SLEEPS
 from nvmx_fuzz.boot.emulator import Ended
 from nvmx_fuzz.boot.journal_base import JournalBase, Row
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
@@ -15,7 +16,7 @@ from nvmx_fuzz.boot.predictions import CONFIRMED, NOT_SHOWN, lines, predictions
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.scenario_files import load
-from tests.boot.support import KVM_ON_BOCHS
+from tests.boot.support import KVM_ON_BOCHS, scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 12
@@ -82,6 +83,23 @@ def test_what_nothing_was_known_of_runs_again(tmp_path: Path) -> None:
     run_again(base, machine)
     assert base.kinds() == before
     assert machine.boots == boots + 1
+
+
+def test_what_has_a_name_that_is_no_more_runs_again(tmp_path: Path) -> None:
+    base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+    names = ["KVM: res2, res3", "active after HLT", "single step not pending", SLEEPS, "gone"]
+    contents = [encode(scenario(f"L1 enter\nL2 popf 0x{number}\n")) for number in range(5)]
+    rows = [
+        Row(content, "different", "key", name, "", "", 0)
+        for content, name in zip(contents, names, strict=True)
+    ]
+    base.add_batch(rows, [], 0, 1.0, 1, 5)
+    machine = machine_that_hangs()
+    run_again(base, machine)
+    left = {known for known, _content in base.known_by()}
+    assert left >= set(names) - {"gone"}
+    assert "gone" not in left
+    assert machine.boots == 1
 
 
 def test_a_database_of_another_machine_is_refused(tmp_path: Path) -> None:

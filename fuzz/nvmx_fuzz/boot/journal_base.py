@@ -147,6 +147,13 @@ class JournalBase:
         )
         return [(key, content, shown) for key, content, shown in rows]
 
+    def known_by(self) -> list[tuple[str, bytes]]:
+        """Every scenario that something is known of, with the name of that."""
+        rows = self._connection.execute(
+            "select known, content from run where known <> '' order by length(content), content"
+        )
+        return [(known, content) for known, content in rows]
+
     def replace_batch(self, rows: Sequence[Row]) -> None:
         """Write what became of scenarios that have run once more."""
         with self._connection:

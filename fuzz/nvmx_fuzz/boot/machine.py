@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
+from nvmx_core.bugs.catalogue import BUG_BY_NAME
 from nvmx_core.bugs.versions import version_of_release
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.batch import LAST_LINE, Answer, Batch, BootError
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.divergences import SLEEPS, UNCHECKED, listed
+from nvmx_fuzz.boot.divergences import LISTED, SLEEPS, UNCHECKED, listed
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
@@ -150,6 +151,14 @@ class BootingMachine:
             return row.name
         of_bochs = of_every_bochs.known(found) if self._kind.on_bochs else None
         return of_bochs.name if of_bochs else ""
+
+    def names(self, known: str) -> bool:
+        """Whether *known*, which `known` may have said once, is still a name of something."""
+        prefix = "KVM: "
+        if known.startswith(prefix):
+            return set(known.removeprefix(prefix).split(", ")) <= BUG_BY_NAME.keys()
+        names = {row.name for row in LISTED} | {row.name for row in of_every_bochs.DIVERGENCES}
+        return known in names | {SLEEPS, UNCHECKED}
 
     def _known_incident(self, scenario: Scenario, reason: str) -> str:
         """A machine that hangs where L2 may sleep, or runs what it should not come by."""
