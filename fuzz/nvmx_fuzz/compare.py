@@ -29,7 +29,8 @@ class Entry(NamedTuple):
     the virtual TPR and the processor then, ``info_reason`` the reason that the exit information stems from.
     ``monitor_was_lost``: a TLB flush came between MONITOR and MWAIT in this stay in L2; ``was_saved``: a
     userspace saved and restored the processor in it; ``met_smi``: an SMI came in it; ``second_nmi``: up to
-    the next entry an NMI has come while another one was pending.
+    the next entry an NMI has come while another one was pending; ``kept_event``: up to the next entry one has
+    come, or an interrupt, that was L2's, as L1 asked for no exit.
     """
 
     rule: str = ""
@@ -41,6 +42,7 @@ class Entry(NamedTuple):
     was_saved: bool = False
     met_smi: bool = False
     second_nmi: bool = False
+    kept_event: bool = False
 
     def forbidden_by(self) -> tuple[Row, ...]:
         """What forbids it by the second reading of the checks, which asks nobody else."""

@@ -138,6 +138,16 @@ def test_what_an_emulator_that_stands_still_was_at_runs_again() -> None:
     assert firsts == [0, 3]
 
 
+@pytest.mark.parametrize("reason", ["the emulator gives up: soft power off", "powers off early"])
+def test_what_a_machine_that_ends_by_itself_was_at_runs_once_more(reason: str) -> None:
+    batch = machine(lambda number: reason if number == 2 and batch.boots == 1 else "")
+    assert reasons(batch) == [""] * 5
+    assert batch.boots == 2
+    batch = machine(lambda number: reason if number == 2 else "")
+    assert reasons(batch) == ["", "", reason, "", ""]
+    assert batch.boots == 3
+
+
 def test_an_emulator_that_always_stands_still_is_given_up() -> None:
     with pytest.raises(BootError, match="brings nothing 3 times: stands still"):
         Batch(lambda _image: Ended("", STANDS_STILL)).run(SCRIPTS)

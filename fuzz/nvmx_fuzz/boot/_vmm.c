@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/time.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "_kvm.h"
@@ -193,5 +194,7 @@ int main(int count, char **arguments) {
     for (int greets = 1; number < end && outcome == DONE; number++, greets = 0)
         outcome = scenario(number, number + 1, greets);
     printf("$ *210c8933\n");
+    fflush(stdout);
+    tcdrain(STDOUT_FILENO); /* the machine is turned off behind this */
     return 0;
 }

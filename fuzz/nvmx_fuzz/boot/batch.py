@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.emulator import STANDS_STILL, Ended
+from nvmx_fuzz.boot.emulator import GIVES_UP, POWERS_OFF, STANDS_STILL, Ended
 from nvmx_fuzz.boot.image import boot_image
 from nvmx_fuzz.boot.wire import REFUSALS, Line, remarks, system_management, whole_lines
 from nvmx_fuzz.outcomes import UnavailableError
@@ -61,6 +61,7 @@ class Batch:
         image = boot_image(scripts, doorbell=self._doorbell, sweep=self._sweep)
         answers: dict[int, Answer] = {}
         first, lost = 0, 0
+        doubted: set[int] = set()  # the machine ended there once, which need not be its fault
         while first < len(scripts):
             ended = self._run(image, first)
             lines = {line.number: line for line in whole_lines(ended.text) if line.kind == "#"}
@@ -73,7 +74,9 @@ class Batch:
             lost = 0 if reached > first or _has_started(ended.text) else lost + 1
             if lost == LOST_MAX:
                 raise BootError(f"the image brings nothing {LOST_MAX} times: {ended.reason}")
-            if ended.reason == STANDS_STILL:
+            in_doubt = ended.reason.startswith((GIVES_UP, POWERS_OFF)) and reached not in doubted
+            if ended.reason == STANDS_STILL or in_doubt:
+                doubted.add(reached)
                 first = reached
                 continue
             if reached < len(scripts):

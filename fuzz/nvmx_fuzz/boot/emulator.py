@@ -37,6 +37,8 @@ _POLL_SECONDS: Final = 0.1
 _STILL_SECONDS: Final = 120.0
 STANDS_STILL: Final = "stands still"
 """The emulator waits, for its terminal say: whatever ran is not to blame."""
+GIVES_UP: Final = "the emulator gives up"
+POWERS_OFF: Final = "powers off early"
 _HEAD: Final = "@m"
 """With it the first line of the image begins."""
 
@@ -217,11 +219,7 @@ class _Machine:
             if "triple fault" in line.lower() or "shutdown" in line.lower():
                 return "triple fault"
         panics = [line for line in log.splitlines() if ">>PANIC<<" in line]
-        return (
-            f"the emulator gives up: {panics[-1].split('>>PANIC<<')[1].strip()}"
-            if panics
-            else "powers off early"
-        )
+        return f"{GIVES_UP}: {panics[-1].split('>>PANIC<<')[1].strip()}" if panics else POWERS_OFF
 
     def _processor_seconds(self) -> float:
         try:

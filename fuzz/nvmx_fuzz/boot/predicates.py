@@ -205,9 +205,7 @@ def wrong_vector_in_delivery(found: Difference) -> bool:
         return bare[:1] == (DELIVER,) or bool(field(bare, "IDT-vectoring info") & VALID)
     if bare[:1] == (DELIVER,) and other[:1] == (END,):
         return True
-    if bare[:1] in ((EXIT,), (DELIVER,)) and other[:1] == (
-        EXIT,
-    ):  # L2 goes on in the other handler
+    if bare[:1] in ((EXIT,), (DELIVER,), (END,)) and other[:1] == (EXIT,):  # in another handler
         return _handler_of(bare) != _handler_of(other) and _handler_of(other) >= 0
     if bare[:1] == (END,):
         return bool(found.fields()) and set(found.fields()) <= {"rip", "rflags"}

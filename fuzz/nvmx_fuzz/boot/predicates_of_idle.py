@@ -74,8 +74,11 @@ def window_runs_hlt(found: Difference) -> bool:
 
 
 def what_is_due_in_hlt(found: Difference) -> bool:
-    """The TPR exit is due in HLT, or its check, and something else comes first: L2 was asleep."""
+    """The TPR exit is due in HLT, or its check, or a #DB, and something else comes first: L2 was asleep."""
     rows = found.entry.forbidden_by()
+    if event_of(field(found.bare, "interruption info")) == (HARDWARE_EXCEPTION, DB):
+        kept = field(found.other, "pending debug exceptions") and field(found.other, "activity")
+        return kept == HLT and is_exit(found.other, PREEMPTION_TIMER, EXTERNAL_INTERRUPT_EXIT)
     if found.bare == (VMFAIL, VMFAIL_CONTROLS) and rows:
         asleep = field(found.other, "activity") == HLT and is_exit(found.other, PREEMPTION_TIMER)
         return asleep and all(row.rule in PROCESSOR_CHECKS for row in rows)

@@ -10,14 +10,19 @@ from nvmx_core.arch.controls import (
 from nvmx_core.arch.events import BP, DB, DF, HARDWARE_EXCEPTION, NMI, OF, OTHER_EVENT, PF, VALID
 from nvmx_core.arch.exits import (
     EXCEPTION_NMI,
+    EXTERNAL_INTERRUPT_EXIT,
     INIT_SIGNAL,
+    INTERRUPT_WINDOW,
     INVALID_STATE,
     MONITOR_TRAP_FLAG,
+    NMI_WINDOW,
     PREEMPTION_TIMER,
     TRIPLE_FAULT,
+    VMCALL_EXIT,
 )
 from nvmx_core.arch.fields import (
     CPU_BASED,
+    GUEST_INTERRUPTIBILITY,
     GUEST_PREEMPTION_TIMER,
     GUEST_RFLAGS,
     PIN_BASED,
@@ -53,7 +58,11 @@ def nmi_exits_though_blocked(found: Difference) -> bool:
 
 def event_kept_by_l2_is_late(found: Difference) -> bool:
     """An NMI or interrupt that L2 may have, and keeps closed, does not come where it is open again."""
+    if not found.entry.kept_event:
+        return False
     pin = found.entry.vmcs[PIN_BASED]
+    if is_exit(found.bare, EXTERNAL_INTERRUPT_EXIT):  # that of L1 which asks for exits now
+        return is_exit(found.other, VMCALL_EXIT) and bool(pin & PIN_EXT_INTR_EXITING)
     if found.bare[:1] == (END,) and found.fields() == ("nmi latched",):
         late = field(found.bare, "nmi latched") > field(found.other, "nmi latched")
         return not pin & PIN_NMI_EXITING and late
@@ -153,6 +162,8 @@ def shadow_lost_by_an_smi(found: Difference) -> bool:
     if found.fields() == (name,):
         lost = field(found.bare, name) & ~field(found.other, name)
         return bool(lost & INTERRUPT_SHADOW) and not lost & ~INTERRUPT_SHADOW
+    if is_exit(found.other, NMI_WINDOW, INTERRUPT_WINDOW):  # open behind it
+        return bool(found.entry.vmcs[GUEST_INTERRUPTIBILITY] & INTERRUPT_SHADOW)
     return found.bare[:1] == (DELIVER,) and found.fields() == ("return rip",)
 
 

@@ -8,7 +8,11 @@ always exits brings L1 back. What cannot be done so is refused, each reason unde
 
 from typing import Final, NamedTuple
 
-from nvmx_core.arch.controls import PIN_PREEMPTION_TIMER
+from nvmx_core.arch.controls import (
+    PIN_EXT_INTR_EXITING,
+    PIN_NMI_EXITING,
+    PIN_PREEMPTION_TIMER,
+)
 from nvmx_core.arch.exits import VMCALL_EXIT
 from nvmx_core.arch.fields import (
     FIELDS,
@@ -41,6 +45,8 @@ _HLT: Final = INSTRUCTION_INDEX["hlt"]
 _NAMES: Final = {
     INTERRUPT: "interrupt", NMI: "nmi", INIT: "init", SIPI: "sipi", SMI: "smi", TIMER: "timer",
 }  # fmt: skip
+_EXITING: Final = {INTERRUPT: PIN_EXT_INTR_EXITING, NMI: PIN_NMI_EXITING}
+"""With which control an arrival exits out of L2."""
 _ITEMS: Final = {
     schedule.ARRIVE_INTERRUPT: INTERRUPT, schedule.ARRIVE_NMI: NMI, schedule.ARRIVE_INIT: INIT,
     schedule.ARRIVE_SIPI: SIPI, schedule.ARRIVE_SMI: SMI, schedule.ARRIVE_TIMER: TIMER,
@@ -75,7 +81,7 @@ class StandaloneRecorder(Recorder):
 
     ``words``: what is known of L2's stack, by address; ``stood``: the same when L2 was entered; ``touched``:
     the words that L2 has written or read since then; ``second_nmi_at``: the first entry of L1 before or after
-    which an NMI came while one was pending; -1 for none.
+    which an NMI came while one was pending; -1 for none; ``kept_event_at``: the same of an event for L2.
     """
 
     def __init__(self, config: Config, capabilities: Capabilities) -> None:
@@ -89,6 +95,7 @@ class StandaloneRecorder(Recorder):
         self.stood: dict[int, int] = {}
         self.touched: set[int] = set()
         self.second_nmi_at: int = -1
+        self.kept_event_at: int = -1
 
     # -- arrivals -------------------------------------------------------------------------------------
 
@@ -99,6 +106,9 @@ class StandaloneRecorder(Recorder):
     def arrive(self, op: int, b: int) -> None:
         if op == NMI and self.cpu.pending & PENDING_NMI and self.second_nmi_at < 0:
             self.second_nmi_at = max(len(self.entries) - 1, 0)
+        control = _EXITING.get(op, 0)
+        if control and self.kept_event_at < 0 and not self.l1.vmcs[PIN_BASED] & control:
+            self.kept_event_at = max(len(self.entries) - 1, 0)
         if self.moment == AT_ENTRY:
             self._arrive_at_entry(op, b)
         elif self.moment == IN_EVENT_DELIVERY and not self._passes(op):
@@ -250,9 +260,11 @@ class StandaloneRecorder(Recorder):
     def finish(self) -> None:
         if self.cpu.non_root:
             self._place_stop()
-        if self.second_nmi_at >= 0:
-            for index in range(self.second_nmi_at, len(self.entries)):
-                self.entries[index] = self.entries[index]._replace(second_nmi=True)
+        for index, entry in enumerate(self.entries):
+            self.entries[index] = entry._replace(
+                second_nmi=0 <= self.second_nmi_at <= index,
+                kept_event=0 <= self.kept_event_at <= index,
+            )
         super().finish()
 
     def _place_stop(self) -> None:
