@@ -52,11 +52,18 @@ def _shows(
 
 def bugs_that_sleep(scenario: Scenario, has_rf: bool, version: str) -> Iterator[str]:
     """The catalogued bugs of a version that leave L2 asleep at the end, where `bare` does not."""
+    if _ends_asleep(journal_on_bare(scenario, has_rf)):
+        return
     fresh = on_fresh_machine(scenario)
     for bug in bugs_of(version):
         shown = journal_under(fresh, bug.l0, has_rf)
-        if shown and shown[-1][1] == MODE_L2 and shown[-1][_END_ACTIVITY] != ACTIVE:
+        if shown and _ends_asleep(shown):
             yield bug.name
+
+
+def _ends_asleep(journal: list[Record]) -> bool:
+    """Whether L2 rests in another state than active at the end."""
+    return journal[-1][1] == MODE_L2 and journal[-1][_END_ACTIVITY] != ACTIVE
 
 
 def bugs_that_go_astray(scenario: Scenario, has_rf: bool, version: str) -> list[str]:
