@@ -22,15 +22,33 @@ _EVENT: Final = "what happens"
 """Stands for the fields of two records of different kinds."""
 
 
+class Met(NamedTuple):
+    """What came in a stay in L2, and is in no record: what predicates on a difference ask.
+
+    ``executed``: the instructions that L2 began, a bit each; ``saved_at``, ``smi_at``: where L2 stood when a
+    userspace saved and restored the processor, and when an SMI came, -1 for neither; ``smi_activity`` and
+    ``smi_shadow``: its activity state then, and whether a shadow was in effect. Up to here in the scenario:
+    ``second_nmi``: an NMI came while another one was pending; ``late_event``: an exit found one pending, or
+    an interrupt, that came for L2; ``late_init``: an exit out of wait-for-SIPI found an INIT pending.
+    """
+
+    executed: int = 0
+    saved_at: int = -1
+    smi_at: int = -1
+    smi_activity: int = 0
+    smi_shadow: bool = False
+    second_nmi: bool = False
+    late_event: bool = False
+    late_init: bool = False
+
+
 class Entry(NamedTuple):
     """An entry of L1, with all that decides about it.
 
     ``rule`` is the rule that the model says it broke, or ""; ``vmcs``, ``vtpr`` and ``caps`` are the VMCS,
     the virtual TPR and the processor then, ``info_reason`` the reason that the exit information stems from.
-    ``monitor_was_lost``: a TLB flush came between MONITOR and MWAIT in this stay in L2; ``was_saved``: a
-    userspace saved and restored the processor in it; ``met_smi``: an SMI came in it; ``second_nmi``: up to
-    the next entry an NMI has come while another one was pending; ``kept_event``: up to the next entry one has
-    come, or an interrupt, that was L2's, as L1 asked for no exit.
+    ``monitor_was_lost``: a TLB flush came between MONITOR and MWAIT in this stay in L2; ``met``: what else
+    came in it.
     """
 
     rule: str = ""
@@ -39,10 +57,7 @@ class Entry(NamedTuple):
     caps: Capabilities = Capabilities(*(False,) * len(Capabilities._fields))
     info_reason: int = 0
     monitor_was_lost: bool = False
-    was_saved: bool = False
-    met_smi: bool = False
-    second_nmi: bool = False
-    kept_event: bool = False
+    met: Met = Met()
 
     def forbidden_by(self) -> tuple[Row, ...]:
         """What forbids it by the second reading of the checks, which asks nobody else."""

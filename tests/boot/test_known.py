@@ -19,7 +19,7 @@ from nvmx_fuzz.boot.moved import stand_alone_moved
 from nvmx_fuzz.boot.predicted import bugs_that_sleep, journal_on_bare, predicting_bugs
 from nvmx_fuzz.boot.rows import Listed
 from nvmx_fuzz.codec import encode
-from nvmx_fuzz.compare import Difference, Entry, first_difference
+from nvmx_fuzz.compare import Difference, Entry, Met, first_difference
 from nvmx_fuzz.outcomes import INCIDENT, SAME
 from nvmx_fuzz.realise.realiser import fit
 from nvmx_fuzz.scenario_files import load
@@ -146,7 +146,7 @@ def test_a_scenario_that_was_not_made_as_asked_is_an_incident() -> None:
 
 def test_a_lost_timer_is_known_where_the_processor_was_saved_only() -> None:
     bare, other = exited(reason=52), exited(reason=18)
-    entry = Entry(was_saved=True)
+    entry = Entry(met=Met(saved_at=0x16000))
     saved = Difference(bare, other, entry, ((L1_ENTRY, 0, 0, 0),))
     assert name_of("kvm", saved) == "ended timer lost by a save"
     assert name_of("kvm", saved._replace(entry=Entry())) == ""

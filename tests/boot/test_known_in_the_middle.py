@@ -24,7 +24,7 @@ from nvmx_core.arch.state import HLT, RFLAGS_TF, WAIT_FOR_SIPI
 from nvmx_core.guests.memory import handler_rip
 from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_NMI, RECORD_FIELDS, SMM_ENTRY, Record
 from nvmx_fuzz.boot.divergences import listed
-from nvmx_fuzz.compare import Difference, Entry
+from nvmx_fuzz.compare import Difference, Entry, Met
 
 INT80, BP, MTF, IRQ, NMI_INFO, DB_INFO = (
     0x80000480, 0x80000603, 0x80000700, 0x80000040, 0x80000202, 0x80000301,
@@ -75,10 +75,10 @@ def test_an_interrupt_out_of_wait_for_sipi() -> None:
 
 
 def test_an_init_behind_wait_for_sipi() -> None:
-    behind = (exit_of(SIPI_EXIT), (L1_ENTRY, 0, 0, 0))
+    late = entry()._replace(met=Met(late_init=True))
     vmcall = exit_of(18)
-    name = "INIT lost in wait-for-SIPI"
-    assert name_of(exit_of(INIT_EXIT), vmcall, entry(), before=behind) == name
+    assert name_of(exit_of(INIT_EXIT), vmcall, late) == "INIT lost in wait-for-SIPI"
+    assert name_of(exit_of(INIT_EXIT), exit_of(TRIPLE_FAULT), late) == ""
     assert name_of(exit_of(INIT_EXIT), vmcall, entry()) == ""
 
 
@@ -101,16 +101,20 @@ def test_pending_debug_exceptions_that_an_exit_keeps() -> None:
 
 @pytest.mark.parametrize("injected", [INT80, BP])
 def test_a_soft_event_that_a_save_loses(injected: int) -> None:
-    saved = entry()._replace(was_saved=True)
+    saved = entry()._replace(met=Met(saved_at=CODE))
     bare, other = record(DELIVER, vector=injected & 0xFF, return_rip=CODE + 2), exit_of(18)
     assert name_of(bare, other, saved, injected) == "res11: soft event lost by a save"
+    assert name_of(bare, exit_of(TRIPLE_FAULT), saved, injected) == ""
+    assert (
+        name_of(bare, record(DELIVER, vector=bare[1], return_rip=CODE + 9), saved, injected) == ""
+    )
     assert name_of(bare, other, entry(), injected) == ""
     assert name_of(bare, other, saved, IRQ) == ""
 
 
 def test_an_exit_with_the_event_in_flight_is_never_a_lost_one() -> None:
     """The bug that the project is named after: no row may hide it, saved or not."""
-    saved = entry()._replace(was_saved=True)
+    saved = entry()._replace(met=Met(saved_at=CODE))
     bare = record(DELIVER, vector=0x80, return_rip=CODE + 2)
     violation = exit_of(INTERRUPT_EXIT, IDT_vectoring_info=INT80)
     assert name_of(bare, violation, saved, INT80) == ""
@@ -123,6 +127,7 @@ def test_a_debug_exception_that_an_init_loses() -> None:
     assert name_of(bare, lost, of) == "debug exception before INIT"
     assert name_of(bare, exit_of(0, interruption_info=DB_INFO), of) == "debug exception before INIT"
     assert name_of(bare, exit_of(INIT_EXIT), of) == ""
+    assert name_of(bare, record(DELIVER, vector=1, return_rip=CODE), of) == ""
 
 
 def test_an_mtf_exit_before_an_init() -> None:
@@ -134,12 +139,14 @@ def test_an_injected_mtf_exit_that_is_lost() -> None:
     name = "res3b: injected MTF exit lost"
     assert name_of(exit_of(MTF_EXIT), exit_of(18), entry(), MTF) == name
     assert name_of(exit_of(MTF_EXIT), exit_of(18), entry(), IRQ) == ""
+    assert name_of(exit_of(MTF_EXIT), exit_of(TRIPLE_FAULT), entry(), MTF) == ""
 
 
 def test_rsm_under_the_monitor_trap_flag() -> None:
-    of = entry(cpu=CPU_MONITOR_TRAP_FLAG)._replace(met_smi=True)
+    of = entry(cpu=CPU_MONITOR_TRAP_FLAG)._replace(met=Met(smi_at=CODE))
     bare, early = record(EXIT, reason=MTF_EXIT, rip=CODE + 1), exit_of(MTF_EXIT)
     assert name_of(bare, early, of) == "RSM is an instruction of L2"
+    assert name_of(bare, record(EXIT, reason=MTF_EXIT, rip=CODE + 9), of) == ""
     assert name_of(bare, early, entry(cpu=CPU_MONITOR_TRAP_FLAG)) == ""
 
 
@@ -153,18 +160,19 @@ def test_nmi_blocking_that_l1_does_not_see() -> None:
 
 
 def test_a_second_nmi_is_known_where_one_has_come_only() -> None:
-    twice = entry(pin=PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)._replace(second_nmi=True)
-    once = twice._replace(second_nmi=False)
+    once = entry(pin=PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
+    twice = once._replace(met=Met(second_nmi=True))
     assert name_of(record(END), (L1_NMI,), twice) == "second NMI is kept"
     assert name_of(record(END), (L1_NMI,), once) == ""
     assert name_of((L1_NMI,), record(END), twice) == ""
+    assert name_of(exit_of(48), (L1_NMI,), twice) == ""
 
 
 def test_a_shadow_that_an_smi_ends() -> None:
-    met = entry()._replace(met_smi=True)
+    met = entry()._replace(met=Met(smi_at=CODE, smi_shadow=True))
     bare, other = record(END, interruptibility=9), record(END, interruptibility=8)
     assert name_of(bare, other, met) == "shadow lost by an SMI"
-    assert name_of(bare, other, entry()) == ""
+    assert name_of(bare, other, entry()._replace(met=Met(smi_at=CODE))) == ""
     assert name_of(bare, record(END), met) == ""
 
 
@@ -178,14 +186,45 @@ def test_a_trap_before_an_smi() -> None:
 
 
 def test_pdptes_are_lost_without_ept_only() -> None:
-    saved = Entry(vmcs=entry(secondary=0).vmcs, was_saved=True)
+    saved = Entry(vmcs=entry(secondary=0).vmcs, met=Met(saved_at=CODE))
     dies = exit_of(TRIPLE_FAULT)
     assert name_of(record(END), dies, saved) == "PDPTEs lost by a restore"
-    assert name_of(record(END), dies, saved._replace(was_saved=False)) == ""
-    assert name_of(record(END), dies, entry()._replace(was_saved=True)) == ""
+    assert name_of(record(END), dies, saved._replace(met=Met())) == ""
+    assert name_of(record(END), dies, entry()._replace(met=Met(saved_at=CODE))) == ""
 
 
 def test_an_nmi_before_its_window() -> None:
     nmi = exit_of(0, interruption_info=NMI_INFO)
     assert name_of(exit_of(NMI_WINDOW), nmi, entry(), IRQ) == "interrupt before what ranks higher"
     assert name_of(exit_of(18), nmi, entry(), IRQ) == ""
+
+
+def test_events_that_are_late_were_pending_at_an_exit() -> None:
+    late = entry(pin=PIN_NMI_EXITING)._replace(met=Met(late_event=True))
+    bare = record(DELIVER, vector=0x51, return_rip=CODE)
+    assert name_of(bare, exit_of(18), late) == "event of L2 is late"
+    assert name_of(bare, exit_of(18), late._replace(met=Met())) == ""
+    assert name_of(bare, exit_of(TRIPLE_FAULT), late) == ""
+
+
+def test_a_finding_is_known_on_the_kernels_that_have_it() -> None:
+    late = entry(pin=PIN_NMI_EXITING)._replace(met=Met(late_event=True))
+    bare = record(DELIVER, vector=0x51, return_rip=CODE)
+    found = Difference(bare, exit_of(18), late, ((L1_ENTRY, 0, 0, 0),))
+    assert listed("kvm", found, (6, 12)) is not None
+    assert listed("kvm", found, (7, 2)) is None
+
+
+def test_a_failed_entry_that_opens_nmis() -> None:
+    failed = 33 | 1 << 31
+    bare, other = exit_of(failed, interruptibility=0xA), exit_of(failed, interruptibility=2)
+    assert name_of(bare, other, entry(), 0x80000200) == "failed entry opens NMIs"
+    assert name_of(bare, other, entry(), IRQ) == ""
+
+
+def test_other_events_before_an_interrupt_are_no_matter_of_rank() -> None:
+    interrupt = exit_of(INTERRUPT_EXIT)
+    for vector in (1, 2, 14):
+        assert name_of(record(DELIVER, vector=vector, return_rip=CODE), interrupt, entry()) == ""
+    in_flight = exit_of(INTERRUPT_EXIT, IDT_vectoring_info=DB_INFO)
+    assert name_of(exit_of(NMI_WINDOW), in_flight, entry()) == ""

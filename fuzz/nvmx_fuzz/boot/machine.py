@@ -146,7 +146,7 @@ class BootingMachine:
             bugs = list(predicting_bugs(scenario, bare, found, has_rf, self.version))
             if bugs:
                 return f"KVM: {', '.join(bugs)}"
-        row = listed(self._kind.name, found)
+        row = listed(self._kind.name, found, self.kernel)
         if row:
             return row.name
         of_bochs = of_every_bochs.known(found) if self._kind.on_bochs else None

@@ -7,6 +7,8 @@ model, which is what is being judged.
 from typing import Final
 
 from nvmx_core.arch.controls import (
+    PIN_NMI_EXITING,
+    PIN_VIRTUAL_NMIS,
     SECONDARY_VIRTUAL_INTR_DELIVERY,
 )
 from nvmx_core.arch.events import (
@@ -16,6 +18,7 @@ from nvmx_core.arch.events import (
     EXTERNAL_INTERRUPT,
     HARDWARE_EXCEPTION,
     NMI,
+    NMI_UNBLOCKING_BY_IRET,
     OF,
     PRIVILEGED_SOFTWARE_EXCEPTION,
     SOFTWARE_EXCEPTION,
@@ -23,7 +26,6 @@ from nvmx_core.arch.events import (
     TYPE_MASK,
     TYPE_SHIFT,
     VALID,
-    VECTOR_MASK,
 )
 from nvmx_core.arch.exits import (
     EPT_MISCONFIG,
@@ -38,34 +40,40 @@ from nvmx_core.arch.exits import (
     TRIPLE_FAULT,
     VMCALL_EXIT,
 )
-from nvmx_core.arch.fields import SECONDARY
+from nvmx_core.arch.fields import (
+    GUEST_INTERRUPTIBILITY,
+    GUEST_INTR_STATUS,
+    GUEST_PENDING_DBG,
+    GUEST_PREEMPTION_TIMER,
+    PIN_BASED,
+    SECONDARY,
+)
+from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import (
+    BLOCKING_BY_MOV_SS,
     BLOCKING_BY_NMI,
     INTERRUPT_SHADOW,
     PENDING_DBG_BS,
     PENDING_DBG_ENABLED_BP,
     RFLAGS_IF,
-    RFLAGS_TF,
 )
 from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT
 from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL, Record
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz import entry_reading
 from nvmx_fuzz.bochs.predicates import field, is_exit
+from nvmx_fuzz.boot.reading_differences import event_of, first_of_the_entry, records_since_entry
 from nvmx_fuzz.compare import Difference
 
 VMFAIL_CONTROLS: Final = 7
+INT1: Final = INSTRUCTION_INDEX["int1"]
+IRET: Final = INSTRUCTION_INDEX["iret"]
 NMI_VECTOR: Final = 2
 SPURIOUS_VECTOR: Final = 0x0F
 """What L1 has in its APIC for spurious interrupts."""
 PROCESSOR_CHECKS: Final = ("C5", "C6")
 """Checks of controls that KVM leaves to the processor, behind its own of the guest state."""
 SOFT_TYPES: Final = (SOFTWARE_INTERRUPT, PRIVILEGED_SOFTWARE_EXCEPTION, SOFTWARE_EXCEPTION)
-
-
-def event_of(info: int) -> tuple[int, int]:
-    """Type and vector of an interruption word."""
-    return (info & TYPE_MASK) >> TYPE_SHIFT, info & VECTOR_MASK
 
 
 def _is_debug_exception(found: Difference) -> bool:
@@ -78,8 +86,10 @@ def _is_debug_exception(found: Difference) -> bool:
 
 
 def single_step_of_an_exit(found: Difference) -> bool:
-    """Only BS of the pending debug exceptions differs."""
+    """MOV SS holds a trap, and only BS of the pending debug exceptions differs."""
     name = "pending debug exceptions"
+    if not field(found.bare, "interruptibility") & BLOCKING_BY_MOV_SS:
+        return False
     both = field(found.bare, name) ^ field(found.other, name)
     fields = set(found.fields()) - {"entry instruction length"}  # res4, on KVM
     return fields == {name} and both == PENDING_DBG_BS
@@ -104,14 +114,15 @@ def closed_interrupt_does_not_exit(found: Difference) -> bool:
 
 
 def breakpoint_without_condition(found: Difference) -> bool:
-    """A #DB that nobody steps for and nothing was injected before; the other machine has none."""
+    """Bit 12 alone was pending at the entry; the other machine has no #DB."""
     info, name = field(found.bare, "interruption info"), "pending debug exceptions"
     if found.fields() == (name,):  # an exit that ranks higher saves it, and there it is gone
         return (field(found.bare, name), field(found.other, name)) == (PENDING_DBG_ENABLED_BP, 0)
     exits = is_exit(found.bare, EXCEPTION_NMI) and event_of(info) == (HARDWARE_EXCEPTION, DB)
     return (
         (exits or found.bare[:2] == (DELIVER, DB))
-        and not field(found.bare, "rflags") & RFLAGS_TF
+        and found.entry.vmcs[GUEST_PENDING_DBG] == PENDING_DBG_ENABLED_BP
+        and first_of_the_entry(found)
         and not found.injected & VALID
         and not _is_debug_exception(found)
     )
@@ -127,22 +138,32 @@ def spurious_interrupt(found: Difference) -> bool:
 
 
 def iret_opens_nmis(found: Difference) -> bool:
-    """NMIs are blocked, and on the other machine an IRET has opened them; no event is in delivery."""
+    """L2 executes IRET with NMI exiting and without virtual NMIs, and NMIs are open on the other machine."""
     name = "interruptibility"
+    controls = found.entry.vmcs[PIN_BASED] & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
     return (
         found.fields() == (name,)
+        and controls == PIN_NMI_EXITING
+        and bool(found.entry.met.executed >> IRET & 1)
+        and not is_exit(found.bare, INVALID_STATE)
         and not field(found.bare, "IDT-vectoring info") & VALID
         and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_NMI
     )
 
 
 def int1_as_hardware_exception(found: Difference) -> bool:
-    """An exit in the delivery of INT1 stands behind the instruction."""
+    """L2 executes INT1, and an exit in its delivery stands behind it, as one of a hardware exception."""
     behind = field(found.other, "rip") - field(found.bare, "rip") == 1
-    vectoring = event_of(field(found.bare, "IDT-vectoring info"))
-    of_int1 = vectoring == (PRIVILEGED_SOFTWARE_EXCEPTION, DB)
-    dies = is_exit(found.bare, TRIPLE_FAULT) or vectoring == (HARDWARE_EXCEPTION, DF)
-    return behind and (of_int1 or (dies and found.fields() == ("rip",)))
+    if not behind or not found.entry.met.executed >> INT1 & 1:
+        return False
+    of_bare, of_other = (
+        event_of(field(record, "IDT-vectoring info")) for record in (found.bare, found.other)
+    )
+    if of_bare == (PRIVILEGED_SOFTWARE_EXCEPTION, DB):
+        words = {"rip", "IDT-vectoring info", "instruction length", "dr6"}
+        return of_other == (HARDWARE_EXCEPTION, DB) and set(found.fields()) <= words
+    dies = is_exit(found.bare, TRIPLE_FAULT) or of_bare == (HARDWARE_EXCEPTION, DF)
+    return dies and found.fields() == ("rip",)
 
 
 def guest_before_controls(found: Difference) -> bool:
@@ -158,12 +179,13 @@ def guest_before_controls(found: Difference) -> bool:
 
 
 def timer_of_an_earlier_entry(found: Difference) -> bool:
-    """The VMX-preemption timer has ended, and the other machine saves that some of it is left."""
+    """The VMX-preemption timer started with 0, and the other machine saves that some of it is left."""
     name = "preemption timer"
     return (
         is_exit(found.bare, PREEMPTION_TIMER)
         and found.fields() == (name,)
         and not field(found.bare, name)
+        and not found.entry.vmcs[GUEST_PREEMPTION_TIMER]
     )
 
 
@@ -173,44 +195,53 @@ def stale_length(found: Difference) -> bool:
     return (
         kind == HARDWARE_EXCEPTION
         and vector in (BP, OF)
-        and found.bare[:1] == (DELIVER,)
+        and found.bare[:2] == (DELIVER, vector)
         and found.fields() == ("return rip",)
+        and first_of_the_entry(found)
     )
 
 
 def trap_behind_injection(found: Difference) -> bool:
-    """The trap that MOV SS holds is taken, or saved, behind an injected soft event; elsewhere it is gone."""
+    """A soft event is injected behind MOV SS, which holds a trap; the other machine has dropped that."""
     info, name = field(found.bare, "interruption info"), "pending debug exceptions"
+    kind, vector = event_of(found.injected)
     exits = is_exit(found.bare, EXCEPTION_NMI) and event_of(info) == (HARDWARE_EXCEPTION, DB)
     exits |= found.fields() == (name,) and not field(found.other, name)
+    since = records_since_entry(found)
     return (
         (exits or found.bare[:2] == (DELIVER, DB))
         and not _is_debug_exception(found)
         and bool(found.injected & VALID)
-        and event_of(found.injected)[0] in SOFT_TYPES
+        and kind in SOFT_TYPES
+        and bool(found.entry.vmcs[GUEST_INTERRUPTIBILITY] & BLOCKING_BY_MOV_SS)
+        and bool(found.entry.vmcs[GUEST_PENDING_DBG])
+        and all(record[:2] == (DELIVER, vector) for record in since)
     )
 
 
 def wrong_vector_in_delivery(found: Difference) -> bool:
-    """A virtual interrupt comes with another vector: L0 injects again what the exit reported.
+    """A virtual interrupt comes with another vector, or not: L0 injects again what the exit reported.
 
     Behind an IRET the frame tells no vector any more; L2 has returned from another handler.
     """
-    if found.injected & VALID or not found.entry.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY:
+    has_virtual = found.entry.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY
+    if found.injected & VALID or not has_virtual or not found.entry.vmcs[GUEST_INTR_STATUS]:
         return False
     bare, other = found.bare, found.other
     in_flight = field(other, "IDT-vectoring info")
-    if bare[:1] == (DELIVER,) and in_flight & VALID:
+    of_virtual = bare[:1] == (DELIVER,) and bare[1] >= LOWEST_VECTOR
+    if of_virtual and in_flight & VALID:
         return event_of(in_flight) != (EXTERNAL_INTERRUPT, bare[1])
     if other == (VMFAIL, VMFAIL_CONTROLS):  # what was reported could not be injected at all
-        return bare[:1] == (DELIVER,) or bool(field(bare, "IDT-vectoring info") & VALID)
-    if bare[:1] == (DELIVER,) and (other[:1] == (END,) or is_exit(other, VMCALL_EXIT)):
-        return True  # none was reported
+        return of_virtual or bool(field(bare, "IDT-vectoring info") & VALID)
+    if of_virtual and is_exit(other, VMCALL_EXIT):  # none was reported, though it is in service
+        return field(other, "interrupt status") >> 8 != 0
     if bare[:1] in ((EXIT,), (DELIVER,), (END,)) and other[:1] == (EXIT,):  # in another handler
         return _handler_of(bare) != _handler_of(other) and _handler_of(other) >= 0
-    if bare[:1] == (END,):
-        return bool(found.fields()) and set(found.fields()) <= {"rip", "rflags"}
-    return bare[:1] == (DELIVER,) and found.fields() == ("vector",)
+    if bare[:1] == other[:1] == (END,):
+        moved = "rip" in found.fields() and set(found.fields()) <= {"rip", "rflags"}
+        return moved and _handler_of(bare) != _handler_of(other)
+    return of_virtual and found.fields() == ("vector",)
 
 
 def _handler_of(record: Record) -> int:
@@ -222,7 +253,8 @@ def _handler_of(record: Record) -> int:
 def misconfiguration_qualified(found: Difference) -> bool:
     """Exit 49 with a qualification, and where it is res4 too, with a length for entry."""
     fields = set(found.fields()) - {"entry instruction length", "interruptibility"}
-    return is_exit(found.bare, EPT_MISCONFIG) and fields == {"qualification"}
+    is_one = is_exit(found.bare, EPT_MISCONFIG) and fields == {"qualification"}
+    return is_one and not field(found.bare, "qualification")
 
 
 def nmi_blocking_of_a_delivery(found: Difference) -> bool:
@@ -239,31 +271,36 @@ def nmi_blocking_of_a_delivery(found: Difference) -> bool:
 
 def unblocking_by_iret(found: Difference) -> bool:
     """A fault of IRET: NMIs blocked again, instead of bit 12 of the qualification."""
-    return is_exit(found.bare, EPT_VIOLATION) and found.fields() == (
-        "qualification",
-        "interruptibility",
+    names = ("qualification", "interruptibility")
+    changed = tuple(field(found.bare, name) ^ field(found.other, name) for name in names)
+    return (
+        is_exit(found.bare, EPT_VIOLATION)
+        and found.fields() == names
+        and changed == (NMI_UNBLOCKING_BY_IRET, BLOCKING_BY_NMI)
     )
 
 
 def interrupt_before_higher_rank(found: Difference) -> bool:
     """A window or a virtual interrupt is due, and the other machine exits first for an interrupt or NMI."""
-    windows = {"reason", "interruption info", "activity"}
-    if is_exit(found.bare, NMI_WINDOW) and found.other[:1] == (DELIVER,):
-        return found.other[1] >= LOWEST_VECTOR and not found.injected & VALID
-    if is_exit(found.other, EXCEPTION_NMI):
-        kind, _vector = event_of(field(found.other, "interruption info"))
-        return is_exit(found.bare, NMI_WINDOW) and kind == NMI and set(found.fields()) <= windows
-    if not is_exit(found.other, EXTERNAL_INTERRUPT_EXIT):
+    bare, other = found.bare, found.other
+    if field(other, "IDT-vectoring info") & VALID:
         return False
-    if is_exit(found.bare, NMI_WINDOW, INTERRUPT_WINDOW):
+    windows = {"reason", "interruption info", "activity"}
+    if is_exit(bare, NMI_WINDOW) and other[:1] == (DELIVER,):
+        return other[1] >= LOWEST_VECTOR and not found.injected & VALID
+    if is_exit(other, EXCEPTION_NMI):
+        kind, _vector = event_of(field(other, "interruption info"))
+        return is_exit(bare, NMI_WINDOW) and kind == NMI and set(found.fields()) <= windows
+    if not is_exit(other, EXTERNAL_INTERRUPT_EXIT):
+        return False
+    if is_exit(bare, NMI_WINDOW, INTERRUPT_WINDOW):
         return set(found.fields()) <= windows
-    if found.bare[:1] == (
-        EXIT,
-    ):  # the virtual interrupt is in service there, and its delivery exits
-        has_virtual = found.entry.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY
-        in_service = field(found.bare, "interrupt status") & ~field(found.other, "interrupt status")
-        return bool(has_virtual and in_service >> 8) and not found.injected & VALID
-    return found.bare[:1] == (DELIVER,) and not found.injected & VALID
+    if found.injected & VALID or not found.entry.vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY:
+        return False
+    if bare[:1] == (EXIT,):  # the virtual interrupt is in service there, and its delivery exits
+        in_service = field(bare, "interrupt status") & ~field(other, "interrupt status")
+        return in_service >> 8 != 0
+    return bare[:1] == (DELIVER,) and bare[1] >= LOWEST_VECTOR
 
 
 def int1_dropped(found: Difference) -> bool:
@@ -274,9 +311,21 @@ def int1_dropped(found: Difference) -> bool:
         bool(found.injected & VALID)
         and kind == PRIVILEGED_SOFTWARE_EXCEPTION
         and found.bare[:1] in ((DELIVER,), (EXIT,))
+        and first_of_the_entry(found)
         and not found.entry.forbidden_by()
         and not in_flight
         and (found.other[:2] != (DELIVER, DB) or "return rip" in found.fields())
+    )
+
+
+def failed_entry_opens_nmis(found: Difference) -> bool:
+    """An NMI is injected with NMIs blocked, the entry fails, and the field has lost the blocking."""
+    name = "interruptibility"
+    return (
+        is_exit(found.bare, INVALID_STATE)
+        and found.fields() == (name,)
+        and found.injected & (VALID | TYPE_MASK) == VALID | NMI << TYPE_SHIFT
+        and field(found.bare, name) & ~field(found.other, name) == BLOCKING_BY_NMI
     )
 
 

@@ -20,9 +20,10 @@ from nvmx_core.arch.exits import (
 )
 from nvmx_core.arch.fields import CPU_BASED, GUEST_ACTIVITY, GUEST_PENDING_DBG
 from nvmx_core.arch.state import ACTIVE, HLT, PENDING_DBG_BS, WAIT_FOR_SIPI
-from nvmx_core.journal import END, EXIT, RECORD_FIELDS, SMM_ENTRY, VMFAIL, Record
+from nvmx_core.journal import DELIVER, END, EXIT, RECORD_FIELDS, SMM_ENTRY, VMFAIL, Record
 from nvmx_fuzz.bochs.predicates import field, is_exit
-from nvmx_fuzz.boot.predicates import PROCESSOR_CHECKS, VMFAIL_CONTROLS, event_of
+from nvmx_fuzz.boot.predicates import PROCESSOR_CHECKS, VMFAIL_CONTROLS
+from nvmx_fuzz.boot.reading_differences import event_of, goes_on
 from nvmx_fuzz.compare import Difference
 
 _CHECKS: Final = ("G2", "G3", "G4", "G5", "G10")
@@ -33,9 +34,10 @@ _END_ACTIVITY: Final = 1 + RECORD_FIELDS[END].index("activity")
 
 def active_after_hlt(found: Difference) -> bool:
     """An exit out of HLT, in which no SMI has come, and the other machine saves active."""
+    met = found.entry.met
     return (
         not is_exit(found.bare, INVALID_STATE)
-        and not found.entry.met_smi
+        and not (met.smi_at >= 0 and met.smi_activity == HLT)
         and found.fields() == ("activity",)
         and field(found.bare, "activity") == HLT
     )
@@ -55,7 +57,7 @@ def inactive_state_accepted(found: Difference) -> bool:
     rows = found.entry.forbidden_by()
     return (
         is_exit(found.bare, INVALID_STATE)
-        and not is_exit(found.other, INVALID_STATE)
+        and goes_on(found.other)
         and found.entry.vmcs[GUEST_ACTIVITY] != ACTIVE
         and bool(rows)
         and all(row.rule in _CHECKS for row in rows)
@@ -76,15 +78,17 @@ def window_runs_hlt(found: Difference) -> bool:
 def what_is_due_in_hlt(found: Difference) -> bool:
     """The TPR exit is due in HLT, or its check, or a #DB, and something else comes first: L2 was asleep."""
     rows = found.entry.forbidden_by()
-    if event_of(field(found.bare, "interruption info")) == (HARDWARE_EXCEPTION, DB):
-        kept = field(found.other, "pending debug exceptions") and field(found.other, "activity")
-        return kept == HLT and is_exit(found.other, PREEMPTION_TIMER, EXTERNAL_INTERRUPT_EXIT)
+    asleep = field(found.other, "activity") == HLT
+    ended = is_exit(found.other, PREEMPTION_TIMER, EXTERNAL_INTERRUPT_EXIT)
+    is_debug = event_of(field(found.bare, "interruption info")) == (HARDWARE_EXCEPTION, DB)
+    if is_debug or found.bare[:2] == (DELIVER, DB):
+        return asleep and ended and field(found.other, "pending debug exceptions") != 0
     if found.bare == (VMFAIL, VMFAIL_CONTROLS) and rows:
-        asleep = field(found.other, "activity") == HLT and is_exit(found.other, PREEMPTION_TIMER)
-        return asleep and all(row.rule in PROCESSOR_CHECKS for row in rows)
+        forbidden = all(row.rule in PROCESSOR_CHECKS for row in rows)
+        return asleep and is_exit(found.other, PREEMPTION_TIMER) and forbidden
     return (
         is_exit(found.bare, TPR_BELOW_THRESHOLD)
-        and is_exit(found.other, PREEMPTION_TIMER, EXTERNAL_INTERRUPT_EXIT)
+        and ended
         and set(found.fields()) <= {"reason", "interruption info", "activity"}
         and field(found.bare, "activity") == HLT
     )
@@ -115,23 +119,26 @@ def event_in_wait_for_sipi(found: Difference) -> bool:
 
 def init_lost_in_wait_for_sipi(found: Difference) -> bool:
     """An INIT that wait-for-SIPI has blocked exits at the next entry; elsewhere it does not."""
-    exits = [record for record in found.history if record[0] == EXIT]
     return (
-        is_exit(found.bare, INIT_SIGNAL)
+        found.entry.met.late_init
+        and is_exit(found.bare, INIT_SIGNAL)
         and not is_exit(found.other, INIT_SIGNAL)
-        and bool(exits)
-        and is_exit(exits[-1], SIPI_SIGNAL)
+        and goes_on(found.other)
     )
 
 
 def smi_ends_hlt(found: Difference) -> bool:
     """An SMI has come in HLT, and behind it L2 is active, and goes on to what ends the scenario."""
-    if found.bare[:1] == (SMM_ENTRY,) and is_exit(found.other, VMCALL_EXIT):
-        return found.entry.met_smi
+    met = found.entry.met
+    if met.smi_at < 0 or met.smi_activity != HLT:
+        return False
+    if found.bare[:1] == (SMM_ENTRY,):
+        return is_exit(found.other, VMCALL_EXIT)
     fields = set(found.fields())
+    of_running = {"reason", "instruction length", "rip", "rflags", "interruptibility", "activity"}
     was_asleep = field(found.bare, "activity") == HLT
     now_active = field(found.other, "activity") == ACTIVE
-    return {"activity"} <= fields and was_asleep and now_active and found.entry.met_smi
+    return {"activity"} <= fields <= of_running and was_asleep and now_active
 
 
 def _end_activity(record: Record) -> int:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from nvmx_fuzz.boot.predicates import (
+    failed_entry_opens_nmis,
     guest_before_controls,
     int1_as_hardware_exception,
     int1_dropped,
@@ -118,6 +119,15 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "An injected INT1 whose delivery L0 had to repair is not injected again "
         "(__vmx_complete_interrupts knows no type 5).",
         "corpus/nested_events/inject-int1-under-mov-ss-drops-debug-exception.scn", int1_dropped,
+    ),
+    Listed(
+        "failed entry opens NMIs", KVM, ("E0", "N3"), KVM_WRONG,
+        "Exit 33 leaves the guest-state area as L1 wrote it (SDM: VM-Entry Failures During or After Loading "
+        "Guest State). With an NMI to inject KVM takes the blocking by NMI out when it cancels its first "
+        "entry (vmx_cancel_injection, __vmx_complete_interrupts), and saves that; the processor's check of "
+        "it (G8) sees nothing either.",
+        "L1 vmwrite GUEST_INTERRUPTIBILITY 0xa / L1 inject nmi / L1 enter",
+        failed_entry_opens_nmis, "F28",
     ),
     Listed(
         "qualification of an EPT misconfiguration", KVM, ("X1",), KVM_WRONG,
@@ -249,9 +259,9 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "PDPTEs lost by a restore", KVM, ("V2",), KVM_WRONG,
         "A userspace saves and restores L2 in PAE paging, where L1 uses no EPT. The page-directory-pointer "
         "entries that it gives with KVM_SET_SREGS2 are forgotten by KVM_SET_NESTED_STATE, and not read again "
-        "because they were given (nested_get_vmcs12_pages): L2 cannot fetch. Not in 6.12, in 7.2.",
+        "because they were given (nested_get_vmcs12_pages): L2 cannot fetch.",
         "config l1-ept=off / L1 enter / L0 save-restore / L2 nop",
-        pdptes_lost_by_a_restore, "F27", since=(7, 2),
+        pdptes_lost_by_a_restore, "F27",
     ),
     Listed(
         "MTF exit before INIT", KVM, ("P5", "P6"), KVM_WRONG,

@@ -6,7 +6,7 @@ L2 pops stands on its stack before it is entered, and where the scenario ends in
 always exits brings L1 back. What cannot be done so is refused, each reason under its own name.
 """
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nvmx_core.arch.controls import (
     PIN_EXT_INTR_EXITING,
@@ -21,8 +21,8 @@ from nvmx_core.arch.fields import (
     POISON,
 )
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
-from nvmx_core.arch.state import ACTIVE
-from nvmx_core.cpu.processor_state import PENDING_NMI
+from nvmx_core.arch.state import ACTIVE, INTERRUPT_SHADOW, WAIT_FOR_SIPI
+from nvmx_core.cpu.processor_state import PENDING_INIT, PENDING_INTERRUPT, PENDING_NMI
 from nvmx_core.guests.memory import page_of
 from nvmx_core.journal import Record
 from nvmx_core.scenario.config import Config
@@ -30,6 +30,7 @@ from nvmx_core.scenario.steps import INIT, INTERRUPT, NMI, SIPI, SMI, TIMER, Ste
 from nvmx_fuzz.boot import places
 from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.program import SELF_INTERRUPT, SELF_NMI
+from nvmx_fuzz.compare import Met
 from nvmx_fuzz.realise import l1_program as l1
 from nvmx_fuzz.realise import layout, schedule
 from nvmx_fuzz.realise.arrivals import ArrivalRecorder
@@ -47,6 +48,7 @@ _NAMES: Final = {
 }  # fmt: skip
 _EXITING: Final = {INTERRUPT: PIN_EXT_INTR_EXITING, NMI: PIN_NMI_EXITING}
 """With which control an arrival exits out of L2."""
+_PENDING: Final = {INTERRUPT: PENDING_INTERRUPT, NMI: PENDING_NMI}
 _ITEMS: Final = {
     schedule.ARRIVE_INTERRUPT: INTERRUPT, schedule.ARRIVE_NMI: NMI, schedule.ARRIVE_INIT: INIT,
     schedule.ARRIVE_SIPI: SIPI, schedule.ARRIVE_SMI: SMI, schedule.ARRIVE_TIMER: TIMER,
@@ -80,8 +82,8 @@ class StandaloneRecorder(Recorder):
     """The layer that does without a helper.
 
     ``words``: what is known of L2's stack, by address; ``stood``: the same when L2 was entered; ``touched``:
-    the words that L2 has written or read since then; ``second_nmi_at``: the first entry of L1 before or after
-    which an NMI came while one was pending; -1 for none; ``kept_event_at``: the same of an event for L2.
+    the words that L2 has written or read since then; ``came``: what came in this stay in L2; ``for_l2``: the
+    pending events, of `processor_state`, that came while L2 might have them.
     """
 
     def __init__(self, config: Config, capabilities: Capabilities) -> None:
@@ -94,8 +96,8 @@ class StandaloneRecorder(Recorder):
         self.words: dict[int, int] = {}
         self.stood: dict[int, int] = {}
         self.touched: set[int] = set()
-        self.second_nmi_at: int = -1
-        self.kept_event_at: int = -1
+        self.came: Met = Met()
+        self.for_l2: int = 0
 
     # -- arrivals -------------------------------------------------------------------------------------
 
@@ -104,11 +106,7 @@ class StandaloneRecorder(Recorder):
         super(ArrivalRecorder, self)._arm(step, when)
 
     def arrive(self, op: int, b: int) -> None:
-        if op == NMI and self.cpu.pending & PENDING_NMI and self.second_nmi_at < 0:
-            self.second_nmi_at = max(len(self.entries) - 1, 0)
-        control = _EXITING.get(op, 0)
-        if control and self.kept_event_at < 0 and not self.l1.vmcs[PIN_BASED] & control:
-            self.kept_event_at = max(len(self.entries) - 1, 0)
+        self._note_arrival(op)
         if self.moment == AT_ENTRY:
             self._arrive_at_entry(op, b)
         elif self.moment == IN_EVENT_DELIVERY and not self._passes(op):
@@ -116,6 +114,24 @@ class StandaloneRecorder(Recorder):
         elif self.moment == IN_EMULATION and not self._passes(op):
             self._arrive_inside(op, b, f"{_NAMES[op]}-in-emulation")
         super().arrive(op, b)
+
+    def _note_arrival(self, op: int) -> None:
+        cpu = self.cpu
+        if op == NMI and cpu.pending & PENDING_NMI:
+            self._note(second_nmi=True)
+        if op in _EXITING and cpu.non_root and not self.l1.vmcs[PIN_BASED] & _EXITING[op]:
+            self.for_l2 |= _PENDING[op]
+        if op == SMI and cpu.non_root and not cpu.in_smm:
+            in_delivery = self.moment == IN_EVENT_DELIVERY
+            shadow = not in_delivery and cpu.blocking & INTERRUPT_SHADOW != 0
+            at = -1 if in_delivery else cpu.rip
+            self._note(smi_at=max(at, 0), smi_activity=cpu.activity, smi_shadow=shadow)
+
+    def _note(self, **what: Any) -> None:
+        """Something came in this stay in L2, or before the first."""
+        self.came = self.came._replace(**what)
+        if self.entries:
+            self.entries[-1] = self.entries[-1]._replace(met=self.came)
 
     def _arrive_inside(self, _op: int, _b: int, reason: str) -> None:
         """Something arrives in a delivery, or while L0 emulates an instruction."""
@@ -193,6 +209,7 @@ class StandaloneRecorder(Recorder):
         reads_counter = instruction == _RDPMC and self.cpu.would_execute(instruction)
         if reads_counter and not self.capabilities.has_counters:
             raise NotRealisableError("rdpmc-without-counters")
+        self._note(executed=self.came.executed | 1 << instruction)
         super().execute(instruction, operand)
         if any(item[0] == schedule.POKE_BYTE for item in self.schedule[before:]):
             raise NotRealisableError("iret-to-old-task")
@@ -244,7 +261,22 @@ class StandaloneRecorder(Recorder):
         self.stood = dict(self.words)
         self.touched = set()
 
+    def vm_entry(self) -> int:
+        met = self.came
+        self.came = Met(
+            second_nmi=met.second_nmi, late_event=met.late_event, late_init=met.late_init
+        )
+        error = super().vm_entry()
+        self._note()
+        return error
+
     def _after_exit(self) -> None:
+        pending = self.cpu.pending
+        self.for_l2 &= pending
+        if self.for_l2:
+            self._note(late_event=True)
+        if pending & PENDING_INIT and self.l1.vmcs[GUEST_ACTIVITY] == WAIT_FOR_SIPI:
+            self._note(late_init=True)
         self._follow()
         self._scrub()
         super()._after_exit()
@@ -260,11 +292,6 @@ class StandaloneRecorder(Recorder):
     def finish(self) -> None:
         if self.cpu.non_root:
             self._place_stop()
-        for index, entry in enumerate(self.entries):
-            self.entries[index] = entry._replace(
-                second_nmi=0 <= self.second_nmi_at <= index,
-                kept_event=0 <= self.kept_event_at <= index,
-            )
         super().finish()
 
     def _place_stop(self) -> None:

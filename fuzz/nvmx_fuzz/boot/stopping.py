@@ -163,9 +163,7 @@ class StoppingRecorder(StandaloneRecorder):
     def _add(self, place: int, where: int, action: int, moment: tuple[int, ...]) -> None:
         """A stop, or one action more at the same moment."""
         if action == stops.SAVE:
-            self.entries[-1] = self.entries[-1]._replace(was_saved=True)
-        if action == stops.message(SMI, 0):
-            self.entries[-1] = self.entries[-1]._replace(met_smi=True)
+            self._note(saved_at=self.cpu.rip)
         if self.stops and self.place == moment:
             self.stops.append(stops.stop(stops.ALSO, 0, action))
             return

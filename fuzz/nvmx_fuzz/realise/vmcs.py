@@ -124,7 +124,9 @@ def _secondary(value: int) -> tuple[tuple[int, int], ...]:
     if value & ~allowed:
         real |= SECONDARY_NOT_OFFERED
     pointer = EPT_POINTER_DIRTY if value & SECONDARY_PML else EPT_POINTER
-    return ((0x401E, real), (0x201A, pointer))
+    # The processor reads the page-directory-pointer entries with CR3 where there is no EPT.
+    entry = layout.L2_PAGE_DIRECTORY | 1 if value & SECONDARY_EPT else 0
+    return ((0x401E, real), (0x201A, pointer), (0x280A, entry))
 
 
 def _privilege(dpl: int) -> tuple[tuple[int, int], ...]:
@@ -194,8 +196,7 @@ def _guest_segments() -> tuple[tuple[int, int], ...]:
 
 def _guest_registers() -> tuple[tuple[int, int], ...]:
     return (
-        (0x6802, layout.L2_DIRECTORY_POINTERS), (0x280A, layout.L2_PAGE_DIRECTORY | 1), (0x280C, 0),
-        (0x280E, 0), (0x2810, 0), (0x6804, L2_CR4), (0x681A, 0x400), (0x2802, 0),
+        (0x6802, layout.L2_DIRECTORY_POINTERS), (0x280C, 0), (0x280E, 0), (0x2810, 0), (0x6804, L2_CR4), (0x681A, 0x400), (0x2802, 0),
         (0x482A, 0), (0x6824, 0), (0x6826, 0),
         (0x2800, LINK_POINTER_NONE),
     )  # fmt: skip
