@@ -196,8 +196,8 @@ def _guest_segments() -> tuple[tuple[int, int], ...]:
 
 def _guest_registers() -> tuple[tuple[int, int], ...]:
     return (
-        (0x6802, layout.L2_DIRECTORY_POINTERS), (0x280C, 0), (0x280E, 0), (0x2810, 0), (0x6804, L2_CR4), (0x681A, 0x400), (0x2802, 0),
-        (0x482A, 0), (0x6824, 0), (0x6826, 0),
+        (0x6802, layout.L2_DIRECTORY_POINTERS), (0x280C, 0), (0x280E, 0), (0x2810, 0),
+        (0x6804, L2_CR4), (0x681A, 0x400), (0x2802, 0), (0x482A, 0), (0x6824, 0), (0x6826, 0),
         (0x2800, LINK_POINTER_NONE),
     )  # fmt: skip
 
