@@ -111,7 +111,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
         "IRET opens NMIs of L1", KVM, ("N1",), KVM_WRONG,
         "With NMI exiting and without virtual NMIs an IRET of L2 does not touch the blocking of NMIs (SDM: "
-        "NMI Blocking by IRET in VMX Non-Root Operation). KVM runs L2 with virtual NMIs of its own.",
+        "Changes to Instruction Behavior in VMX Non-Root Operation). KVM runs L2 with virtual NMIs of its own.",
         "config virtual-nmis=off / L1 inject nmi / L1 enter / L2 iret / L2 nop", iret_opens_nmis, "F7",
     ),
     Listed(
@@ -265,8 +265,8 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "MTF exit before INIT", KVM, ("P5", "P6"), KVM_WRONG,
-        "An INIT that is pending at the entry exits before the MTF exit behind an injection (SDM: Priority "
-        "Among Concurrent Events). KVM has the processor complete the injection, which exits for the monitor "
+        "An INIT that is pending at the entry exits before the MTF exit behind an injection (SDM: Prioritization "
+        "of Concurrent Events). KVM has the processor complete the injection, which exits for the monitor "
         "trap flag then, and hands that on without looking for the INIT (nested_vmx_reflect_vmexit).",
         "L1 control monitor-trap-flag on / L1 inject external-interrupt 0x40 / outside init at-entry / "
         "L1 enter",
@@ -275,7 +275,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
         "debug exception before INIT", KVM, ("P5", "Y6"), KVM_WRONG,
         "An INIT exits before a pending #DB is taken, and saves it (SDM: "
-        "Priority Among Concurrent Events; Saving Non-Register State). KVM lets the processor take it first, "
+        "Prioritization of Concurrent Events; Saving Non-Register State). KVM lets the processor take it first, "
         "intercepts it, and hands it to L1, or saves it without the bit that makes it pending "
         "(nested_vmx_update_pending_dbg): it is lost.",
         "L1 vmwrite GUEST_PENDING_DBG 0x1001 / outside init at-entry / L1 enter",
@@ -304,7 +304,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "trap before SMI", KVM, ("P4", "P7"), KVM_WRONG,
-        "An SMI ranks above the traps of the instruction before it (SDM: Priority Among Concurrent Events). "
+        "An SMI ranks above the traps of the instruction before it (SDM: Prioritization of Concurrent Events). "
         "KVM injects a pending exception first (vmx_check_nested_events says so itself).",
         "config single-step=on / L1 enter / outside smi in-emulation / L2 out / outside rsm",
         trap_before_smi, "F26",

@@ -291,6 +291,8 @@ class StandaloneRecorder(Recorder):
 
     def finish(self) -> None:
         if self.cpu.non_root:
+            if self.for_l2 & self.cpu.pending:  # what brings L1 back is an exit too
+                self._note(late_event=True)
             self._place_stop()
         super().finish()
 
