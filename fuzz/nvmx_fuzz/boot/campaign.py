@@ -112,9 +112,8 @@ def _rows(machine: BootingMachine, contents: list[bytes]) -> list[Row]:
 
 
 def run_again(base: JournalBase, machine: BootingMachine) -> None:
-    """Run once more what nothing was known of, or what is named by a row that is no more."""
-    contents = [content for _key, content, _shown in base.all_unlisted()]
-    contents += [content for known, content in base.known_by() if not machine.names(known)]
+    """Run once more what was different or an incident: the table may name it otherwise now, or not at all."""
+    contents = base.all_that_differ()
     if contents:
         base.replace_batch(_rows(machine, contents))
 
@@ -157,7 +156,7 @@ def write_unlisted(base: JournalBase, folder: Path) -> list[Path]:
 @click.option("--time", "seconds", type=Seconds(), metavar="S",
               help="Stop with the batch that ends after S seconds.")  # fmt: skip
 @click.option("--again", is_flag=True,
-              help="First run again what nothing was known of, or by a name that is no more.")  # fmt: skip
+              help="First run again all that differed, and name it by the table of now.")  # fmt: skip
 @click.option("--predictions", "only_predictions", is_flag=True,
               help="Run nothing; say which bugs of the catalogue were confirmed.")  # fmt: skip
 @click.option("--report", "only_report", is_flag=True, help="Only say what the database holds.")

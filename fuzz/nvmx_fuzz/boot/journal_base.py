@@ -147,12 +147,13 @@ class JournalBase:
         )
         return [(key, content, shown) for key, content, shown in rows]
 
-    def known_by(self) -> list[tuple[str, bytes]]:
-        """Every scenario that something is known of, with the name of that."""
+    def all_that_differ(self) -> list[bytes]:
+        """Every scenario that was different or an incident; the smallest first."""
         rows = self._connection.execute(
-            "select known, content from run where known <> '' order by length(content), content"
+            "select content from run where verdict in ('different', 'incident') "
+            "order by length(content), content"
         )
-        return [(known, content) for known, content in rows]
+        return [content for (content,) in rows]
 
     def replace_batch(self, rows: Sequence[Row]) -> None:
         """Write what became of scenarios that have run once more."""

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from nvmx_core.bugs.catalogue import BUG_BY_NAME
 from nvmx_core.bugs.versions import version_of_release
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.batch import LAST_LINE, Answer, Batch, BootError
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.divergences import LISTED, SLEEPS, UNCHECKED, listed
+from nvmx_fuzz.boot.divergences import SLEEPS, UNCHECKED, listed
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
 from nvmx_fuzz.boot.linux import disc_with_kvm, kernel_release, kvm_in_bochs
 from nvmx_fuzz.boot.moved import fit_booting, stand_alone_moved
+from nvmx_fuzz.boot.predicates_of_idle import met_smi_in_hlt, sleeps_though_due
 from nvmx_fuzz.boot.predicted import (
     bugs_that_go_astray,
     bugs_that_sleep,
@@ -27,6 +27,7 @@ from nvmx_fuzz.boot.predicted import (
 )
 from nvmx_fuzz.boot.reading import journal_of, visible
 from nvmx_fuzz.boot.remembered import remembered
+from nvmx_fuzz.boot.rows import SMI_ENDS_HLT
 from nvmx_fuzz.boot.standalone import Standalone
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.compare import first_difference
@@ -152,14 +153,6 @@ class BootingMachine:
         of_bochs = of_every_bochs.known(found) if self._kind.on_bochs else None
         return of_bochs.name if of_bochs else ""
 
-    def names(self, known: str) -> bool:
-        """Whether *known*, which `known` may have said once, is still a name of something."""
-        prefix = "KVM: "
-        if known.startswith(prefix):
-            return set(known.removeprefix(prefix).split(", ")) <= BUG_BY_NAME.keys()
-        names = {row.name for row in LISTED} | {row.name for row in of_every_bochs.DIVERGENCES}
-        return known in names | {SLEEPS, UNCHECKED}
-
     def _known_incident(self, scenario: Scenario, reason: str) -> str:
         """A machine that hangs where L2 may sleep, or runs what it should not come by."""
         if reason != HANGS:
@@ -168,10 +161,12 @@ class BootingMachine:
             bugs = list(bugs_that_sleep(scenario, self.capabilities.saves_rf, self.version))
             if bugs:
                 return f"KVM: {', '.join(bugs)}"
-        expected = stand_alone_moved(scenario, self.capabilities)
-        if expected.sleeps:
+        entries = stand_alone_moved(scenario, self.capabilities).realised.entries
+        if any(sleeps_though_due(entry) for entry in entries):
             return SLEEPS
-        if self._kind.on_bochs and any(entry.rule == "G9" for entry in expected.realised.entries):
+        if any(met_smi_in_hlt(entry) for entry in entries):
+            return SMI_ENDS_HLT
+        if self._kind.on_bochs and any(entry.rule == "G9" for entry in entries):
             return UNCHECKED
         astray = self.version and bugs_that_go_astray(
             scenario, self.capabilities.saves_rf, self.version

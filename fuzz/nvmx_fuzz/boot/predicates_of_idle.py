@@ -6,7 +6,7 @@ the entry nobody looks for.
 
 from typing import Final
 
-from nvmx_core.arch.controls import CPU_NMI_WINDOW_EXITING
+from nvmx_core.arch.controls import CPU_NMI_WINDOW_EXITING, CPU_TPR_SHADOW
 from nvmx_core.arch.events import DB, HARDWARE_EXCEPTION
 from nvmx_core.arch.exits import (
     EXCEPTION_NMI,
@@ -18,26 +18,41 @@ from nvmx_core.arch.exits import (
     TPR_BELOW_THRESHOLD,
     VMCALL_EXIT,
 )
-from nvmx_core.arch.fields import CPU_BASED, GUEST_ACTIVITY, GUEST_PENDING_DBG
-from nvmx_core.arch.state import ACTIVE, HLT, PENDING_DBG_BS, WAIT_FOR_SIPI
+from nvmx_core.arch.fields import (
+    CPU_BASED,
+    GUEST_ACTIVITY,
+    GUEST_PENDING_DBG,
+    GUEST_RFLAGS,
+    TPR_THRESHOLD,
+)
+from nvmx_core.arch.instructions import INSTRUCTION_INDEX
+from nvmx_core.arch.state import (
+    ACTIVE,
+    HLT,
+    PENDING_DBG_BS,
+    PENDING_DBG_ENABLED_BP,
+    RFLAGS_TF,
+    WAIT_FOR_SIPI,
+)
 from nvmx_core.journal import DELIVER, END, EXIT, RECORD_FIELDS, SMM_ENTRY, VMFAIL, Record
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.boot.predicates import PROCESSOR_CHECKS, VMFAIL_CONTROLS
 from nvmx_fuzz.boot.reading_differences import event_of, goes_on
-from nvmx_fuzz.compare import Difference
+from nvmx_fuzz.compare import Difference, Entry
 
 _CHECKS: Final = ("G2", "G3", "G4", "G5", "G10")
 """Checks of the guest state that KVM does not make itself."""
 _OUTSIDE: Final = (EXTERNAL_INTERRUPT_EXIT, EXCEPTION_NMI, PREEMPTION_TIMER)
+_HLT: Final = INSTRUCTION_INDEX["hlt"]
+_SETS_TF: Final = 1 << INSTRUCTION_INDEX["popf"] | 1 << INSTRUCTION_INDEX["iret"]
 _END_ACTIVITY: Final = 1 + RECORD_FIELDS[END].index("activity")
 
 
 def active_after_hlt(found: Difference) -> bool:
     """An exit out of HLT, in which no SMI has come, and the other machine saves active."""
-    met = found.entry.met
     return (
         not is_exit(found.bare, INVALID_STATE)
-        and not (met.smi_at >= 0 and met.smi_activity == HLT)
+        and not met_smi_in_hlt(found.entry)
         and found.fields() == ("activity",)
         and field(found.bare, "activity") == HLT
     )
@@ -127,10 +142,14 @@ def init_lost_in_wait_for_sipi(found: Difference) -> bool:
     )
 
 
+def met_smi_in_hlt(entry: Entry) -> bool:
+    """Whether an SMI has come in HLT."""
+    return entry.met.smi_at >= 0 and entry.met.smi_activity == HLT
+
+
 def smi_ends_hlt(found: Difference) -> bool:
     """An SMI has come in HLT, and behind it L2 is active, and goes on to what ends the scenario."""
-    met = found.entry.met
-    if met.smi_at < 0 or met.smi_activity != HLT:
+    if not met_smi_in_hlt(found.entry):
         return False
     if found.bare[:1] == (SMM_ENTRY,):
         return is_exit(found.other, VMCALL_EXIT)
@@ -139,6 +158,26 @@ def smi_ends_hlt(found: Difference) -> bool:
     was_asleep = field(found.bare, "activity") == HLT
     now_active = field(found.other, "activity") == ACTIVE
     return {"activity"} <= fields <= of_running and was_asleep and now_active
+
+
+def sleeps_though_due(entry: Entry) -> bool:
+    """Whether L2 falls asleep at an entry, or behind it, with something due that KVM does not look for (F2).
+
+    A #DB or the exit of the TPR threshold in HLT, a check that nobody makes of a state that is not active, or
+    the single step of HLT itself.
+    """
+    vmcs = entry.vmcs
+    if (
+        entry.met.executed >> _HLT & 1
+        and entry.met.executed & _SETS_TF | vmcs[GUEST_RFLAGS] & RFLAGS_TF
+    ):
+        return True
+    if vmcs[GUEST_ACTIVITY] == ACTIVE:
+        return False
+    has_shadow = vmcs[CPU_BASED] & CPU_TPR_SHADOW
+    is_below = has_shadow and vmcs[TPR_THRESHOLD] & 15 > entry.vtpr & 15
+    pending = vmcs[GUEST_PENDING_DBG] & (PENDING_DBG_BS | PENDING_DBG_ENABLED_BP)
+    return bool(pending or is_below or entry.forbidden_by())
 
 
 def _end_activity(record: Record) -> int:

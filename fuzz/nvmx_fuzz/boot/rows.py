@@ -8,6 +8,8 @@ BOCHS_WRONG: Final = "Bochs is wrong"
 KVM_WRONG: Final = "KVM is wrong"
 BOTH_ALLOWED: Final = "both are allowed"
 
+SMI_ENDS_HLT: Final = "SMI ends HLT"
+
 BOCHS: Final = ("bochs-boot", "kvm-bochs")
 KVM: Final = ("kvm", "kvm-bochs")
 

@@ -42,7 +42,7 @@ from nvmx_fuzz.boot.predicates_of_stops import (
     soft_event_lost_by_a_save,
     trap_before_smi,
 )
-from nvmx_fuzz.boot.rows import BOTH_ALLOWED, KVM, KVM_WRONG, Listed
+from nvmx_fuzz.boot.rows import BOTH_ALLOWED, KVM, KVM_WRONG, SMI_ENDS_HLT, Listed
 
 OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
@@ -111,7 +111,8 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
         "IRET opens NMIs of L1", KVM, ("N1",), KVM_WRONG,
         "With NMI exiting and without virtual NMIs an IRET of L2 does not touch the blocking of NMIs (SDM: "
-        "Changes to Instruction Behavior in VMX Non-Root Operation). KVM runs L2 with virtual NMIs of its own.",
+        "Changes to Instruction Behavior in VMX Non-Root Operation). KVM runs L2 with virtual NMIs of its "
+        "own.",
         "config virtual-nmis=off / L1 inject nmi / L1 enter / L2 iret / L2 nop", iret_opens_nmis, "F7",
     ),
     Listed(
@@ -265,8 +266,8 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "MTF exit before INIT", KVM, ("P5", "P6"), KVM_WRONG,
-        "An INIT that is pending at the entry exits before the MTF exit behind an injection (SDM: Prioritization "
-        "of Concurrent Events). KVM has the processor complete the injection, which exits for the monitor "
+        "An INIT that is pending at the entry exits before the MTF exit behind an injection (SDM: Monitor "
+        "Trap Flag). KVM has the processor complete the injection, which exits for the monitor "
         "trap flag then, and hands that on without looking for the INIT (nested_vmx_reflect_vmexit).",
         "L1 control monitor-trap-flag on / L1 inject external-interrupt 0x40 / outside init at-entry / "
         "L1 enter",
@@ -275,14 +276,14 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
         "debug exception before INIT", KVM, ("P5", "Y6"), KVM_WRONG,
         "An INIT exits before a pending #DB is taken, and saves it (SDM: "
-        "Prioritization of Concurrent Events; Saving Non-Register State). KVM lets the processor take it first, "
-        "intercepts it, and hands it to L1, or saves it without the bit that makes it pending "
+        "Prioritization of Concurrent Events; Saving Non-Register State). KVM lets the processor take it "
+        "first, intercepts it, and hands it to L1, or saves it without the bit that makes it pending "
         "(nested_vmx_update_pending_dbg): it is lost.",
         "L1 vmwrite GUEST_PENDING_DBG 0x1001 / outside init at-entry / L1 enter",
         debug_exception_before_init, "F20",
     ),
     Listed(
-        "SMI ends HLT", KVM, ("B8", "Y4"), KVM_WRONG,
+        SMI_ENDS_HLT, KVM, ("B8", "Y4"), KVM_WRONG,
         "The activity state survives an SMI and its RSM (SDM: Default Treatment of SMI Delivery). KVM makes "
         "the processor runnable and keeps HLT nowhere.",
         "corpus/nested_events/smi-in-halted-l2.scn", smi_ends_hlt, "F14",
@@ -304,8 +305,8 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "trap before SMI", KVM, ("P4", "P7"), KVM_WRONG,
-        "An SMI ranks above the traps of the instruction before it (SDM: Prioritization of Concurrent Events). "
-        "KVM injects a pending exception first (vmx_check_nested_events says so itself).",
+        "An SMI ranks above the traps of the instruction before it (SDM: Prioritization of Concurrent "
+        "Events). KVM injects a pending exception first (vmx_check_nested_events says so itself).",
         "config single-step=on / L1 enter / outside smi in-emulation / L2 out / outside rsm",
         trap_before_smi, "F26",
     ),
