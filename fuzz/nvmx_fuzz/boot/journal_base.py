@@ -139,6 +139,10 @@ class JournalBase:
         """Every scenario with its verdict and what is known of it."""
         yield from self._connection.execute("select content, verdict, known from run")
 
+    def journals(self) -> Iterator[tuple[bytes, str, int]]:
+        """Every scenario with its verdict and the checksum of its journal."""
+        yield from self._connection.execute("select content, verdict, journal from run")
+
     def all_unlisted(self) -> list[tuple[str, bytes, str]]:
         """Every scenario that nothing is known of, with its key and what was seen; the smallest first."""
         rows = self._connection.execute(
