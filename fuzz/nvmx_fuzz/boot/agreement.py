@@ -1,6 +1,6 @@
 """How often a real KVM shows what `bare` does, and what our L0 of its version does.
 
-`scripts/kvm --agreement FILE|DIR…` runs scenarios, without any it reads the database of the campaign. Journals
+`scripts/kvm --agreement FILE|DIR…` runs scenarios, without any it reads the database of a campaign. Journals
 are compared whole, by their checksums. Our L0 of a version has all bugs of the catalogue that were in it at
 once, on a machine that has mapped no page of L2 yet.
 """
