@@ -14,9 +14,11 @@ pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_fuzz import BAD_INPUT
 from nvmx_fuzz.boot import emulator as emulator_module
+from nvmx_fuzz.boot import linux
 from nvmx_fuzz.boot.emulator import BOCHS_VARIABLE, emulator
 from nvmx_fuzz.boot.iso import MissingToolError
-from nvmx_fuzz.boot.linux import KERNEL_VARIABLE, kernel, kernel_release
+from nvmx_fuzz.boot.linux import KERNEL_VARIABLE, kernel, kernel_release, known_release
+from nvmx_fuzz.outcomes import UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = "6.12.1-test"
@@ -66,6 +68,175 @@ def test_a_kernel_with_kvm_built_in_has_no_modules(
     (tmp_path / "boot" / f"vmlinuz-{RELEASE}").write_bytes(b"kernel")
     monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
     assert kernel().modules == ()
+
+
+MODULE = "lib/modules/{}/kernel/arch/x86/kvm/{}"
+
+
+def folder_with(root: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("releases", "taken"),
+    [
+        ("6.9.0 6.12.0", "6.12.0"),
+        ("6.12.0-9-cloud 6.12.0-10-cloud", "6.12.0-10-cloud"),
+        ("6.12.0-rc3 6.12.0-rc10", "6.12.0-rc10"),
+        ("6.12.0-rc3 6.12.0", "6.12.0"),
+        ("6.12.0+ 6.12.0", "6.12.0+"),
+        ("mine 5.4.0", "5.4.0"),
+        ("mine", "mine"),
+        ("6.12.0 6.12.0.old", "6.12.0"),
+        ("6.9.0 6.12.0.old", "6.9.0"),
+    ],
+)
+def test_the_newest_kernel_of_a_folder_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, releases: str, taken: str
+) -> None:
+    folder_with(tmp_path, {f"boot/vmlinuz-{release}": b"" for release in releases.split()})
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    assert kernel_release() == taken
+
+
+@pytest.mark.parametrize(
+    "brings",
+    [MODULE.format("6.9.0", "kvm-intel.ko.zst"), "usr/lib/modules/6.9.0/modules.builtin"],
+)
+def test_a_kernel_with_kvm_comes_before_a_newer_one_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brings: str
+) -> None:
+    images = {f"boot/vmlinuz-{release}": b"" for release in ("6.9.0", "6.12.0")}
+    folder_with(tmp_path, {**images, brings: b"kernel/arch/x86/kvm/kvm-intel.ko\n"})
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    assert kernel_release() == "6.9.0"
+
+
+def compressed(tmp_path: Path, content: bytes) -> bytes:
+    source = tmp_path / "module"
+    source.write_bytes(content)
+    command = ["zstd", "--quiet", "--stdout", str(source)]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+@needs_objcopy
+@pytest.mark.skipif(not shutil.which("zstd"), reason="zstd is not installed")
+def test_a_module_of_zstd_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = MODULE.format(RELEASE, "kvm-intel.ko.zst")
+    folder_with(tmp_path, {path: compressed(tmp_path, module()), f"boot/vmlinuz-{RELEASE}": b""})
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    ((name, content),) = kernel().modules
+    assert name == "kvm-intel.ko"
+    assert content.startswith(b"\x7fELF")
+
+
+def test_without_zstd_its_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = MODULE.format(RELEASE, "kvm-intel.ko.zst")
+    folder_with(tmp_path, {path: b"", f"boot/vmlinuz-{RELEASE}": b""})
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(MissingToolError, match="apt-get install zstd"):
+        kernel()
+
+
+def test_without_objcopy_its_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = MODULE.format(RELEASE, "kvm-intel.ko")
+    folder_with(tmp_path, {path: b"new to objcopy", f"boot/vmlinuz-{RELEASE}": b""})
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(MissingToolError, match="apt-get install binutils"):
+        kernel()
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        (".xz", b"nonsense"),
+        (".xz", lzma.compress(bytes(999))[:-20]),
+        (".gz", b"nonsense"),
+        (".gz", gzip.compress(bytes(999))[:-9]),
+        (".gz", gzip.compress(bytes(999))[:12] + b"nonsense" * 9),
+        (".zst", b"nonsense"),
+    ],
+)
+def test_a_module_that_is_damaged_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, content: bytes
+) -> None:
+    if form == ".zst" and not shutil.which("zstd"):
+        pytest.skip("zstd is not installed")
+    path = MODULE.format(RELEASE, f"kvm-intel.ko{form}")
+    folder_with(tmp_path, {path: content, f"boot/vmlinuz-{RELEASE}": b""})
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"kvm-intel\.ko.* is damaged: ") as caught:
+        kernel()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_cannot_be_read_of_a_kernel_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "boot" / f"vmlinuz-{RELEASE}").mkdir(parents=True)
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    with pytest.raises(UnavailableError, match=f"vmlinuz-{RELEASE}: is a directory"):
+        kernel()
+
+
+@pytest.mark.parametrize("listed", [None, b"kernel/arch/x86/kvm/kvm.ko\n"])
+def test_a_kernel_with_modules_but_without_kvm_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bytes | None
+) -> None:
+    files = {f"boot/vmlinuz-{RELEASE}": b"", MODULE.format(RELEASE, "kvm-amd.ko"): b""}
+    if listed is not None:
+        files[f"lib/modules/{RELEASE}/modules.builtin"] = listed
+    folder_with(tmp_path, files)
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    with pytest.raises(MissingToolError, match=r"have no kvm-intel\.ko, and it is not built in"):
+        kernel()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {f"lib/modules/{RELEASE}/vmlinuz": b""},
+        {
+            f"lib/modules/{RELEASE}/vmlinuz": b"",
+            f"lib/modules/{RELEASE}/modules.builtin": b"kernel/arch/x86/kvm/kvm-intel.ko\n",
+            f"lib/modules/{RELEASE}/kernel/fs/other.ko": b"",
+        },
+    ],
+)
+def test_kvm_is_built_in_where_nothing_else_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]
+) -> None:
+    folder_with(tmp_path, files)
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    assert kernel().modules == ()
+
+
+@needs_objcopy
+def test_a_folder_under_two_names_has_its_modules_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"usr/{MODULE.format(RELEASE, 'kvm-intel.ko')}"
+    folder_with(tmp_path, {path: module(), f"boot/vmlinuz-{RELEASE}": b""})
+    (tmp_path / "lib").symlink_to("usr/lib")
+    monkeypatch.setenv(KERNEL_VARIABLE, str(tmp_path))
+    assert len(kernel().modules) == 1
+
+
+def test_an_empty_variable_names_no_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "FOLDER", tmp_path)
+    monkeypatch.setenv(KERNEL_VARIABLE, "")
+    assert known_release() == ""
+    folder_with(tmp_path, {f"kernel/boot/vmlinuz-{RELEASE}": b""})
+    assert known_release() == RELEASE
+    with pytest.raises(MissingToolError, match=r"has no irqbypass\.ko"):
+        kernel()
 
 
 def test_a_folder_without_a_kernel_is_named(
