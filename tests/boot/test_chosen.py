@@ -249,7 +249,7 @@ def test_a_folder_without_a_kernel_is_named(
 
 def test_a_folder_without_a_bochs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOCHS_VARIABLE, str(tmp_path))
-    with pytest.raises(MissingToolError, match="has no usr/bin/bochs-bin"):
+    with pytest.raises(MissingToolError, match=f"{BOCHS_VARIABLE}: .* has no usr/bin/bochs-bin"):
         emulator()
 
 
@@ -281,7 +281,24 @@ def test_what_does_not_start_is_no_bochs(tmp_path: Path, monkeypatch: pytest.Mon
         path.write_text("#!/bin/sh\nexit 1\n")
         path.chmod(0o755)
     monkeypatch.setenv(BOCHS_VARIABLE, str(tmp_path))
+    with pytest.raises(MissingToolError, match=f"{BOCHS_VARIABLE}: .* is no Bochs that starts"):
+        emulator()
+
+
+def test_one_without_its_c_library_is_no_bochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_with(tmp_path, {"usr/bin/bochs-bin": b""})
+    monkeypatch.setenv(BOCHS_VARIABLE, str(tmp_path))
     with pytest.raises(MissingToolError, match="is no Bochs that starts"):
+        emulator()
+
+
+def test_an_empty_variable_names_no_bochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulator_module, "UNPACKED", tmp_path / "none")
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    monkeypatch.setenv(BOCHS_VARIABLE, "")
+    with pytest.raises(MissingToolError, match="try: scripts/kvm --setup"):
         emulator()
 
 
