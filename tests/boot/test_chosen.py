@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
-from nvmx_fuzz import BAD_INPUT
 from nvmx_fuzz.boot import emulator as emulator_module
 from nvmx_fuzz.boot import linux
 from nvmx_fuzz.boot.emulator import BOCHS_VARIABLE, emulator
@@ -20,7 +19,6 @@ from nvmx_fuzz.boot.iso import MissingToolError
 from nvmx_fuzz.boot.linux import KERNEL_VARIABLE, kernel, kernel_release, known_release
 from nvmx_fuzz.outcomes import UnavailableError
 
-ROOT = Path(__file__).resolve().parents[2]
 RELEASE = "6.12.1-test"
 needs_objcopy = pytest.mark.skipif(not shutil.which("objcopy"), reason="binutils is not installed")
 
@@ -300,41 +298,3 @@ def test_an_empty_variable_names_no_bochs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(BOCHS_VARIABLE, "")
     with pytest.raises(MissingToolError, match="try: scripts/kvm --setup"):
         emulator()
-
-
-# -- the scripts -------------------------------------------------------------------------------------------
-
-
-def complaint(*command: str) -> str:
-    """What a script says that ends with status 2, in one line."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == BAD_INPUT
-    (line,) = done.stderr.splitlines()
-    return line
-
-
-needs_apt = pytest.mark.skipif(not shutil.which("apt-get"), reason="not on Debian")
-
-
-@needs_apt
-def test_a_folder_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
-    said = complaint("scripts/from-debian", "trixie", str(tmp_path), "bochs")
-    assert said == f"nvmx-fuzz: {tmp_path} is there already"
-    assert not list(tmp_path.iterdir())
-
-
-def test_packages_have_to_be_named(tmp_path: Path) -> None:
-    said = complaint("scripts/from-debian", "trixie", str(tmp_path / "new"))
-    assert said == "nvmx-fuzz: usage: scripts/from-debian SUITE FOLDER PACKAGE..."
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--kernel",), "--kernel needs a release of Debian or a folder"),
-        (("--kernel", "./no such folder", "--findings"), "./no such folder is no folder"),
-        (("--bochs", "/no/such/folder"), "/no/such/folder is no folder"),
-    ],
-)
-def test_a_folder_that_is_not_there_is_named(arguments: tuple[str, ...], said: str) -> None:
-    assert complaint("scripts/kvm", *arguments) == f"nvmx-fuzz: {said}"

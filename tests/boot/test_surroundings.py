@@ -3,13 +3,15 @@
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
-from nvmx_fuzz.boot import emulator, host, linux
+from nvmx_fuzz import BAD_INPUT
+from nvmx_fuzz.boot import emulator, host, known_findings, linux, trace
 from nvmx_fuzz.boot.emulator import Emulator, Settings, run_disc
 from nvmx_fuzz.boot.iso import MissingToolError, iso_of
 from nvmx_fuzz.boot.wire import checksum
@@ -176,6 +178,31 @@ def test_the_command_line_says_what_to_do_instead(
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["compare", "--machine", "kvm", "--where-possible"]) == 0
     assert capsys.readouterr().out.startswith("nothing compared: there is no ")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        (known_findings.run, ["--machine", "kvm"], "scripts/kvm --findings: there is no "),
+        (trace.run, ["none.scn"], "python -m nvmx_fuzz.boot.trace: none.scn: no such file or directory"),
+        (trace.run, [], "Missing argument 'FILE'; try: python -m nvmx_fuzz.boot.trace --help"),
+    ],
+)  # fmt: skip
+def test_commands_that_cannot_run_say_one_line_and_nothing_else(
+    command: Callable[[], int],
+    arguments: list[str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr("sys.argv", ["command", *arguments])
+    assert command() == BAD_INPUT
+    output, said = capsys.readouterr()
+    assert output == ""
+    assert says in said
+    assert said.count("\n") == 1
 
 
 # -- the monitor -----------------------------------------------------------------------------------
