@@ -237,6 +237,38 @@ def test_an_empty_variable_names_no_kernel(tmp_path: Path, monkeypatch: pytest.M
         kernel()
 
 
+def programs(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Other programs of these names, and a folder without a kernel."""
+    folder.mkdir()
+    for name, text in {"apt-cache": "echo ' Depends: linux-image-1'", **scripts}.items():
+        path = folder / name.replace("_", "-")
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(linux, "FOLDER", folder / "kvm")
+    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
+
+
+@needs_objcopy
+def test_a_kernel_that_cannot_be_fetched_is_told_by_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = "printf 'W: as root\\nE: no network\\nE: gives up\\n' >&2; exit 100"
+    programs(tmp_path / "tools", monkeypatch, apt_get=fails, dpkg_deb="")
+    with pytest.raises(MissingToolError, match=r"^apt-get fails: E: no network$"):
+        kernel_release()
+
+
+@needs_objcopy
+def test_a_kernel_that_another_one_has_fetched_in_the_meantime_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = tmp_path / "tools/kvm/kernel/boot"
+    both = f'mkdir -p "$3/boot" "{boot}"; touch "$3/boot/vmlinuz-1.0" "{boot}/vmlinuz-2.0"'
+    programs(tmp_path / "tools", monkeypatch, apt_get="touch linux.deb", dpkg_deb=both)
+    assert kernel_release() == "2.0"
+
+
 def test_a_folder_without_a_kernel_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
