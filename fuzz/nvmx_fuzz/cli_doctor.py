@@ -108,12 +108,12 @@ def _bochs() -> str:
 def _kvm_bochs() -> str:
     """Which kernel the machine `kvm-bochs` boots, in which Bochs."""
     from nvmx_fuzz.boot import emulator, linux  # noqa: PLC0415 - for this line only
-    from nvmx_fuzz.boot.iso import MissingToolError  # noqa: PLC0415
+    from nvmx_fuzz.outcomes import UnavailableError  # noqa: PLC0415
 
     try:
         bochs = emulator.emulator().version
         release = linux.known_release()
-    except MissingToolError as error:
+    except UnavailableError as error:
         return str(error)
     return f"{release or 'a kernel that is fetched by scripts/kvm'}, in Bochs {bochs}"
 

@@ -19,7 +19,7 @@ KVM_ON_BOCHS = Capabilities(
     sti_blocks_nmi=True,
     saves_rf=False,
 )  # fmt: skip
-"""What Linux 6.1 on Bochs 2.7 offers to L1, as the image read it there."""
+"""What L1 is offered, as the image read it, of Linux 6.1 on Bochs, without the monitor trap flag."""
 WITH_MONITOR = KVM_ON_BOCHS._replace(has_monitor=True)
 
 

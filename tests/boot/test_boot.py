@@ -1,7 +1,6 @@
 """The image on machines that really boot: `pytest -m boot`, a few minutes, no part of the normal run."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ pytest.importorskip("keystone", reason="the extra bochs is not installed")
 from nvmx_core.bugs.versions import l0_class
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.boot.divergences import LISTED
+from nvmx_fuzz.boot.emulator import emulator
+from nvmx_fuzz.boot.iso import MissingToolError
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.moved import fit_booting
 from nvmx_fuzz.boot.predicted import journal_on_bare, journal_under, on_fresh_machine
@@ -22,12 +23,17 @@ from nvmx_fuzz.outcomes import NOT_REALISABLE, SAME
 from nvmx_fuzz.scenario_files import load
 from tests.boot.support import scenario
 
-pytestmark = [
-    pytest.mark.boot,
-    pytest.mark.skipif(not shutil.which("bochs"), reason="bochs is not installed (scripts/kvm)"),
-]
+pytestmark = [pytest.mark.boot, pytest.mark.usefixtures("has_bochs")]
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def has_bochs() -> None:
+    try:
+        emulator()
+    except MissingToolError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(("name", "least"), [("bochs-boot", 240), ("kvm-bochs", 290)])

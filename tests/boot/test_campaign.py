@@ -1,15 +1,18 @@
 """A campaign on a real machine: what it chooses, what it keeps, and where it goes on."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
+from nvmx_fuzz import BAD_INPUT
+from nvmx_fuzz.boot import campaign
 from nvmx_fuzz.boot.batch import Batch
 from nvmx_fuzz.boot.campaign import Chooser, report, run_again, run_batch, write_unlisted
 from nvmx_fuzz.boot.emulator import Ended
-from nvmx_fuzz.boot.journal_base import JournalBase, Row
+from nvmx_fuzz.boot.journal_base import JournalBase, Row, require_database
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.predictions import CONFIRMED, NOT_SHOWN, lines, predictions
 from nvmx_fuzz.codec import encode
@@ -112,6 +115,29 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="is no database of a campaign"):
         JournalBase(path, "kvm")
     assert path.read_text() == "precious " * 200
+
+
+@pytest.mark.parametrize("option", ["--report", "--predictions"])
+def test_what_only_reads_a_database_makes_none(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
+    path = tmp_path / "new" / "x.sqlite"
+    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
+    monkeypatch.setattr("sys.argv", ["campaign", option, "--database", str(path)])
+    assert campaign.run() == BAD_INPUT
+    says = f"scripts/kvm --campaign: {path}: no such file or directory\n"
+    assert capsys.readouterr() == ("", says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_file_is_no_database_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    path.touch()
+    with pytest.raises(BadFile, match="is no database of a campaign"):
+        require_database(path)
 
 
 def test_predictions_are_counted_by_what_was_shown(tmp_path: Path) -> None:

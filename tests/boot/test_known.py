@@ -1,4 +1,4 @@
-"""What is listed of Bochs 2.7 and KVM 6.1, and what the catalogue of bugs predicts."""
+"""What is listed of Bochs 3.0 and KVM 6.1, and what the catalogue of bugs predicts."""
 
 from pathlib import Path
 

@@ -83,7 +83,7 @@ def test_a_machine_that_shows_what_the_model_does_is_read_as_equal() -> None:
         assert shown == visible(expected.realised.journal), name
 
 
-# The line as Linux 6.1 on Bochs 2.7 showed it.
+# The line as Linux 6.1 on Bochs showed it.
 _REAL = (
     "#1 x 0:a 6:2 7:17400 9:17400 a:147f4 b:2 c:4093 10:64 12:40 16:ffff0ff0 s fd:16000 fe:8 ff:202 "
     "x 0:12 6:3 7:17400 9:17402 a:147f4 b:2 c:4093 10:64 12:40 16:ffff0ff0 z"

@@ -2,18 +2,21 @@
 
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
-from nvmx_fuzz.boot import emulator, host, linux
+from nvmx_fuzz import BAD_INPUT
+from nvmx_fuzz.boot import emulator, host, known_findings, linux, trace
 from nvmx_fuzz.boot.emulator import Emulator, Settings, run_disc
 from nvmx_fuzz.boot.iso import MissingToolError, iso_of
 from nvmx_fuzz.boot.wire import checksum
 from nvmx_fuzz.cli import main
-from nvmx_fuzz.outcomes import MissingError
+from nvmx_fuzz.outcomes import MissingError, UnavailableError
 
 LAST = "$ *210c8933"
 SETTINGS = Settings(megabytes=1, silent_seconds=0.3, start_seconds=0.6)
@@ -30,8 +33,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         program = tmp_path / "bochs"
         program.write_text(
             "#!/bin/sh\n"
-            "file=$3\n"
-            "serial=$(sed -n 's/^com1:.*dev=//p' $file); log=$(sed -n 's/^log: //p' $file)\n"
+            """named() { sed -n "s/^$1.*\\"\\(.*\\)\\"$/\\1/p" "$file"; }\n"""
+            "file=$3; serial=$(named com1); log=$(named log)\n"
             f"{life}\n"
         )
         program.chmod(0o755)
@@ -80,6 +83,27 @@ def test_a_triple_fault_is_named(run: object) -> None:
 
 def test_a_machine_that_powers_off_too_early_is_noticed(run: object) -> None:
     assert ended(run, "printf '@m 0:1\\n' > $serial")[1] == "powers off early"
+
+
+def test_a_folder_for_temporary_files_may_have_a_space(
+    run: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a b, c"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    text, reason = ended(run, f"printf '@m 0:1\\n{LAST}\\n' > $serial")
+    assert (text, reason) == (f"@m 0:1\n{LAST}\n", "")
+
+
+@pytest.mark.parametrize("name", ["a$HOME", 'a"b', "a\nb"])
+def test_a_file_that_bochs_cannot_name_is_refused(
+    run: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    with pytest.raises(UnavailableError, match="Bochs takes no such name of a file") as caught:
+        ended(run, "")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # -- what is not installed -------------------------------------------------------------------------
@@ -154,6 +178,31 @@ def test_the_command_line_says_what_to_do_instead(
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["compare", "--machine", "kvm", "--where-possible"]) == 0
     assert capsys.readouterr().out.startswith("nothing compared: there is no ")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        (known_findings.run, ["--machine", "kvm"], "scripts/kvm --findings: there is no "),
+        (trace.run, ["none.scn"], "python -m nvmx_fuzz.boot.trace: none.scn: no such file or directory"),
+        (trace.run, [], "Missing argument 'FILE'; try: python -m nvmx_fuzz.boot.trace --help"),
+    ],
+)  # fmt: skip
+def test_commands_that_cannot_run_say_one_line_and_nothing_else(
+    command: Callable[[], int],
+    arguments: list[str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr("sys.argv", ["command", *arguments])
+    assert command() == BAD_INPUT
+    output, said = capsys.readouterr()
+    assert output == ""
+    assert says in said
+    assert said.count("\n") == 1
 
 
 # -- the monitor -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import click
 
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz import module_command
-from nvmx_fuzz.boot.journal_base import JournalBase, Row
+from nvmx_fuzz.boot.journal_base import JournalBase, Row, require_database
 from nvmx_fuzz.boot.kept import FOLDER
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.predictions import lines, predictions
@@ -180,6 +180,8 @@ def main(
     machine = BootingMachine(BOOTING[name])
     try:
         path = database or FOLDER / f"campaign-{machine.label}.sqlite"
+        if only_predictions or only_report:
+            require_database(path)
         base = JournalBase(path, machine.label)
         if only_predictions:
             return _predictions(base, machine)

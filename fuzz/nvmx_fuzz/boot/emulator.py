@@ -23,10 +23,11 @@ from typing import Final, NamedTuple
 
 from nvmx_fuzz.boot.iso import MissingToolError
 from nvmx_fuzz.boot.kept import FOLDER
+from nvmx_fuzz.outcomes import UnavailableError
 from nvmx_fuzz.wording import printable
 
 BOCHS_VARIABLE: Final = "NVMX_BOCHS"
-"""Names a folder with the unpacked packages of another Bochs (scripts/from-debian)."""
+"""Names a folder with the unpacked packages of another Bochs (scripts/from-debian), unless it is empty."""
 UNPACKED: Final = FOLDER / "bochs"
 """Where `scripts/kvm --setup` unpacks one if the installed one does not suffice."""
 _VERSION: Final = "3.0"
@@ -73,7 +74,7 @@ class Ended(NamedTuple):
 def run_disc(disc: bytes, settings: Settings, last_line: str) -> Ended:
     """Boot a disc until it prints *last_line*, powers off, or hangs.
 
-    Raises: MissingToolError.
+    Raises: UnavailableError, MissingToolError.
     """
     bochs = emulator()
     with tempfile.TemporaryDirectory(prefix="nvmx-fuzz-") as name:
@@ -92,18 +93,27 @@ def emulator() -> Emulator:
     """
     named = os.environ.get(BOCHS_VARIABLE)
     root = Path(named).resolve() if named else UNPACKED
-    found = _unpacked(root) if named or UNPACKED.exists() else _installed()
-    command = [*found.command, "--help", "cpu"]
-    environment = {**os.environ, **found.environment}
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    version = re.search(r"Bochs x86 Emulator (\d+\.\d+)", said.stdout + said.stderr)
+    by = f"{BOCHS_VARIABLE}: " if named else ""
+    found = _unpacked(root, by) if named or UNPACKED.exists() else _installed()
+    version = re.search(r"Bochs x86 Emulator (\d+\.\d+)", _said(found))
     if not version:
-        raise MissingToolError(f"{printable(found.command[-1])} is no Bochs that starts")
+        raise MissingToolError(f"{by}{printable(found.command[-1])} is no Bochs that starts")
     if version[1] != _VERSION and not named:
         raise MissingToolError(
             f"Bochs {_VERSION} is needed, and {version[1]} is installed; try: scripts/kvm --setup"
         )
     return found._replace(version=version[1])
+
+
+def _said(found: Emulator) -> str:
+    """What one says of itself; "" if it does not start."""
+    command = [*found.command, "--help", "cpu"]
+    environment = {**os.environ, **found.environment}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout + done.stderr
 
 
 def _installed() -> Emulator:
@@ -112,11 +122,11 @@ def _installed() -> Emulator:
     return Emulator(("bochs",), {}, Path("/usr/share/bochs"), "")
 
 
-def _unpacked(root: Path) -> Emulator:
+def _unpacked(root: Path, by: str) -> Emulator:
     """One that runs out of a folder, with the C library that is in it; what else it needs is the system's."""
     libraries, program = root / _LIBRARIES, root / "usr/bin/bochs-bin"
     if not program.exists():
-        raise MissingToolError(f"{printable(str(root))} has no usr/bin/bochs-bin")
+        raise MissingToolError(f"{by}{printable(str(root))} has no usr/bin/bochs-bin")
     path = f"{libraries}:/{_LIBRARIES}:/lib/x86_64-linux-gnu"
     return Emulator(
         (str(libraries / "ld-linux-x86-64.so.2"), "--library-path", path, str(program)),
@@ -127,23 +137,32 @@ def _unpacked(root: Path) -> Emulator:
 
 
 def _configuration(folder: Path, settings: Settings, data: Path) -> str:
+    """What Bochs is to be. Raises: UnavailableError."""
     lines = (
         "display_library: term",
         f"megs: {settings.megabytes}",
-        f"romimage: file={data}/BIOS-bochs-latest",
-        f"vgaromimage: file={data}/VGABIOS-lgpl-latest",
+        f"romimage: file={_quoted(data / 'BIOS-bochs-latest')}",
+        f"vgaromimage: file={_quoted(data / 'VGABIOS-lgpl-latest')}",
         f"cpu: model={CPU_MODEL}, count=1, ips=20000000, reset_on_triple_fault=0",
         "clock: sync=none",
-        f"ata0-master: type=cdrom, path={folder}/disc.iso, status=inserted",
+        f"ata0-master: type=cdrom, path={_quoted(folder / 'disc.iso')}, status=inserted",
         "boot: cdrom",
-        f"com1: enabled=1, mode=file, dev={folder}/serial",
-        f"log: {folder}/log",
+        f"com1: enabled=1, mode=file, dev={_quoted(folder / 'serial')}",
+        f"log: {_quoted(folder / 'log')}",
         "panic: action=report",
         "error: action=ignore",
         "info: action=ignore",
         "debug: action=ignore",
     )
     return "\n".join(lines) + "\n"
+
+
+def _quoted(path: Path) -> str:
+    """A file in the configuration: behind $ Bochs looks for a variable, and a quote has no other form."""
+    name = str(path)
+    if not name.isprintable() or set(name) & set('"$'):
+        raise UnavailableError(f"{printable(name)}: Bochs takes no such name of a file")
+    return f'"{name}"'
 
 
 class _Machine:

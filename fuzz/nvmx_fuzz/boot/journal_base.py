@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from nvmx_fuzz.corpus_features import Feature
-from nvmx_fuzz.files import BadFile
+from nvmx_fuzz.files import BadFile, about
 
 VERSION: Final = 1
 _TABLES: Final = """
@@ -179,6 +179,13 @@ class JournalBase:
         """Close it."""
         with closing(self._connection):
             pass
+
+
+def require_database(path: Path) -> None:
+    """Raise BadFile where opening a database would make one."""
+    with about(path):
+        if not path.stat().st_size:
+            raise BadFile(path, "is no database of a campaign")
 
 
 def _digest(content: bytes) -> str:

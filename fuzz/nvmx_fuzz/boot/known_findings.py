@@ -74,11 +74,12 @@ def main(name: str) -> int:
     """Say which of the known findings the KVM of a machine has."""
     machine = BootingMachine(BOOTING[name])
     try:
+        found = list(shown(machine))
         click.echo(machine.label)
-        for known, answer in shown(machine):
-            click.echo(f"  {known.number:6} {known.name:42} {answer}")
     except UnavailableError as error:
         raise click.ClickException(str(error)) from None
+    for known, answer in found:
+        click.echo(f"  {known.number:6} {known.name:42} {answer}")
     return 0
 
 

@@ -9,23 +9,25 @@ Another kernel is a folder with what its package holds, or what `make install mo
 
 import gzip
 import hashlib
-import lzma
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from nvmx_fuzz.boot.emulator import CPU_MODEL, emulator
 from nvmx_fuzz.boot.iso import MissingToolError, iso_of
 from nvmx_fuzz.boot.kept import FOLDER
+from nvmx_fuzz.boot.kernel_folder import MODULES, content_of, images, modules, newest
+from nvmx_fuzz.files import reason_of
+from nvmx_fuzz.outcomes import UnavailableError
 from nvmx_fuzz.wording import printable
 
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 KERNEL_VARIABLE: Final = "NVMX_KERNEL"
-"""Names the folder of another kernel."""
+"""Names the folder of another kernel, unless it is empty."""
 KVM_HEADER: Final = Path(__file__).with_name("_kvm.h")
 """What all programs of ours over /dev/kvm include."""
 MONITOR_SOURCES: Final = (
@@ -33,13 +35,6 @@ MONITOR_SOURCES: Final = (
     KVM_HEADER,
 )
 """What the monitor is compiled from: a program, and what it includes."""
-_MODULES: Final = ("virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko")
-_OPENERS: Final[dict[str, Callable[[bytes], bytes]]] = {
-    "": bytes,
-    ".xz": lzma.decompress,
-    ".gz": gzip.decompress,
-}
-"""How a module may be compressed."""
 _BUSYBOX: Final = Path("/bin/busybox")
 _ARGUMENTS: Final = (
     "console=ttyS0 quiet loglevel=3 mitigations=off nokaslr tsc=reliable no_timer_check lpj=4000000 "
@@ -83,69 +78,59 @@ class Kernel(NamedTuple):
 def kernel() -> Kernel:
     """The kernel that `KERNEL_VARIABLE` names, or that of the package, fetched if it is not here yet.
 
-    Raises: MissingToolError.
+    Raises: UnavailableError, MissingToolError.
     """
     root, release, image = _chosen()
-    modules = tuple(_modules(root, release))
-    missing = {Path(name).name for name in _MODULES} - {name for name, _content in modules}
-    if missing and KERNEL_VARIABLE not in os.environ:
+    found = tuple((name, _stripped(name, content)) for name, content in modules(root, release))
+    missing = {Path(name).name for name in MODULES} - {name for name, _content in found}
+    if missing and not _named():
         raise MissingToolError(f"{KERNEL_PACKAGE} has no {', '.join(sorted(missing))}")
-    return Kernel(image.read_bytes(), modules, release)
+    return Kernel(content_of(image), found, release)
 
 
 def kernel_release() -> str:
-    """What `kernel` would be, by its release ("6.1.0-56-cloud-amd64"). Raises: MissingToolError."""
+    """What `kernel` would be, by its release ("6.1.0-56-cloud-amd64").
+
+    Raises: UnavailableError, MissingToolError.
+    """
     return _chosen()[1]
 
 
 def known_release() -> str:
     """The same without fetching anything: "" where it would be fetched."""
-    is_here = KERNEL_VARIABLE in os.environ or _images(FOLDER / "kernel")
-    return kernel_release() if is_here else ""
+    return kernel_release() if _named() or images(FOLDER / "kernel") else ""
+
+
+def _named() -> str:
+    """The folder that `KERNEL_VARIABLE` names; "" for none."""
+    return os.environ.get(KERNEL_VARIABLE, "")
 
 
 def _chosen() -> tuple[Path, str, Path]:
     """The folder of a kernel, its release and its image."""
-    named = os.environ.get(KERNEL_VARIABLE)
+    named = _named()
     root = Path(named) if named else FOLDER / "kernel"
-    if not named and not _images(root):
+    if not named and not images(root):
         _fetch(root)
-    images = _images(root)
-    if not images:
+    found = newest(root)
+    if not found:
         raise MissingToolError(
             f"{KERNEL_VARIABLE}: {printable(str(root))} has no boot/vmlinuz-* or lib/modules/*/vmlinuz"
         )
-    return (root, *max(images.items()))
+    return (root, *found)
 
 
-def _images(root: Path) -> dict[str, Path]:
-    """The kernels in a folder, by release."""
-    found = {path.parent.name: path for path in root.glob("lib/modules/*/vmlinuz")}
-    found |= {path.parent.name: path for path in root.glob("usr/lib/modules/*/vmlinuz")}
-    images = root.glob("boot/vmlinuz-*")
-    return found | {path.name.removeprefix("vmlinuz-"): path for path in images}
-
-
-def _modules(root: Path, release: str) -> Iterator[tuple[str, bytes]]:
-    folders = [root / start / release / "kernel" for start in ("lib/modules", "usr/lib/modules")]
-    for name in _MODULES:
-        for folder in folders:
-            for ending, opened in _OPENERS.items():
-                path = folder / f"{name}{ending}"
-                if path.exists():
-                    yield Path(name).name, _stripped(opened(path.read_bytes()))
-                    break
-
-
-def _stripped(module: bytes) -> bytes:
+def _stripped(name: str, module: bytes) -> bytes:
     """A module without its debugging data, with which it loads too slowly; what was made is kept."""
     kept = FOLDER / f"module-{hashlib.sha256(module).hexdigest()[:16]}.ko"
     if not kept.exists():
+        if not shutil.which("objcopy"):
+            raise MissingToolError("objcopy is needed; try: apt-get install binutils")
         FOLDER.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=FOLDER) as name:
-            made = Path(name, "module.ko")
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            made = Path(folder, name)
             made.write_bytes(module)
-            _tool(["objcopy", "--strip-debug", "-R", ".BTF", str(made)], Path(name))
+            _tool(["objcopy", "--strip-debug", "-R", ".BTF", str(made)], Path(folder))
             made.replace(kept)
     return kept.read_bytes()
 
@@ -156,17 +141,28 @@ def _fetch(root: Path) -> None:
             raise MissingToolError(
                 f"{tool} is needed to fetch {KERNEL_PACKAGE}; on Debian: apt-get install binutils"
             )
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
-        folder = Path(name)
-        depends = _tool(["apt-cache", "depends", "--important", KERNEL_PACKAGE], folder)
-        packages = [line.split()[-1] for line in depends.splitlines() if "Depends:" in line]
-        _tool(["apt-get", "download", *packages[:1]], folder)
-        for package in folder.glob("*.deb"):
-            _tool(["dpkg-deb", "-x", str(package), str(folder / "root")], folder)
-        if not _images(folder / "root"):
-            raise MissingToolError(f"{KERNEL_PACKAGE} cannot be fetched; try: apt-get update")
-        (folder / "root").rename(root)
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+            fetched = _unpacked(Path(name))
+            if not images(root):  # another may have fetched it in the meantime
+                fetched.replace(root)
+    except OSError as error:
+        if not images(root):
+            raise UnavailableError(f"{printable(str(root))}: {reason_of(error)}") from None
+
+
+def _unpacked(folder: Path) -> Path:
+    """The content of the package, somewhere in a folder."""
+    depends = _tool(["apt-cache", "depends", "--important", KERNEL_PACKAGE], folder)
+    packages = [line.split()[-1] for line in depends.splitlines() if "Depends:" in line]
+    if packages:
+        _tool(["apt-get", "download", packages[0]], folder)
+    for package in folder.glob("*.deb"):
+        _tool(["dpkg-deb", "-x", str(package), str(folder / "root")], folder)
+    if not images(folder / "root"):
+        raise MissingToolError(f"{KERNEL_PACKAGE} cannot be fetched; try: apt-get update")
+    return folder / "root"
 
 
 def monitor() -> Path:
@@ -201,7 +197,8 @@ def _tool(command: list[str], folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no reason given"]
-        raise MissingToolError(f"{Path(command[0]).name} fails: {printable(said[-1])}")
+        told = next((line for line in said if line.startswith("E: ")), said[-1])  # apt's own way
+        raise MissingToolError(f"{Path(command[0]).name} fails: {printable(told)}")
     return done.stdout
 
 

@@ -2,6 +2,7 @@
 
 import click
 
+from nvmx_fuzz import module_command
 from nvmx_fuzz.boot.batch import BootError
 from nvmx_fuzz.boot.emulator import Settings, run_disc
 from nvmx_fuzz.boot.image import boot_image
@@ -37,8 +38,9 @@ def trace_of(file: str) -> str:
 
     Raises: BadFile, UnavailableError, NotRealisableError.
     """
+    scenario = load(file).scenario
     capabilities = BootingMachine(BOOTING["kvm-bochs"]).capabilities
-    script = stand_alone_moved(load(file).scenario, capabilities).realised.script
+    script = stand_alone_moved(scenario, capabilities).realised.script
     disc = disc_with_kvm(boot_image([script], doorbell=True), traces=True)
     text = run_disc(disc, _SETTINGS, _POWERED_OFF).text.replace("\r\n", "\n")
     start = text.find("# tracer:")
@@ -47,5 +49,10 @@ def trace_of(file: str) -> str:
     return text[start : text.find("[", text.rfind("\n", 0, text.find(_POWERED_OFF)))]
 
 
+def run() -> int:
+    """The command for a shell: one line for what went wrong."""
+    return module_command.run(main, "python -m nvmx_fuzz.boot.trace")
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run())
