@@ -5,7 +5,6 @@ refused, for then nothing is known about it.
 """
 
 import fcntl
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +25,7 @@ from nvmx_fuzz.rule_rows import RULE_ROWS
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, load
 from nvmx_fuzz.survey import Survey
 from nvmx_fuzz.version import revision
+from nvmx_fuzz.wording import command_on
 
 PAGE: Final = "report.html"
 """The name of the page in the folder of its campaign."""
@@ -179,7 +179,7 @@ class ReportMaker:
 
 def _replay(l0_name: str, path: Path) -> str:
     """The command that runs a file, from whatever directory it is pasted in."""
-    return f"nvmx-fuzz replay --l0 {l0_name} {shlex.quote(str(path.absolute()))}"
+    return command_on("replay", l0_name, str(path.absolute()))
 
 
 def is_running(folder: Path) -> bool:

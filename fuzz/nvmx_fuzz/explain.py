@@ -7,7 +7,6 @@ the SDM or KVM says should have happened; 5. the command that runs it again.
 A scenario that breaks nothing has the same report without parts 1 and 3.
 """
 
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
@@ -32,6 +31,7 @@ from nvmx_fuzz.explain_rules import rule_texts
 from nvmx_fuzz.explain_setup import setup_texts
 from nvmx_fuzz.explain_timeline import timeline, wrong_moment
 from nvmx_fuzz.free_operands import free_operands
+from nvmx_fuzz.wording import command_on
 
 __all__ = ["Report", "explain", "render_rich", "render_text", "to_json"]
 
@@ -73,7 +73,7 @@ def explain(
         bare=bare_lines(scenario, config, nested),
         fields=stories(played, violation, place) if violation and place else (),
         rules=rule_texts(violation, place),
-        replay=f"nvmx-fuzz replay --l0 {l0_name} {shlex.quote(file)}",
+        replay=command_on("replay", l0_name, file),
         revision=revision,
         scenario=format_scenario(scenario),
     )

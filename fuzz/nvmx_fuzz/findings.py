@@ -8,7 +8,6 @@ same folder finds them and goes on from there.
 
 import hashlib
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from nvmx_fuzz.files import (
 )
 from nvmx_fuzz.shrink import shrink
 from nvmx_fuzz.version import revision
-from nvmx_fuzz.wording import as_argument
+from nvmx_fuzz.wording import command_on
 
 
 @dataclass(frozen=True)
@@ -150,14 +149,11 @@ class Findings:
 
     def replay_command(self, finding: Finding) -> str:
         """The command that runs a finding again."""
-        return self._command("replay", finding.scn)
+        return command_on("replay", self._l0_name, str(finding.scn))
 
     def explain_command(self, finding: Finding) -> str:
         """The command that explains a finding."""
-        return self._command("explain", finding.scn)
-
-    def _command(self, subcommand: str, scn: Path) -> str:
-        return f"nvmx-fuzz {subcommand} --l0 {self._l0_name} {shlex.quote(as_argument(str(scn)))}"
+        return command_on("explain", self._l0_name, str(finding.scn))
 
     def _finding(
         self, violation: Violation, scenario: Scenario, *, earlier: bool = False
@@ -167,7 +163,7 @@ class Findings:
             violation.sentence,
             f"key: {violation.key()}",
             f"found in L0 {self._l0_name}, at step {violation.step + 1}",
-            self._command("explain", Path(scn.name)),  # wherever the file is taken to
+            command_on("explain", self._l0_name, scn.name),  # wherever the file is taken to
         )
         return Finding(violation, scenario, format_scenario(scenario, comments), scn, earlier)
 

@@ -5,7 +5,6 @@ The campaign does the same as the former.
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -27,6 +26,7 @@ from nvmx_fuzz.artifacts import crash_name
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.state_feedback import StateFeedback
 from nvmx_fuzz.targets import BYTES_LEN_MAX
+from nvmx_fuzz.wording import command_on
 
 _DEFAULT_OPTIONS: Final = (
     f"-max_len={BYTES_LEN_MAX}",
@@ -96,8 +96,7 @@ def finding_text(violations: Sequence[Violation], replay: str) -> str:
 
 def replay_command(l0_name: str, data: bytes, artifact_prefix: str = "") -> str:
     """The command that runs the file again that libFuzzer will write for *data*."""
-    name = shlex.quote(crash_name(data, artifact_prefix))
-    return f"nvmx-fuzz replay --l0 {shlex.quote(l0_name)} {name}"
+    return command_on("replay", l0_name, crash_name(data, artifact_prefix))
 
 
 def with_defaults(arguments: Sequence[str]) -> list[str]:

@@ -10,7 +10,6 @@ pytest loads this module in every run of an environment that has nvmx-fuzz, so i
 """
 
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from nvmx_fuzz import L0_VARIABLE
+from nvmx_fuzz.wording import command_on
 
 if TYPE_CHECKING:
     from nvmx_fuzz.replaying import Replay
@@ -143,5 +143,4 @@ def failure_text(replayed: "Replay") -> str:
     if replayed.model_error:
         lines += ["OUR OWN BUG: the model contradicts itself", replayed.model_error.rstrip()]
     what = "explain" if replayed.violations else "replay --journal"
-    name = shlex.quote(replayed.name)
-    return "\n".join([*lines, f"next: nvmx-fuzz {what} --l0 {replayed.l0} {name}"])
+    return "\n".join([*lines, f"next: {command_on(what, replayed.l0, replayed.name)}"])

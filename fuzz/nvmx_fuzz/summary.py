@@ -8,7 +8,7 @@ from nvmx_fuzz import OUR_OWN_BUG
 from nvmx_fuzz.findings import Finding, Findings
 from nvmx_fuzz.status import Status
 from nvmx_fuzz.version import revision
-from nvmx_fuzz.wording import counted
+from nvmx_fuzz.wording import command_on, counted
 
 SUMMARY_VERSION: Final = 1
 
@@ -148,7 +148,7 @@ def _results(summary: Summary) -> Iterator[str]:
         for error in errors:
             yield f"  {error['error']}"
             if error["file"]:
-                yield f"  next: nvmx-fuzz replay --l0 {summary['l0']} {error['file']}"
+                yield f"  next: {command_on('replay', summary['l0'], error['file'])}"
     if not findings:
         yield "no findings"
         yield f"next: {summary['command']}"

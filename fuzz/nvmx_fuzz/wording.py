@@ -1,5 +1,7 @@
 """Small words for people."""
 
+import shlex
+
 
 def counted(number: int, noun: str) -> str:
     """``1 step``, ``2 steps``."""
@@ -9,6 +11,11 @@ def counted(number: int, noun: str) -> str:
 def as_argument(path: str) -> str:
     """A path as an argument of a command, which does not look like an option."""
     return f"./{path}" if path.startswith("-") and path != "-" else path
+
+
+def command_on(subcommand: str, l0_name: str, path: str) -> str:
+    """What a person types to have *subcommand* look at a file under an L0, ready for a shell."""
+    return f"nvmx-fuzz {subcommand} --l0 {shlex.quote(l0_name)} {shlex.quote(as_argument(path))}"
 
 
 def printable(text: str) -> str:
