@@ -119,7 +119,7 @@ def test_smis_come_in_a_delivery_and_others_in_smm() -> None:
 
 def test_the_interrupt_comes_while_the_real_kernel_repairs_the_stack_page() -> None:
     """The trace: a repair that fails, the interrupt, the injection again with an immediate exit, exit 1."""
-    lines = iter(trace_of(str(ROOT / IN_THE_MIDDLE[0])).splitlines())
+    lines = iter(trace_of(read(IN_THE_MIDDLE[0])).splitlines())
     wanted = (
         r"kvm_nested_vmexit: .*EPT_VIOLATION .*info2 0x0000000080000040",
         r"kvm_page_fault: .*address 0x00000000000147fc",

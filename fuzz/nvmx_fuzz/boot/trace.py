@@ -2,6 +2,7 @@
 
 import click
 
+from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz import module_command
 from nvmx_fuzz.boot.batch import BootError
 from nvmx_fuzz.boot.emulator import Settings, run_disc
@@ -25,7 +26,7 @@ _POWERED_OFF = "reboot: Power down"
 def main(file: str, output: str) -> int:
     """Boot Linux in Bochs, run the scenario in FILE below its KVM, and write the trace of the kvm events."""
     try:
-        write_text(output, trace_of(file))
+        write_text(output, trace_of(load(file).scenario))
     except NotRealisableError as error:
         raise click.ClickException(f"{file} cannot stand alone: {error}") from None
     except (BadFile, UnavailableError) as error:
@@ -33,12 +34,11 @@ def main(file: str, output: str) -> int:
     return 0
 
 
-def trace_of(file: str) -> str:
+def trace_of(scenario: Scenario) -> str:
     """The lines of the trace, from its head on.
 
-    Raises: BadFile, UnavailableError, NotRealisableError.
+    Raises: UnavailableError, NotRealisableError.
     """
-    scenario = load(file).scenario
     capabilities = BootingMachine(BOOTING["kvm-bochs"]).capabilities
     script = stand_alone_moved(scenario, capabilities).realised.script
     disc = disc_with_kvm(boot_image([script], doorbell=True), traces=True)
