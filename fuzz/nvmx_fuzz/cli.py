@@ -153,7 +153,10 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(_NO_MEMORY)  # for a library
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted")
-    except (BrokenPipeError, SystemExit):  # click exits when whoever read our output is gone
+    except SystemExit as error:  # of click: 0 after a shell's completion, 1 when our reader is gone
+        _abandon_output()
+        return BAD_INPUT if error.code else 0
+    except BrokenPipeError:
         _abandon_output()
         return BAD_INPUT
     except OSError as error:

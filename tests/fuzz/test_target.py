@@ -12,8 +12,9 @@ pytest.importorskip("atheris")
 
 from nvmx_core.errors import ModelError
 from nvmx_fuzz import nested_events
-from nvmx_fuzz.codec import decode
+from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.nested_events import Finding, NestedEvents
+from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.state_feedback import COUNTERS, StateFeedback
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,3 +225,20 @@ def test_finding_counts_rules(bug3_crash: tuple[Path, str]) -> None:
         nested_events.raise_on_violation(target, data, "there/")
     assert str(caught.value).count("key: ") == len(violations)
     assert "replay: nvmx-fuzz replay --l0 bug3 there/crash-" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("bug1", "EXIT_INFO_X3_EXTERNAL_INTERRUPT_with_valid_IDT_vectoring"),
+        ("bug3", "IMMEDIATE_EXIT_O11_no_immediate_exit_requested"),
+    ],
+)
+def test_a_job_tells_findings_apart_by_the_functions_of_the_traceback(
+    name: str, function: str
+) -> None:
+    data = encode(load(str(ROOT / "tests" / "reports" / f"{name}.scn")).scenario)
+    target = NestedEvents(name, StateFeedback(bytearray(COUNTERS)))
+    with pytest.raises(Finding) as caught:
+        nested_events.raise_on_violation(target, data)
+    assert caught.traceback[-1].frame.code.name == function
