@@ -81,13 +81,15 @@ class Difference(NamedTuple):
     """The first difference of two journals.
 
     A record that a machine does not have is empty. ``entry`` is the last entry of L1; ``history`` are the
-    records in front of the difference, in which both agree.
+    records in front of the difference, in which both agree; ``next_other`` is what the other machine shows
+    behind it.
     """
 
     bare: Record
     other: Record
     entry: Entry
     history: tuple[Record, ...] = ()
+    next_other: Record = ()
 
     @property
     def place(self) -> int:
@@ -179,7 +181,8 @@ def first_difference(
         ours = bare[index] if index < len(bare) else ()
         theirs = other[index] if index < len(other) else ()
         if ours != theirs:
-            return Difference(ours, theirs, entry, tuple(bare[:index]))
+            behind = other[index + 1] if index + 1 < len(other) else ()
+            return Difference(ours, theirs, entry, tuple(bare[:index]), behind)
         if ours[0] == L1_ENTRY:
             entry = next(following, Entry())
     return None

@@ -13,6 +13,7 @@ from nvmx_core.arch.controls import (
 )
 from nvmx_core.arch.fields import (
     CPU_BASED,
+    EXCEPTION_BITMAP,
     FIELD_COUNT,
     GUEST_ACTIVITY,
     GUEST_PENDING_DBG,
@@ -50,7 +51,7 @@ def entry(secondary: int = SECONDARY_EPT, **fields: int) -> Entry:
     vmcs[SECONDARY] = secondary
     places = {
         "activity": GUEST_ACTIVITY, "pending": GUEST_PENDING_DBG, "pin": PIN_BASED, "cpu": CPU_BASED,
-        "rflags": GUEST_RFLAGS,
+        "rflags": GUEST_RFLAGS, "exceptions": EXCEPTION_BITMAP,
     }  # fmt: skip
     for name, value in fields.items():
         vmcs[places[name]] = value
@@ -110,6 +111,29 @@ def test_a_soft_event_that_a_save_loses(injected: int) -> None:
     )
     assert name_of(bare, other, entry(), injected) == ""
     assert name_of(bare, other, saved, IRQ) == ""
+
+
+def test_a_frame_of_another_event_where_a_save_has_lost_the_soft_one() -> None:
+    saved = entry()._replace(met=Met(saved_at=CODE))
+    bare = record(DELIVER, vector=0x80, return_rip=CODE + 2)
+    of_fault = record(DELIVER, vector=0x80, return_rip=CODE + 9)
+    for vector, name in ((13, "res11: soft event lost by a save"), (0x80, "")):
+        stands = record(END, rip=handler_rip(vector))
+        found = Difference(bare, of_fault, saved, ((L1_ENTRY, INT80, 0, 0),), stands)
+        row = listed("kvm", found)
+        assert (row.name if row else "") == name
+
+
+def test_a_single_step_that_l1_intercepts() -> None:
+    intercepts = entry(exceptions=1 << 1)
+    name = "intercepted debug exception lost"
+    for reason in (MTF_EXIT, INIT_EXIT):
+        bare = exit_of(reason, pending_debug_exceptions=0x4000)
+        assert name_of(bare, exit_of(reason), intercepts) == name
+        assert name_of(bare, exit_of(reason), entry()) == ""
+        assert name_of(exit_of(reason), bare, intercepts) == ""
+    vmcall = exit_of(18, pending_debug_exceptions=0x4000)
+    assert name_of(vmcall, exit_of(18), intercepts) == ""
 
 
 def test_an_exit_with_the_event_in_flight_is_never_a_lost_one() -> None:

@@ -57,12 +57,16 @@ from nvmx_core.arch.state import (
     PENDING_DBG_ENABLED_BP,
     RFLAGS_IF,
 )
-from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT
-from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL, Record
+from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz import entry_reading
 from nvmx_fuzz.bochs.predicates import field, is_exit
-from nvmx_fuzz.boot.reading_differences import event_of, first_of_the_entry, records_since_entry
+from nvmx_fuzz.boot.reading_differences import (
+    event_of,
+    first_of_the_entry,
+    handler_of,
+    records_since_entry,
+)
 from nvmx_fuzz.compare import Difference
 
 VMFAIL_CONTROLS: Final = 7
@@ -161,6 +165,8 @@ def int1_as_hardware_exception(found: Difference) -> bool:
     )
     if of_bare == (PRIVILEGED_SOFTWARE_EXCEPTION, DB):
         words = {"rip", "IDT-vectoring info", "instruction length", "dr6"}
+        if is_exit(found.bare, EPT_MISCONFIG):  # which has a qualification too (F3)
+            words.add("qualification")
         return of_other == (HARDWARE_EXCEPTION, DB) and set(found.fields()) <= words
     dies = is_exit(found.bare, TRIPLE_FAULT) or of_bare == (HARDWARE_EXCEPTION, DF)
     return dies and found.fields() == ("rip",)
@@ -236,18 +242,13 @@ def wrong_vector_in_delivery(found: Difference) -> bool:
         return of_virtual or bool(field(bare, "IDT-vectoring info") & VALID)
     if of_virtual and is_exit(other, VMCALL_EXIT):  # none was reported, though it is in service
         return field(other, "interrupt status") >> 8 != 0
-    if bare[:1] in ((EXIT,), (DELIVER,), (END,)) and other[:1] == (EXIT,):  # in another handler
-        return _handler_of(bare) != _handler_of(other) and _handler_of(other) >= 0
+    other_ends = (EXIT,) if bare[:1] == (END,) else (EXIT, END)
+    if bare[:1] in ((EXIT,), (DELIVER,), (END,)) and other and other[0] in other_ends:  # elsewhere
+        return handler_of(bare) != handler_of(other) and handler_of(other) >= 0
     if bare[:1] == other[:1] == (END,):
         moved = "rip" in found.fields() and set(found.fields()) <= {"rip", "rflags"}
-        return moved and _handler_of(bare) != _handler_of(other)
+        return moved and handler_of(bare) != handler_of(other)
     return of_virtual and found.fields() == ("vector",)
-
-
-def _handler_of(record: Record) -> int:
-    """In which handler L2 stands, or stood, by its vector; a negative number in none."""
-    rip = field(record, "rip") or field(record, "return rip")
-    return rip - HANDLER_BASE >> HANDLER_SHIFT
 
 
 def misconfiguration_qualified(found: Difference) -> bool:

@@ -24,6 +24,7 @@ from nvmx_core.arch.exits import (
 )
 from nvmx_core.arch.fields import (
     CPU_BASED,
+    EXCEPTION_BITMAP,
     GUEST_PREEMPTION_TIMER,
     GUEST_RFLAGS,
     GUEST_RIP,
@@ -52,7 +53,7 @@ from nvmx_core.journal import (
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.boot.predicates import INT1, NMI_VECTOR, SOFT_TYPES
-from nvmx_fuzz.boot.reading_differences import event_of, first_of_the_entry, goes_on
+from nvmx_fuzz.boot.reading_differences import event_of, first_of_the_entry, goes_on, handler_of
 from nvmx_fuzz.compare import Difference
 
 _WITHOUT_NMI: Final = ((END,), (L1_ENTRY,), (L1_INTERRUPT,), (SMM_ENTRY,))
@@ -148,7 +149,8 @@ def pdptes_lost_by_a_restore(found: Difference) -> bool:
 def soft_event_lost_by_a_save(found: Difference) -> bool:
     """A userspace saves while a soft event that L1 injects is in flight, or #BP or #OF, and it is gone.
 
-    L2 goes on where it was entered; what it executes there may be an INT3, of which the frame says so.
+    L2 goes on where it was entered; what it executes there may be an INT3, of which the frame says so, or
+    end in a fault further on: a frame does not tell its vector, but in whose handler L2 stands then does.
     """
     kind, vector = event_of(found.injected)
     is_soft = kind in SOFT_TYPES or (kind == HARDWARE_EXCEPTION and vector in (BP, OF))
@@ -156,8 +158,10 @@ def soft_event_lost_by_a_save(found: Difference) -> bool:
     came = found.other[:2] == (DELIVER, vector) and found.other[:1] == found.bare[:1]
     if came and "return rip" not in found.fields():
         return False
-    if came and kind != HARDWARE_EXCEPTION and found.other[3] != found.entry.vmcs[GUEST_RIP]:
-        return False
+    if came and kind != HARDWARE_EXCEPTION:
+        is_elsewhere = 0 <= handler_of(found.next_other) != vector
+        if found.other[3] != found.entry.vmcs[GUEST_RIP] and not is_elsewhere:
+            return False
     return (
         found.entry.met.saved_at >= 0
         and bool(found.injected & VALID)
@@ -197,6 +201,19 @@ def debug_exception_before_init(found: Difference) -> bool:
         return event_of(info) == (HARDWARE_EXCEPTION, DB) and first_of_the_entry(found)
     left = field(found.other, name)  # the conditions, which tell of no enabled breakpoint any more
     return found.fields() == (name,) and left != 0 and pending & ~left == PENDING_DBG_ENABLED_BP
+
+
+def intercepted_debug_lost(found: Difference) -> bool:
+    """The single step of an instruction that KVM emulates, which L1 intercepts, is not in another exit."""
+    name = "pending debug exceptions"
+    return (
+        is_exit(found.bare, MONITOR_TRAP_FLAG, INIT_SIGNAL)
+        and found.fields() == (name,)
+        and field(found.bare, name) == PENDING_DBG_BS
+        and field(found.other, name) == 0
+        and bool(found.entry.vmcs[EXCEPTION_BITMAP] >> DB & 1)
+        and not field(found.bare, "interruptibility") & INTERRUPT_SHADOW
+    )
 
 
 def shadow_lost_by_an_smi(found: Difference) -> bool:

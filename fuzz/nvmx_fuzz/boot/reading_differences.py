@@ -2,8 +2,9 @@
 
 from nvmx_core.arch.events import TYPE_MASK, TYPE_SHIFT, VECTOR_MASK
 from nvmx_core.arch.exits import INVALID_STATE, TRIPLE_FAULT
+from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT
 from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_INTERRUPT, Record
-from nvmx_fuzz.bochs.predicates import is_exit
+from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.compare import Difference
 
 
@@ -21,6 +22,12 @@ def records_since_entry(found: Difference) -> tuple[Record, ...]:
 def first_of_the_entry(found: Difference) -> bool:
     """Whether the difference is the first record behind an entry of L1."""
     return bool(found.history) and found.history[-1][0] == L1_ENTRY
+
+
+def handler_of(record: Record) -> int:
+    """In which handler L2 stands, or stood, by its vector; a negative number in none."""
+    rip = field(record, "rip") or field(record, "return rip")
+    return rip - HANDLER_BASE >> HANDLER_SHIFT
 
 
 def goes_on(record: Record) -> bool:

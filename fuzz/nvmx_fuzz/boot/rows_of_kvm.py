@@ -31,6 +31,7 @@ from nvmx_fuzz.boot.predicates_of_stops import (
     ended_timer_lost_by_a_save,
     event_kept_by_l2_is_late,
     injected_mtf_lost,
+    intercepted_debug_lost,
     mtf_exit_before_init,
     nmi_blocking_stays_in_l2,
     nmi_exits_though_blocked,
@@ -261,7 +262,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "A userspace saves and restores L2 in PAE paging, where L1 uses no EPT. The page-directory-pointer "
         "entries that it gives with KVM_SET_SREGS2 are forgotten by KVM_SET_NESTED_STATE, and not read again "
         "because they were given (nested_get_vmcs12_pages): L2 cannot fetch.",
-        "config l1-ept=off / L1 enter / L0 save-restore / L2 nop",
+        "config l1-ept=off / L1 enter / L0 save-restore",
         pdptes_lost_by_a_restore, "F27",
     ),
     Listed(
@@ -281,6 +282,14 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "(nested_vmx_update_pending_dbg): it is lost.",
         "L1 vmwrite GUEST_PENDING_DBG 0x1001 / outside init at-entry / L1 enter",
         debug_exception_before_init, "F20",
+    ),
+    Listed(
+        "intercepted debug exception lost", KVM, ("M4", "P5", "Y6"), KVM_WRONG,
+        "An MTF exit and an INIT come before the #DB of a single step and save it as pending (SDM: Saving "
+        "Non-Register State). KVM saves that of an instruction which it emulates, but not if L1 intercepts "
+        "#DB: it looks for it among the exceptions that L2 would take (nested_vmx_update_pending_dbg).",
+        "config single-step=on exceptions=#DB / L1 control monitor-trap-flag on / L1 enter / L2 out",
+        intercepted_debug_lost, "F29",
     ),
     Listed(
         SMI_ENDS_HLT, KVM, ("B8", "Y4"), KVM_WRONG,
@@ -307,7 +316,7 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "trap before SMI", KVM, ("P4", "P7"), KVM_WRONG,
         "An SMI ranks above the traps of the instruction before it (SDM: Prioritization of Concurrent "
         "Events). KVM injects a pending exception first (vmx_check_nested_events says so itself).",
-        "config single-step=on / L1 enter / outside smi in-emulation / L2 out / outside rsm",
+        "config single-step=on / L1 enter / outside smi in-emulation / L2 out",
         trap_before_smi, "F26",
     ),
     Listed(
