@@ -5,26 +5,31 @@ import pytest
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_core.arch.controls import (
+    CPU_INTR_WINDOW_EXITING,
     CPU_MONITOR_TRAP_FLAG,
     CPU_NMI_WINDOW_EXITING,
     PIN_NMI_EXITING,
     PIN_VIRTUAL_NMIS,
     SECONDARY_EPT,
+    SECONDARY_VIRTUAL_INTR_DELIVERY,
 )
 from nvmx_core.arch.fields import (
     CPU_BASED,
     EXCEPTION_BITMAP,
     FIELD_COUNT,
     GUEST_ACTIVITY,
+    GUEST_INTR_STATUS,
     GUEST_PENDING_DBG,
     GUEST_RFLAGS,
     PIN_BASED,
     SECONDARY,
 )
-from nvmx_core.arch.state import HLT, RFLAGS_TF, WAIT_FOR_SIPI
+from nvmx_core.arch.instructions import INSTRUCTION_INDEX
+from nvmx_core.arch.state import HLT, PENDING_DBG_BS, RFLAGS_IF, RFLAGS_TF, WAIT_FOR_SIPI
 from nvmx_core.guests.memory import handler_rip
 from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_NMI, RECORD_FIELDS, SMM_ENTRY, Record
 from nvmx_fuzz.boot.divergences import listed
+from nvmx_fuzz.boot.predicates_of_idle import sleeps_in_bochs, sleeps_though_due
 from nvmx_fuzz.compare import Difference, Entry, Met
 
 INT80, BP, MTF, IRQ, NMI_INFO, DB_INFO = (
@@ -51,7 +56,7 @@ def entry(secondary: int = SECONDARY_EPT, **fields: int) -> Entry:
     vmcs[SECONDARY] = secondary
     places = {
         "activity": GUEST_ACTIVITY, "pending": GUEST_PENDING_DBG, "pin": PIN_BASED, "cpu": CPU_BASED,
-        "rflags": GUEST_RFLAGS, "exceptions": EXCEPTION_BITMAP,
+        "rflags": GUEST_RFLAGS, "exceptions": EXCEPTION_BITMAP, "status": GUEST_INTR_STATUS,
     }  # fmt: skip
     for name, value in fields.items():
         vmcs[places[name]] = value
@@ -88,6 +93,33 @@ def test_a_closed_nmi_window_that_ends_hlt() -> None:
     asked = entry(activity=HLT, cpu=CPU_NMI_WINDOW_EXITING)
     assert name_of(asleep, runs, asked) == "NMI window ends HLT"
     assert name_of(asleep, runs, entry(activity=HLT)) == ""
+
+
+def test_what_bochs_does_not_look_for_in_hlt() -> None:
+    window = CPU_INTR_WINDOW_EXITING
+    assert sleeps_in_bochs(entry(activity=HLT, cpu=window, rflags=RFLAGS_IF))
+    assert not sleeps_in_bochs(entry(activity=HLT, cpu=window))
+    assert not sleeps_in_bochs(entry(cpu=window, rflags=RFLAGS_IF))
+    assert sleeps_in_bochs(entry(SECONDARY_VIRTUAL_INTR_DELIVERY, activity=HLT, status=0x61))
+    assert not sleeps_in_bochs(entry(activity=HLT, status=0x61))
+
+
+def test_what_kvm_does_not_look_for_in_hlt() -> None:
+    assert sleeps_though_due(entry(activity=HLT, pending=PENDING_DBG_BS))
+    assert not sleeps_though_due(entry(pending=PENDING_DBG_BS))
+    steps = entry(rflags=RFLAGS_TF)._replace(met=Met(executed=1 << INSTRUCTION_INDEX["hlt"]))
+    assert sleeps_though_due(steps)
+    assert not sleeps_though_due(entry()._replace(met=steps.met))
+
+
+def test_a_trap_that_mov_ss_holds() -> None:
+    name = "single step saved by an exit"
+    lost = exit_of(0, IDT_vectoring_info=INT80)
+    bare = exit_of(0, IDT_vectoring_info=INT80, pending_debug_exceptions=PENDING_DBG_BS)
+    behind = entry()._replace(met=Met(executed=1 << INSTRUCTION_INDEX["pop-ss"]))
+    for of, expected in ((behind, name), (entry(), "")):
+        row = listed("bochs-boot", Difference(bare, lost, of))
+        assert (row.name if row else "") == expected
 
 
 def test_pending_debug_exceptions_that_an_exit_keeps() -> None:

@@ -16,6 +16,8 @@ LISTED: Final = (*OF_KVM, *OF_BOCHS)
 ANY_KERNEL: Final = (0, 0)
 SLEEPS: Final = "L2 sleeps though something is due"
 """The name of an incident: the scenario enters HLT or wait-for-SIPI, and nothing comes back."""
+SLEEPS_IN_BOCHS: Final = "L2 sleeps though a window is open"
+"""The same in Bochs, which in HLT looks neither for windows nor for virtual interrupts."""
 UNCHECKED: Final = "single step not pending"
 """The name of another: Bochs enters where a check (G9) forbids it (FIDELITY.md), and goes on anywhere."""
 

@@ -12,13 +12,17 @@ from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.batch import LAST_LINE, Answer, Batch, BootError
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.divergences import SLEEPS, UNCHECKED, listed
+from nvmx_fuzz.boot.divergences import SLEEPS, SLEEPS_IN_BOCHS, UNCHECKED, listed
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
 from nvmx_fuzz.boot.linux import disc_with_kvm, kernel_release, kvm_in_bochs
 from nvmx_fuzz.boot.moved import fit_booting, stand_alone_moved
-from nvmx_fuzz.boot.predicates_of_idle import met_smi_in_hlt, sleeps_though_due
+from nvmx_fuzz.boot.predicates_of_idle import (
+    met_smi_in_hlt,
+    sleeps_in_bochs,
+    sleeps_though_due,
+)
 from nvmx_fuzz.boot.predicted import (
     bugs_that_go_astray,
     bugs_that_sleep,
@@ -164,6 +168,8 @@ class BootingMachine:
         entries = stand_alone_moved(scenario, self.capabilities).realised.entries
         if any(sleeps_though_due(entry) for entry in entries):
             return SLEEPS
+        if not self.version and any(sleeps_in_bochs(entry) for entry in entries):
+            return SLEEPS_IN_BOCHS
         if any(met_smi_in_hlt(entry) for entry in entries):
             return SMI_ENDS_HLT
         if self._kind.on_bochs and any(entry.rule == "G9" for entry in entries):

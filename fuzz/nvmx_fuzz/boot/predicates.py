@@ -71,6 +71,7 @@ from nvmx_fuzz.compare import Difference
 
 VMFAIL_CONTROLS: Final = 7
 INT1: Final = INSTRUCTION_INDEX["int1"]
+_LOADS_SS: Final = 1 << INSTRUCTION_INDEX["mov-ss"] | 1 << INSTRUCTION_INDEX["pop-ss"]
 IRET: Final = INSTRUCTION_INDEX["iret"]
 NMI_VECTOR: Final = 2
 SPURIOUS_VECTOR: Final = 0x0F
@@ -90,9 +91,14 @@ def _is_debug_exception(found: Difference) -> bool:
 
 
 def single_step_of_an_exit(found: Difference) -> bool:
-    """MOV SS holds a trap, and only BS of the pending debug exceptions differs."""
+    """MOV SS holds a trap, and only BS of the pending debug exceptions differs.
+
+    In the delivery of a software interrupt behind it the blocking is over, the trap still held.
+    """
     name = "pending debug exceptions"
-    if not field(found.bare, "interruptibility") & BLOCKING_BY_MOV_SS:
+    in_delivery = field(found.bare, "IDT-vectoring info") & VALID
+    behind = in_delivery and found.entry.met.executed & _LOADS_SS
+    if not behind and not field(found.bare, "interruptibility") & BLOCKING_BY_MOV_SS:
         return False
     both = field(found.bare, name) ^ field(found.other, name)
     fields = set(found.fields()) - {"entry instruction length"}  # res4, on KVM

@@ -6,7 +6,12 @@ the entry nobody looks for.
 
 from typing import Final
 
-from nvmx_core.arch.controls import CPU_NMI_WINDOW_EXITING, CPU_TPR_SHADOW
+from nvmx_core.arch.controls import (
+    CPU_INTR_WINDOW_EXITING,
+    CPU_NMI_WINDOW_EXITING,
+    CPU_TPR_SHADOW,
+    SECONDARY_VIRTUAL_INTR_DELIVERY,
+)
 from nvmx_core.arch.events import DB, HARDWARE_EXCEPTION
 from nvmx_core.arch.exits import (
     EXCEPTION_NMI,
@@ -21,8 +26,10 @@ from nvmx_core.arch.exits import (
 from nvmx_core.arch.fields import (
     CPU_BASED,
     GUEST_ACTIVITY,
+    GUEST_INTR_STATUS,
     GUEST_PENDING_DBG,
     GUEST_RFLAGS,
+    SECONDARY,
     TPR_THRESHOLD,
 )
 from nvmx_core.arch.instructions import INSTRUCTION_INDEX
@@ -31,6 +38,7 @@ from nvmx_core.arch.state import (
     HLT,
     PENDING_DBG_BS,
     PENDING_DBG_ENABLED_BP,
+    RFLAGS_IF,
     RFLAGS_TF,
     WAIT_FOR_SIPI,
 )
@@ -178,6 +186,15 @@ def sleeps_though_due(entry: Entry) -> bool:
     is_below = has_shadow and vmcs[TPR_THRESHOLD] & 15 > entry.vtpr & 15
     pending = vmcs[GUEST_PENDING_DBG] & (PENDING_DBG_BS | PENDING_DBG_ENABLED_BP)
     return bool(pending or is_below or entry.forbidden_by())
+
+
+def sleeps_in_bochs(entry: Entry) -> bool:
+    """Whether at an entry into HLT a window is open or a virtual interrupt due: Bochs looks for neither."""
+    vmcs = entry.vmcs
+    window = vmcs[CPU_BASED] & CPU_INTR_WINDOW_EXITING and vmcs[GUEST_RFLAGS] & RFLAGS_IF
+    has_virtual = vmcs[SECONDARY] & SECONDARY_VIRTUAL_INTR_DELIVERY
+    is_due = has_virtual and vmcs[GUEST_INTR_STATUS] & 0xF0
+    return vmcs[GUEST_ACTIVITY] == HLT and bool(window or is_due)
 
 
 def _end_activity(record: Record) -> int:
