@@ -81,15 +81,15 @@ class Difference(NamedTuple):
     """The first difference of two journals.
 
     A record that a machine does not have is empty. ``entry`` is the last entry of L1; ``history`` are the
-    records in front of the difference, in which both agree; ``next_other`` is what the other machine shows
-    behind it.
+    records in front of the difference, in which both agree; ``behind`` is what the other machine shows
+    after it.
     """
 
     bare: Record
     other: Record
     entry: Entry
     history: tuple[Record, ...] = ()
-    next_other: Record = ()
+    behind: tuple[Record, ...] = ()
 
     @property
     def place(self) -> int:
@@ -181,7 +181,7 @@ def first_difference(
         ours = bare[index] if index < len(bare) else ()
         theirs = other[index] if index < len(other) else ()
         if ours != theirs:
-            behind = other[index + 1] if index + 1 < len(other) else ()
+            behind = tuple(other[index + 1 :])
             return Difference(ours, theirs, entry, tuple(bare[:index]), behind)
         if ours[0] == L1_ENTRY:
             entry = next(following, Entry())

@@ -159,7 +159,7 @@ def soft_event_lost_by_a_save(found: Difference) -> bool:
     if came and "return rip" not in found.fields():
         return False
     if came and kind != HARDWARE_EXCEPTION:
-        is_elsewhere = 0 <= handler_of(found.next_other) != vector
+        is_elsewhere = 0 <= _handler_in_which_l2_stands(found.behind) != vector
         if found.other[3] != found.entry.vmcs[GUEST_RIP] and not is_elsewhere:
             return False
     return (
@@ -172,6 +172,12 @@ def soft_event_lost_by_a_save(found: Difference) -> bool:
         and goes_on(found.other)
         and not (in_flight & VALID and event_of(in_flight) == (kind, vector))
     )
+
+
+def _handler_in_which_l2_stands(behind: tuple[Record, ...]) -> int:
+    """By its vector, at the next exit or the end, if L2 has taken nothing until then; -1 for none."""
+    first = next((record for record in behind if record[0] != SMM_ENTRY), ())
+    return handler_of(first) if first[:1] in ((END,), (EXIT,)) else -1
 
 
 def mtf_exit_before_init(found: Difference) -> bool:
