@@ -89,11 +89,15 @@ def l0_class(name: str) -> type[Kvm]:
     return combine(tuple(bug.name for bug in bugs))
 
 
-def version_of_release(release: str) -> str:
-    """The version that a kernel is of ("6.1.0-56-cloud-amd64"), or the newest that the catalogue has."""
+def numbers_of_release(release: str) -> tuple[int, int] | None:
+    """The first two numbers of how a kernel calls itself ("6.1.0-56-cloud-amd64"); None if it has none."""
     numbers = re.match(r"(\d+)\.(\d+)", release)
-    found = (int(numbers[1]), int(numbers[2])) if numbers else _LAST
-    major, minor = min(max(found, _FIRST), _LAST)
+    return (int(numbers[1]), int(numbers[2])) if numbers else None
+
+
+def version_of_release(release: str) -> str:
+    """The version that a kernel of that release is of, or the newest that the catalogue has."""
+    major, minor = min(max(numbers_of_release(release) or _LAST, _FIRST), _LAST)
     return f"kvm-{major}.{minor}"
 
 

@@ -7,12 +7,13 @@ import pytest
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_core.bugs.versions import l0_class
-from nvmx_fuzz.boot.agreement import BARE, BOTH, NEITHER, OURS, Shown, checksum, counted, lines
+from nvmx_fuzz.boot.agreement import BARE, BOTH, NEITHER, OURS, Shown, counted, lines
 from nvmx_fuzz.boot.batch import Batch
 from nvmx_fuzz.boot.emulator import Ended
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.moved import fit_booting
 from nvmx_fuzz.boot.predicted import journal_on_bare, journal_under, on_fresh_machine
+from nvmx_fuzz.boot.reading import checksum
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, SAME
 from nvmx_fuzz.scenario_files import load

@@ -30,6 +30,13 @@ def asks_anew() -> Iterator[None]:
     emulator.cache_clear()
 
 
+@pytest.fixture
+def no_bochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an unpacked one nor an installed one."""
+    monkeypatch.setattr(emulator_module, "UNPACKED", tmp_path / "none")
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+
+
 def module() -> bytes:
     """A file that objcopy takes."""
     return Path("/bin/true").read_bytes()
@@ -283,11 +290,8 @@ def test_a_folder_without_a_bochs_is_named(tmp_path: Path, monkeypatch: pytest.M
         emulator()
 
 
-def test_without_a_bochs_the_set_up_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(emulator_module, "UNPACKED", tmp_path / "bochs")
-    monkeypatch.setattr(shutil, "which", lambda _name: None)
+@pytest.mark.usefixtures("no_bochs")
+def test_without_a_bochs_the_set_up_is_named() -> None:
     with pytest.raises(MissingToolError, match=r"Bochs 3\.0 is needed; try: scripts/kvm --setup"):
         emulator()
 
@@ -324,9 +328,8 @@ def test_one_without_its_c_library_is_no_bochs(
         emulator()
 
 
-def test_an_empty_variable_names_no_bochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emulator_module, "UNPACKED", tmp_path / "none")
-    monkeypatch.setattr(shutil, "which", lambda _name: None)
+@pytest.mark.usefixtures("no_bochs")
+def test_an_empty_variable_names_no_bochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BOCHS_VARIABLE, "")
     with pytest.raises(MissingToolError, match="try: scripts/kvm --setup"):
         emulator()

@@ -74,7 +74,8 @@ def from_debian(folder: Path, tools: Path, **scripts: str) -> subprocess.Complet
     )
 
 
-MIRROR = "[ $1 = indextargets ] && exec echo http://127.0.0.1:1/debian trixie"
+NOBODY = "127.0.0.1:1"
+MIRROR = f"[ $1 = indextargets ] && exec echo http://{NOBODY}/debian trixie"
 
 
 @needs_apt

@@ -5,7 +5,6 @@ are compared whole, by their checksums. Our L0 of a version has all bugs of the 
 once, on a machine that has mapped no page of L2 yet.
 """
 
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,14 +13,14 @@ from typing import Final
 import click
 
 from nvmx_core.bugs.versions import l0_class
-from nvmx_core.journal import Record
 from nvmx_core.l0.kvm import Kvm
 from nvmx_fuzz import module_command
-from nvmx_fuzz.boot.journal_base import JournalBase
-from nvmx_fuzz.boot.kept import FOLDER
+from nvmx_fuzz.boot.journal_base import JournalBase, require_database
+from nvmx_fuzz.boot.kept import campaign_database
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.moved import fit_booting
-from nvmx_fuzz.boot.predicted import journal_on_bare, journal_under, on_fresh_machine
+from nvmx_fuzz.boot.predicted import journal_on_bare, journal_under, on_fresh_machines
+from nvmx_fuzz.boot.reading import checksum
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile
@@ -50,17 +49,11 @@ def _agrees(machine: BootingMachine, content: bytes, journal: int, l0: type[Kvm]
     has_rf = machine.capabilities.saves_rf
     scenario = fit_booting(decode(content), machine.capabilities)
     with_bare = checksum(journal_on_bare(scenario, has_rf)) == journal
-    fresh = {on_fresh_machine(scenario), on_fresh_machine(scenario, acts=True)}
-    theirs = [journal_under(each, l0, has_rf) for each in fresh]
+    theirs = [journal_under(each, l0, has_rf) for each in on_fresh_machines(scenario)]
     with_ours = any(each is not None and checksum(each) == journal for each in theirs)
     if with_bare:
         return BOTH if with_ours else BARE
     return OURS if with_ours else NEITHER
-
-
-def checksum(journal: list[Record]) -> int:
-    """What an outcome keeps of a journal."""
-    return zlib.crc32(repr(journal).encode())
 
 
 def lines(found: dict[str, Counter[str]]) -> Iterator[str]:
@@ -100,9 +93,8 @@ def _run(machine: BootingMachine, paths: tuple[str, ...]) -> Iterator[Shown]:
 
 
 def _of_campaign(machine: BootingMachine, database: Path | None) -> Iterator[Shown]:
-    path = database or FOLDER / f"campaign-{machine.label}.sqlite"
-    if not path.exists():
-        raise BadFile(path, "is no database of a campaign: there is none")
+    path = database or campaign_database(machine.label)
+    require_database(path)
     base = JournalBase(path, machine.label)
     for content, verdict, journal in base.journals():
         yield "campaign", content, verdict, journal

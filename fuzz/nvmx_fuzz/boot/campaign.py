@@ -17,7 +17,7 @@ import click
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz import module_command
 from nvmx_fuzz.boot.journal_base import JournalBase, Row, require_database
-from nvmx_fuzz.boot.kept import FOLDER
+from nvmx_fuzz.boot.kept import campaign_database
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.predictions import lines, predictions
 from nvmx_fuzz.cli_options import Seconds
@@ -179,7 +179,7 @@ def main(
         signal.signal(number, signal.default_int_handler)
     machine = BootingMachine(BOOTING[name])
     try:
-        path = database or FOLDER / f"campaign-{machine.label}.sqlite"
+        path = database or campaign_database(machine.label)
         if only_predictions or only_report:
             require_database(path)
         base = JournalBase(path, machine.label)

@@ -6,7 +6,6 @@ repairs of pages, L1's own exits and what the monitor does stand out of the way.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import click
@@ -16,10 +15,11 @@ from nvmx_fuzz import module_command
 from nvmx_fuzz.boot.known_findings import known_findings
 from nvmx_fuzz.boot.linux import kernel_release
 from nvmx_fuzz.boot.trace import trace_of
+from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.files import write_whole
 from nvmx_fuzz.outcomes import UnavailableError
 
-PAGE: Final = Path(__file__).resolve().parents[3] / "docs" / "KVM-TRACES.md"
+PAGE: Final = ROOT / "docs" / "KVM-TRACES.md"
 _HEAD: Final = """\
 # Traces of the findings
 

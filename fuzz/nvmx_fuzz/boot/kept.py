@@ -3,4 +3,11 @@
 from pathlib import Path
 from typing import Final
 
-FOLDER: Final = Path(__file__).resolve().parents[3] / "build" / "kvm"
+from nvmx_fuzz.core_choice import ROOT
+
+FOLDER: Final = ROOT / "build" / "kvm"
+
+
+def campaign_database(label: str) -> Path:
+    """That of the campaign on a machine, by its name with the release of its L0."""
+    return FOLDER / f"campaign-{label}.sqlite"

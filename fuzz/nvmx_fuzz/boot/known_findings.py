@@ -5,7 +5,6 @@ has a scenario that shows it. Where a fix has gone in, the kernel shows what the
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
@@ -17,10 +16,10 @@ from nvmx_fuzz.boot.divergences import LISTED
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.residuals import CONFIRMED, RESIDUALS
 from nvmx_fuzz.codec import encode
+from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.outcomes import SAME, Outcome, UnavailableError
 from nvmx_fuzz.scenario_files import load
 
-_ROOT: Final = Path(__file__).resolve().parents[3]
 _WITH_L0: Final = ("kvm", "kvm-bochs")
 
 
@@ -46,7 +45,7 @@ def known_findings() -> list[Known]:
 def _scenario(text: str) -> Scenario:
     """The scenario of a row: a file of the corpus, or its steps."""
     if text.startswith("corpus/"):
-        return load(str(_ROOT / text)).scenario
+        return load(str(ROOT / text)).scenario
     return parse_scenario("version 1\n" + text.replace(" / ", "\n") + "\n").scenario
 
 

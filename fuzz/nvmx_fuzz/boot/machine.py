@@ -1,18 +1,16 @@
 """Scenarios on machines that boot the image: `bochs-boot`, and those that put a Linux KVM under it."""
 
 import platform
-import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from nvmx_core.bugs.versions import version_of_release
+from nvmx_core.bugs.versions import numbers_of_release, version_of_release
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.batch import LAST_LINE, Answer, Batch, BootError
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.divergences import SLEEPS, SLEEPS_IN_BOCHS, UNCHECKED, listed
+from nvmx_fuzz.boot.divergences import ANY_KERNEL, SLEEPS, SLEEPS_IN_BOCHS, UNCHECKED, listed
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
@@ -29,7 +27,7 @@ from nvmx_fuzz.boot.predicted import (
     journal_on_bare,
     predicting_bugs,
 )
-from nvmx_fuzz.boot.reading import journal_of, visible
+from nvmx_fuzz.boot.reading import checksum, journal_of, visible
 from nvmx_fuzz.boot.remembered import remembered
 from nvmx_fuzz.boot.rows import SMI_ENDS_HLT
 from nvmx_fuzz.boot.standalone import Standalone
@@ -71,22 +69,24 @@ class BootingMachine:
         self.restarts = 0
 
     @cached_property
+    def _release(self) -> str:
+        """How the kernel with its L0 calls itself; "" for no L0."""
+        return self._kind.release() if self._kind.release else ""
+
+    @cached_property
     def version(self) -> str:
         """The catalogue's name of its L0; "" for none."""
-        return version_of_release(self._kind.release()) if self._kind.release else ""
+        return version_of_release(self._release) if self._release else ""
 
     @cached_property
     def kernel(self) -> tuple[int, int]:
         """The version of the kernel with its L0; that of none without one."""
-        numbers = re.match(r"(\d+)\.(\d+)", self._kind.release() if self._kind.release else "")
-        return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+        return numbers_of_release(self._release) or ANY_KERNEL
 
-    @cached_property
+    @property
     def label(self) -> str:
         """Its name with the release of its L0: what journals of it are kept under."""
-        return (
-            f"{self._kind.name}-{self._kind.release()}" if self._kind.release else self._kind.name
-        )
+        return f"{self._kind.name}-{self._release}" if self._release else self._kind.name
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -197,8 +197,7 @@ def outcome_of(expected: Standalone, answer: Answer, *, has_rf: bool) -> Outcome
     found = first_difference(ours, shown, expected.realised.entries)
     if answer.reason and not found:  # it shows the same, but is another scenario
         return Outcome(INCIDENT, answer.reason, None, rules)
-    journal = zlib.crc32(repr(shown).encode())
-    return Outcome(DIFFERENT if found else SAME, "", found, rules, journal)
+    return Outcome(DIFFERENT if found else SAME, "", found, rules, checksum(shown))
 
 
 def _bochs_boot() -> Batch:

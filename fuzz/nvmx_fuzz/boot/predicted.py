@@ -29,9 +29,9 @@ def predicting_bugs(
     scenario: Scenario, bare: list[Record], found: Difference, has_rf: bool, version: str
 ) -> Iterator[str]:
     """The catalogued bugs of a version that make our L0 show the same difference from *bare*, by name."""
-    fresh = (on_fresh_machine(scenario), on_fresh_machine(scenario, acts=True))
+    fresh = on_fresh_machines(scenario)
     for bug in bugs_of(version):
-        if any(_shows(each, bug.l0, bare, found, has_rf) for each in dict.fromkeys(fresh)):
+        if any(_shows(each, bug.l0, bare, found, has_rf) for each in fresh):
             yield bug.name
 
 
@@ -69,7 +69,7 @@ def _ends_asleep(journal: list[Record]) -> bool:
 def bugs_that_go_astray(scenario: Scenario, has_rf: bool, version: str) -> list[str]:
     """The catalogued bugs of a version with which other things happen than on `bare`."""
     expected = _happenings(journal_on_bare(scenario, has_rf))
-    fresh = (on_fresh_machine(scenario), on_fresh_machine(scenario, acts=True))
+    fresh = on_fresh_machines(scenario)
     return [
         bug.name
         for bug in bugs_of(version)
@@ -89,6 +89,11 @@ def on_fresh_machine(scenario: Scenario, *, acts: bool = False) -> Scenario:
     """The scenario as a machine runs it whose L0 has mapped nothing yet; *acts*: and does its own steps."""
     steps = tuple(step for step in scenario.steps if acts or OPERATIONS[step[0]].actor != "L0")
     return Scenario(scenario.config, (*_FRESH, *steps))
+
+
+def on_fresh_machines(scenario: Scenario) -> tuple[Scenario, ...]:
+    """What such a machine may come to run: without L0's own steps, and with them where there are any."""
+    return tuple(dict.fromkeys(on_fresh_machine(scenario, acts=acts) for acts in (False, True)))
 
 
 def journal_on_bare(scenario: Scenario, has_rf: bool) -> list[Record]:

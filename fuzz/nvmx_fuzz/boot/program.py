@@ -217,7 +217,7 @@ def while_recording(rip: int) -> bool:
     return (
         labels["exited"] <= rip < labels["launch"]
         or labels["record"] <= rip < labels["op_watched_enter"]
-        or any(rip == labels[name] for name in _BEHIND_ENTRIES)
+        or rip in [labels[name] for name in _BEHIND_ENTRIES]
     )
 
 

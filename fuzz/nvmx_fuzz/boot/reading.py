@@ -8,6 +8,7 @@ delivery (an exit shows them), whether NMIs are blocked or an INIT is latched at
 later one has overwritten, which is taken as expected.
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -45,6 +46,11 @@ _END_RIP: Final = 1 + RECORD_FIELDS[END].index("rip")
 _END_SMI: Final = 1 + RECORD_FIELDS[END].index("smi latched")
 _HIDDEN: Final = (RETIRE, SMM_ENTRY, SMM_RETURN)
 _RFLAGS: Final = {kind: 1 + RECORD_FIELDS[kind].index("rflags") for kind in (EXIT, DELIVER)}
+
+
+def checksum(seen: list[Record]) -> int:
+    """Of what can be seen of a journal: what an outcome keeps of it."""
+    return zlib.crc32(repr(seen).encode())
 
 
 def visible(journal: Sequence[Record], *, has_rf: bool = True) -> list[Record]:

@@ -42,7 +42,6 @@ from nvmx_fuzz.realise.vmcs import NotRealisableError
 STOP_CODE: Final = bytes.fromhex("0F01C1")
 """VMCALL, where the scenario ends in L2."""
 _RDPMC: Final = INSTRUCTION_INDEX["rdpmc"]
-_HLT: Final = INSTRUCTION_INDEX["hlt"]
 _NAMES: Final = {
     INTERRUPT: "interrupt", NMI: "nmi", INIT: "init", SIPI: "sipi", SMI: "smi", TIMER: "timer",
 }  # fmt: skip
@@ -67,14 +66,12 @@ class Standalone(NamedTuple):
     """What L1 has to do, what the model expects, and how the records of the image are to be read.
 
     ``stays`` has the deliveries of each of L1's entries, in order; ``ends_in_l2``: the last exit is the one
-    that brings L1 back, with the reason ``last_exit``; ``sleeps``: L1 enters, or L2 falls into, another
-    state than active.
+    that brings L1 back, with the reason ``last_exit``.
     """
 
     realised: Realised
     stays: list[list[Delivery]]
     ends_in_l2: bool
-    sleeps: bool
     last_exit: int = VMCALL_EXIT
 
 
@@ -91,7 +88,6 @@ class StandaloneRecorder(Recorder):
         self.capabilities: Final = capabilities
         self.stays: list[list[Delivery]] = []
         self.ends_in_l2: bool = False
-        self.sleeps: bool = False
         self.last_exit: int = VMCALL_EXIT
         self.words: dict[int, int] = {}
         self.stood: dict[int, int] = {}
@@ -124,8 +120,8 @@ class StandaloneRecorder(Recorder):
         if op == SMI and cpu.non_root and not cpu.in_smm:
             in_delivery = self.moment == IN_EVENT_DELIVERY
             shadow = not in_delivery and cpu.blocking & INTERRUPT_SHADOW != 0
-            at = -1 if in_delivery else cpu.rip
-            self._note(smi_at=max(at, 0), smi_activity=cpu.activity, smi_shadow=shadow)
+            at = 0 if in_delivery else cpu.rip
+            self._note(smi_at=at, smi_activity=cpu.activity, smi_shadow=shadow)
 
     def _note(self, **what: Any) -> None:
         """Something came in this stay in L2, or before the first."""
@@ -213,7 +209,6 @@ class StandaloneRecorder(Recorder):
         super().execute(instruction, operand)
         if any(item[0] == schedule.POKE_BYTE for item in self.schedule[before:]):
             raise NotRealisableError("iret-to-old-task")
-        self.sleeps |= instruction == _HLT and self.cpu.non_root
 
     def _place_operand(self, instruction: int, operand: int) -> None:
         """What L2 is to pop is there already, or is put there before the entry."""
@@ -256,7 +251,6 @@ class StandaloneRecorder(Recorder):
         place, lacking = self.capabilities.missing(vmcs)
         if lacking:
             raise NotRealisableError(f"not-offered: {FIELDS[place].name} {lacking:#x}")
-        self.sleeps |= vmcs[GUEST_ACTIVITY] != ACTIVE
         super()._write_vmcs()
         self.stood = dict(self.words)
         self.touched = set()

@@ -74,9 +74,7 @@ def stand_alone(scenario: Scenario, capabilities: Capabilities) -> Standalone:
     kind = StoppingRecorder if capabilities.has_monitor else StandaloneRecorder
     recorder = kind(Config(*fitted.config), capabilities)
     recorder.run_unmarked(fitted)
-    return Standalone(
-        recorder.result(), recorder.stays, recorder.ends_in_l2, recorder.sleeps, recorder.last_exit
-    )
+    return Standalone(recorder.result(), recorder.stays, recorder.ends_in_l2, recorder.last_exit)
 
 
 class StoppingRecorder(StandaloneRecorder):
