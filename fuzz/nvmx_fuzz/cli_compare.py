@@ -21,11 +21,14 @@ from nvmx_fuzz.outcomes import Comparer, MissingError, UnavailableError
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
 
+_IN_PROCESS = "bochs"
+
 
 @click.command("compare")
 @click.argument("files", nargs=-1, metavar="FILE|DIR...")
-@click.option("--machine", type=click.Choice(MACHINES), default="bochs", show_default=True,
-              help="The machine that `bare` is compared with.")  # fmt: skip
+@click.option("--machine", "chosen", type=click.Choice(MACHINES), show_default="bochs",
+              help="The machine that `bare` is compared with; with --serial: the one that ran the image, "
+              "so that its known differences are named.")  # fmt: skip
 @click.option("--time", "seconds", type=Seconds(), metavar="S",
               help="Compare new scenarios too, for S seconds; the files are their seeds.")  # fmt: skip
 @click.option("--count", "number", type=click.IntRange(1, sys.maxsize), metavar="N",
@@ -44,7 +47,7 @@ from nvmx_fuzz.seeds import seed_folder
 @json_option
 def command(
     files: tuple[str, ...],
-    machine: str,
+    chosen: str | None,
     seconds: float | None,
     number: int | None,
     seed: int,
@@ -63,12 +66,12 @@ def command(
     each run costs a boot, and goes on from what is in DIR already.
     """
     _require_sense(serial, bool(seconds or number), folder, with_known)
-    machine = "serial" if serial else machine
+    machine = "serial" if serial else chosen or _IN_PROCESS
     contents = [encode(load(name).scenario) for name in _names(files)]
     if not contents:
         raise click.UsageError("no scenario to compare", click.get_current_context())
     try:
-        worker = _of_serial_text(serial) if serial else open_machine(machine)
+        worker = _of_serial_text(serial, chosen) if serial else open_machine(machine)
         work = Work(contents, seconds, number, seed, folder, with_known)
         comparison, took, minimised = _compared(worker, machine, work)
     except UnavailableError as error:
@@ -91,10 +94,15 @@ def command(
     return 0
 
 
-def _of_serial_text(name: str) -> Comparer:
+def _of_serial_text(name: str, machine: str | None) -> Comparer:
+    if machine == _IN_PROCESS:
+        raise click.UsageError(
+            f"--machine {machine} boots no image, so --serial is not of it",
+            click.get_current_context(),
+        )
     from nvmx_fuzz.boot.serial import SerialText  # noqa: PLC0415 - loads the assembler
 
-    return SerialText(name)
+    return SerialText(name, machine or "")
 
 
 def _require_sense(

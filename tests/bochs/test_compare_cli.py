@@ -102,6 +102,7 @@ def test_a_wrong_option_is_named(option: tuple[str, str]) -> None:
             "--serial cannot run what --minimize would",
         ),
         (["--serial", "com1.txt", "--count", "3"], "--serial has no new scenarios to compare"),
+        (["--serial", "com1.txt", "--machine", "bochs"], "--machine bochs boots no image"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(options: list[str], says: str) -> None:

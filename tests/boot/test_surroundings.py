@@ -16,6 +16,7 @@ from nvmx_fuzz.boot.emulator import Emulator, Settings, run_disc
 from nvmx_fuzz.boot.iso import MissingToolError, iso_of
 from nvmx_fuzz.boot.wire import checksum
 from nvmx_fuzz.cli import main
+from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.outcomes import MissingError, UnavailableError
 
 LAST = "$ *210c8933"
@@ -272,6 +273,13 @@ def printed_line(body: str) -> str:
     return f"{body} *{checksum(body.encode()):x}\r\n"
 
 
+HEAD = printed_line(
+    "@m 0:d8100011e57ed0 1:7f00000016 2:fff9fffe0401e172 3:7fffff00036dff 4:f3ff000011ff 5:20000165 "
+    "6:80000021 7:ffffffff 8:2000 9:172fff a:2e b:27bff00000000 c:f0106334041"
+)
+"""The capability MSRs of a Haswell: among others, no posted interrupts."""
+
+
 @pytest.mark.parametrize(("reason", "status"), [("a", 0), ("1e", 1)])
 def test_what_an_image_printed_elsewhere_is_compared(
     reason: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -279,7 +287,7 @@ def test_what_an_image_printed_elsewhere_is_compared(
     scenario = tmp_path / "x.scn"
     scenario.write_text("version 1\nL1 enter\nL2 cpuid\n")
     line = printed_line(f"#0 x 0:{reason} 6:2 9:16000 a:14800 b:202 c:4093 10:64 z")
-    text = serial_text(tmp_path, "SeaBIOS\r\n" + printed_line("@m 0:1") + line)
+    text = serial_text(tmp_path, f"SeaBIOS\r\n{HEAD}{line}")
     assert main(["compare", "--serial", text, str(scenario)]) == status
     assert "bare and serial: 1 scenario compared" in capsys.readouterr().out
 
@@ -289,9 +297,39 @@ def test_a_line_that_was_cut_elsewhere_is_an_incident(
 ) -> None:
     scenario = tmp_path / "x.scn"
     scenario.write_text("version 1\nL1 enter\nL2 cpuid\n")
-    text = serial_text(tmp_path, printed_line("@m 0:1") + "#0 x 0:a 6:2 9:160")
+    text = serial_text(tmp_path, f"{HEAD}#0 x 0:a 6:2 9:160")
     assert main(["compare", "--serial", text, str(scenario)]) == 1
     assert "INCIDENT has no whole line in serial.txt" in capsys.readouterr().out
+
+
+def test_what_the_processor_elsewhere_lacks_is_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "x.scn"
+    scenario.write_text(
+        "version 1\nconfig posted-interrupts=on virtual-interrupt-delivery=on tpr-shadow=on "
+        "acknowledge-interrupt-on-exit=on\nL1 enter\nL2 cpuid\n"
+    )
+    text = serial_text(tmp_path, HEAD + printed_line("#0 v 0:7 z"))
+    assert main(["compare", "--serial", text, str(scenario)]) == 2
+    shown = capsys.readouterr()
+    assert "cannot     1  not-offered: PIN_BASED 0x80" in shown.out
+    assert "nothing was compared" in shown.err
+
+
+def test_what_a_machine_elsewhere_is_known_for_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """QEMU with KVM has printed it: the interrupt comes before the window."""
+    scenario = "corpus/nested_events/interrupt-window-before-pending-interrupt.scn"
+    line = printed_line(
+        "#0 x 0:1 7:16000 9:16000 a:14800 b:202 c:4093 10:ffffffff 16:ffff0ff0 z 2:20000 i 0:51 1:1002fc 2:2"
+    )
+    text = serial_text(tmp_path, HEAD + line)
+    assert main(["compare", "--serial", text, str(ROOT / scenario)]) == 1
+    capsys.readouterr()
+    assert main(["compare", "--machine", "kvm", "--serial", text, str(ROOT / scenario)]) == 0
+    assert "interrupt before what ranks higher" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

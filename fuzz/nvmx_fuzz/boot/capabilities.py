@@ -64,6 +64,12 @@ class Capabilities(NamedTuple):
     has_counters: bool = True
     has_monitor: bool = False
 
+    def with_habits(self, *, on_bochs: bool, has_l0: bool) -> "Capabilities":
+        """The same for a processor of Bochs or another, and with a KVM on it or none."""
+        return self._replace(
+            saves_rf=not on_bochs, sti_blocks_nmi=on_bochs, has_counters=not has_l0
+        )
+
     def msr(self, number: int) -> int:
         """The value of one; 0 for one that was not read."""
         index = number - FIRST_CAPABILITY_MSR

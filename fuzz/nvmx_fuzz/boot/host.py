@@ -13,6 +13,7 @@ from nvmx_fuzz.wording import printable
 
 DEVICE: Final = Path("/dev/kvm")
 NESTED: Final = Path("/sys/module/kvm_intel/parameters/nested")
+BIOS_VENDOR: Final = Path("/sys/class/dmi/id/bios_vendor")
 _SECONDS_MAX: Final = 3600.0
 
 
@@ -48,3 +49,11 @@ def check_host() -> None:
         raise MissingError("kvm_intel has nesting turned off; try: modprobe kvm_intel nested=1")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         raise MissingError(f"{DEVICE} cannot be opened; try: usermod -aG kvm $USER")
+
+
+def is_in_bochs() -> bool:
+    """Whether the processor of this host is Bochs, which does some things otherwise than all others."""
+    try:
+        return "Bochs" in BIOS_VENDOR.read_text()
+    except OSError:
+        return False

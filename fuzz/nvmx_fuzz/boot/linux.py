@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -220,7 +220,7 @@ def disc_with_kvm(image: bytes, *, traces: bool = False) -> bytes:
 
 
 def disc_with_program(files: dict[str, bytes], command: str, *, traces: bool = False) -> bytes:
-    """A disc that boots the kernel with these files in its root, all executable, and runs a command.
+    """A disc that boots the kernel with these files below its root, all executable, and runs a command.
 
     Raises: MissingToolError.
     """
@@ -229,13 +229,19 @@ def disc_with_program(files: dict[str, bytes], command: str, *, traces: bool = F
     init = _INIT.replace("TRACE\n", f"{_TRACE}\n" if traces else "")
     init = init.replace("SHOW\n", f"{_SHOW}\n" if traces else "").replace("COMMAND", command)
     contents = [
-        ("init", init.encode(), 0o100755), ("tracing", b"", 0o40755), ("bin", b"", 0o40755),
-        ("dev", b"", 0o40755), ("bin/busybox", _BUSYBOX.read_bytes(), 0o100755),
+        ("init", init.encode(), 0o100755), ("tracing", b"", 0o40755), ("dev", b"", 0o40755),
+        *((folder, b"", 0o40755) for folder in folders_of(["bin/busybox", *files])),
+        ("bin/busybox", _BUSYBOX.read_bytes(), 0o100755),
         *((name, content, 0o100755) for name, content in files.items()),
         *((name, content, 0o100644) for name, content in linux.modules),
     ]  # fmt: skip
     initrd = gzip.compress(cpio(contents), 1, mtime=0)
     return iso_of({"vmlinuz": linux.image, "initrd": initrd}, _MENU)
+
+
+def folders_of(names: Iterable[str]) -> list[str]:
+    """The folders that files are in, each behind the one that it is in."""
+    return sorted({str(folder) for name in names for folder in Path(name).parents[:-1]})
 
 
 def _require_busybox() -> None:

@@ -6,30 +6,17 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from nvmx_core.bugs.versions import numbers_of_release, version_of_release
-from nvmx_core.scenario.steps import Scenario
-from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.batch import LAST_LINE, Answer, Batch, BootError
 from nvmx_fuzz.boot.capabilities import Capabilities
-from nvmx_fuzz.boot.divergences import ANY_KERNEL, SLEEPS, SLEEPS_IN_BOCHS, UNCHECKED, listed
+from nvmx_fuzz.boot.divergences import ANY_KERNEL
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
-from nvmx_fuzz.boot.host import run_monitor
+from nvmx_fuzz.boot.host import is_in_bochs, run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
 from nvmx_fuzz.boot.linux import disc_with_kvm, kernel_release, kvm_in_bochs
 from nvmx_fuzz.boot.moved import fit_booting, stand_alone_moved
-from nvmx_fuzz.boot.predicates_of_idle import (
-    met_smi_in_hlt,
-    sleeps_in_bochs,
-    sleeps_though_due,
-)
-from nvmx_fuzz.boot.predicted import (
-    bugs_that_go_astray,
-    bugs_that_sleep,
-    journal_on_bare,
-    predicting_bugs,
-)
+from nvmx_fuzz.boot.naming import Naming
 from nvmx_fuzz.boot.reading import checksum, journal_of, visible
 from nvmx_fuzz.boot.remembered import remembered
-from nvmx_fuzz.boot.rows import SMI_ENDS_HLT
 from nvmx_fuzz.boot.standalone import Standalone
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.compare import first_difference
@@ -38,7 +25,6 @@ from nvmx_fuzz.realise.vmcs import NotRealisableError
 
 BATCH_MAX: Final = 1000
 """Scenarios of one boot."""
-HANGS: Final = "hangs"
 _EMULATED: Final = Settings(megabytes=128, silent_seconds=1.0, start_seconds=60.0)
 _EMULATED_LINUX: Final = Settings(megabytes=512, silent_seconds=30.0, start_seconds=120.0)
 
@@ -46,14 +32,14 @@ _EMULATED_LINUX: Final = Settings(megabytes=512, silent_seconds=30.0, start_seco
 class Kind(NamedTuple):
     """What a machine is made of.
 
-    ``release``: how the kernel with its L0 calls itself, None for no L0; ``on_bochs``: Bochs runs it;
+    ``release``: how the kernel with its L0 calls itself, None for no L0; ``on_bochs``: whether Bochs runs it;
     ``parts``: what names all that its capabilities follow from, where asking them costs a long boot.
     """
 
     name: str
     batch: Callable[[], Batch]
     release: Callable[[], str] | None
-    on_bochs: bool
+    on_bochs: Callable[[], bool]
     parts: Callable[[], str] | None = None
 
 
@@ -84,6 +70,21 @@ class BootingMachine:
         return numbers_of_release(self._release) or ANY_KERNEL
 
     @property
+    def _has_l0(self) -> bool:
+        return self._kind.release is not None
+
+    @cached_property
+    def on_bochs(self) -> bool:
+        """Whether its processor is Bochs."""
+        return self._kind.on_bochs()
+
+    def naming(self, capabilities: Capabilities) -> Naming:
+        """How outcomes of it are called where scenarios were fitted to *capabilities*."""
+        # A host inside Bochs is what the machine of that name starts.
+        name = "kvm-bochs" if self._has_l0 and self.on_bochs else self._kind.name
+        return Naming(name, self.on_bochs, capabilities, self.version, self.kernel)
+
+    @property
     def label(self) -> str:
         """Its name with the release of its L0: what journals of it are kept under."""
         return f"{self._kind.name}-{self._release}" if self._release else self._kind.name
@@ -98,11 +99,11 @@ class BootingMachine:
         problem = capabilities.suffices()
         if problem:
             raise BootError(problem)
-        has_l0 = self._kind.release is not None
-        capabilities = capabilities._replace(has_monitor=has_l0)
-        if not self._kind.on_bochs:
-            return capabilities._replace(has_counters=not has_l0)
-        return capabilities._replace(sti_blocks_nmi=True, saves_rf=False, has_counters=not has_l0)
+        return self.with_habits(capabilities)._replace(has_monitor=self._has_l0)
+
+    def with_habits(self, capabilities: Capabilities) -> Capabilities:
+        """Capabilities with what no MSR tells of this machine, but for our monitor."""
+        return capabilities.with_habits(on_bochs=self.on_bochs, has_l0=self._has_l0)
 
     @property
     def boots(self) -> int:
@@ -138,46 +139,9 @@ class BootingMachine:
         return [outcomes[index] for index in range(len(scenarios))]
 
     def known(self, content: bytes, outcome: Outcome) -> str:
-        """The bug of KVM that predicts it, or the row of docs/KVM.md or docs/FIDELITY.md; "" for none."""
-        scenario = fit_booting(decode(content), self.capabilities)
-        if outcome.verdict == INCIDENT:
-            return self._known_incident(scenario, outcome.reason)
-        found = outcome.difference
-        if not found:
-            return ""
-        has_rf = self.capabilities.saves_rf
-        if self.version:
-            bare = journal_on_bare(scenario, has_rf)
-            bugs = list(predicting_bugs(scenario, bare, found, has_rf, self.version))
-            if bugs:
-                return f"KVM: {', '.join(bugs)}"
-        row = listed(self._kind.name, found, self.kernel)
-        if row:
-            return row.name
-        of_bochs = of_every_bochs.known(found) if self._kind.on_bochs else None
-        return of_bochs.name if of_bochs else ""
-
-    def _known_incident(self, scenario: Scenario, reason: str) -> str:
-        """A machine that hangs where L2 may sleep, or runs what it should not come by."""
-        if reason != HANGS:
-            return ""
-        if self.version:
-            bugs = list(bugs_that_sleep(scenario, self.capabilities.saves_rf, self.version))
-            if bugs:
-                return f"KVM: {', '.join(bugs)}"
-        entries = stand_alone_moved(scenario, self.capabilities).realised.entries
-        if any(sleeps_though_due(entry) for entry in entries):
-            return SLEEPS
-        if not self.version and any(sleeps_in_bochs(entry) for entry in entries):
-            return SLEEPS_IN_BOCHS
-        if any(met_smi_in_hlt(entry) for entry in entries):
-            return SMI_ENDS_HLT
-        if self._kind.on_bochs and any(entry.rule == "G9" for entry in entries):
-            return UNCHECKED
-        astray = self.version and bugs_that_go_astray(
-            scenario, self.capabilities.saves_rf, self.version
-        )
-        return f"KVM: {', '.join(astray)}" if astray else ""
+        """What the outcome is called (`Naming.known`); "" if nothing is known of it."""
+        naming = self.naming(self.capabilities)
+        return naming.known(fit_booting(decode(content), self.capabilities), outcome)
 
     def memory(self) -> int:
         """Nothing stays resident between two boots."""
@@ -223,9 +187,13 @@ def _kvm() -> Batch:
     return Batch(run_monitor, doorbell=True)
 
 
+def _always() -> bool:
+    return True
+
+
 _KINDS: Final = (
-    Kind("bochs-boot", _bochs_boot, None, True),
-    Kind("kvm", _kvm, platform.release, False),
-    Kind("kvm-bochs", _kvm_bochs, kernel_release, True, kvm_in_bochs),
+    Kind("bochs-boot", _bochs_boot, None, _always),
+    Kind("kvm", _kvm, platform.release, is_in_bochs),
+    Kind("kvm-bochs", _kvm_bochs, kernel_release, _always, kvm_in_bochs),
 )
 BOOTING: Final[dict[str, Kind]] = {kind.name: kind for kind in _KINDS}

@@ -56,6 +56,10 @@ STOP_PORT: Final = 0x5E8
 STOPS_WAIT: Final = 0x58
 """Offset from ``layout.VARIABLES``: at how many entries the monitor has to hear of it."""
 BOCHS_SHUTDOWN_PORT: Final = 0x8900
+QEMU_POWER_PORT: Final = 0x604
+"""PM1a control of the PCs that QEMU makes, where SeaBIOS puts it."""
+POWER_OFF: Final = 1 << 13
+"""SLP_EN, with the sleep type 0 that is "off" there."""
 
 STACK_BOTTOM: Final = page_address(STACK) + 0x400
 STACK_TOP: Final = page_address(STACK) + 0x800

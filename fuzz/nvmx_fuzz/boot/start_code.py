@@ -160,6 +160,9 @@ drained_out:
     lea rsi, [rip + shutdown_word]
     mov ecx, 8
     rep outsb
+    mov edx, {places.QEMU_POWER_PORT}
+    mov eax, {places.POWER_OFF}
+    out dx, ax
 sleep:
     cli
     hlt
