@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 
 CONFIRMED: Final = "confirmed"
 NO_DIFFERENCE: Final = "no difference"
-NOT_DECIDED: Final = "not decided"
 NOT_THERE: Final = "not in 6.1"
 OUTSIDE: Final = "outside the model"
 
@@ -67,8 +66,10 @@ RESIDUALS: Final[tuple[Residual, ...]] = (
         "config user-mode=on / L1 vmwrite GUEST_ACTIVITY 0x1 / L1 control nmi-window-exiting on / L1 enter",
     ),
     Residual(
-        "res9", "triple fault with a pending entry", NOT_DECIDED,
-        "L0 would have to ask for one between VMLAUNCH and the entry; the first stop is behind that",
+        "res9", "triple fault with a pending entry", OUTSIDE,
+        "between VMLAUNCH and the entry L0 asks for one only where the root of L2's page tables, or of L1's "
+        "EPT, is no memory (mmu_check_root), or where a userspace does (KVM_SET_VCPU_EVENTS); scenarios have "
+        "neither",
     ),
     Residual("res10", "#CP and #VE in #DF", OUTSIDE, "the model has neither"),
     Residual(
