@@ -42,7 +42,8 @@ _SEED_BITS: Final = 31
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Where everything goes, and from where it goes on (default: out/NAME).")  # fmt: skip
 @click.option("--seed", type=click.IntRange(1, (1 << _SEED_BITS) - 1), metavar="N",
-              help="Seed of the randomness (default: a new one).")  # fmt: skip
+              help="Seed of the randomness (default: a new one). With one job it repeats a campaign"
+                   " from an empty folder, for as many runs.")  # fmt: skip
 @click.option("--feedback", type=click.Choice(_FEEDBACK), default=None,
               help="How branches are counted (default: $NVMX_FEEDBACK, or the best).")  # fmt: skip
 @click.option("--core", type=click.Choice(CHOICES), default=None,

@@ -16,6 +16,8 @@ TRACE_SUFFIX: Final = ".trace"
 
 CAMPAIGN_PARTS: Final = ("seeds", "corpus")
 
+_SEPARATORS: Final = str.maketrans("/,", "--")
+
 
 def is_campaign(folder: Path) -> bool:
     """Whether this is the output folder of a campaign (`campaign.py`)."""
@@ -82,16 +84,16 @@ def files_of(names: Iterable[str]) -> list[str]:
 def read_seeds(source: Path | None) -> dict[str, bytes]:
     """The bytes of all scenarios below *source* (None: of none) by name; raises BadFile.
 
-    Text seeds keep their name, so that libFuzzer's log names them; bytes get that of their content,
-    as in any corpus.
+    Text seeds keep their name, with nothing in it that separates names, so that people know them; bytes, and
+    what would get the name of another, get that of their content, as in any corpus.
     """
     contents: dict[str, bytes] = {}
     for path in files_in(source) if source else ():
         content = encode(load(str(path)).scenario)
+        name = content_name(content)
         if source and path.suffix == TEXT_SUFFIX:
-            name = str(path.relative_to(source).with_suffix("")).replace("/", "-")
-        else:
-            name = content_name(content)
+            own = str(path.relative_to(source).with_suffix("")).translate(_SEPARATORS)
+            name = name if own in contents else own
         contents[name] = content
     return contents
 

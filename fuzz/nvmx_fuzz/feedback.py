@@ -49,7 +49,12 @@ import atheris
 import atheris.native
 
 from nvmx_fuzz import FEEDBACK_VARIABLE
-from nvmx_fuzz.instrumentation import InstrumentingFinder, Numbering, is_within
+from nvmx_fuzz.instrumentation import (
+    InstrumentingFinder,
+    Numbering,
+    is_within,
+    numbered_in_order,
+)
 
 Mode = Literal["fast", "branches", "stock", "states"]
 TestOneInput = Callable[[bytes], None]
@@ -167,9 +172,8 @@ def instrument(packages: Sequence[str], mode: str | None = None) -> Iterator[Pro
     if early:
         raise RuntimeError(f"imported before instrument(), so without probes: {', '.join(early)}")
     if probes.mode == "stock":
-        with atheris.instrument_imports(
-            include=sorted({name.partition(".")[0] for name in packages})
-        ):
+        whole = sorted({name.partition(".")[0] for name in packages})
+        with numbered_in_order(), atheris.instrument_imports(include=whole):
             yield probes
         return
     # `fast` calls the helper, `branches` whatever atheris puts in place when fuzzing begins.

@@ -6,8 +6,11 @@ call, and keeps instrumented bytecode beside the ordinary one.
 
 Instrumenting takes 0.1 to 0.2 ms a line, about a second for the whole model; the cache makes it
 some milliseconds. What is stored is independent of other modules, so that an edit costs only its
-own module: probes are numbered from 0 and marked, and get their final numbers when loaded. atheris
-alone would number them differently in each process, which confuses -fork and -merge.
+own module: probes are numbered from 0 and marked, and get their final numbers when loaded.
+
+The numbers follow from the source alone. libFuzzer knows a probe by its number, and what it draws depends on
+it: only so is one seed one search on every machine, and -fork and -merge, whose processes may each instrument
+for themselves, mean the same branches.
 """
 
 import importlib.machinery
@@ -15,8 +18,8 @@ import importlib.util
 import marshal
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import CO_OPTIMIZED
 from itertools import count
@@ -29,7 +32,7 @@ import atheris.instrument_bytecode
 
 # Stands in cached code for the module whose `_trace_branch` a probe calls: modules do not marshal.
 _PROBE_MARK: Final = "\0nvmx-probe\0"
-_CACHE_VERSION: Final = 2
+_CACHE_VERSION: Final = 3
 
 _CacheKey = tuple[int | str | bytes, ...]
 
@@ -79,6 +82,27 @@ class InstrumentingFinder:
                     )
                 return cast("importlib.machinery.ModuleSpec", spec)
         return None
+
+
+class _InOrder(dict[object, None]):
+    """What atheris needs of a set, in the order in which it was filled."""
+
+    def add(self, element: object) -> None:
+        self[element] = None
+
+
+@contextmanager
+def numbered_in_order() -> Iterator[None]:
+    """Have atheris insert the probes of a function in the order in which it finds their blocks.
+
+    It collects the blocks in a set, where they lie by their addresses, and numbers them in the order in which
+    they come out. Here the name `set` means something else to it.
+    """
+    vars(atheris.instrument_bytecode)["set"] = _InOrder
+    try:
+        yield
+    finally:
+        del vars(atheris.instrument_bytecode)["set"]
 
 
 def is_within(name: str, packages: Collection[str]) -> bool:
@@ -148,7 +172,8 @@ def _instrument_functions(code: CodeType) -> tuple[int, CodeType]:
     reserve = atheris._reserve_counter  # noqa: SLF001
     atheris._reserve_counter = lambda: _ProbeNumber(next(numbers))  # noqa: SLF001
     try:
-        result = instrumented(code)
+        with numbered_in_order():
+            result = instrumented(code)
     finally:
         atheris._reserve_counter = reserve  # noqa: SLF001
     return next(numbers), result

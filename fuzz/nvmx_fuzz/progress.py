@@ -42,7 +42,8 @@ class Order:
     seed: int
     runs: int
     reload: int
-    corpus: tuple[str, ...]
+    corpus: str
+    seeds: str
     artifacts: str
     arrivals: str
     memory: int
@@ -56,8 +57,7 @@ class Order:
     @classmethod
     def from_json(cls, text: str) -> "Order":
         """The order that `to_json` wrote."""
-        values = json.loads(text)
-        return cls(**values | {"corpus": tuple(values["corpus"])})
+        return cls(**json.loads(text))
 
 
 class Progress:

@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def libfuzzer_arguments(order: Order) -> list[str]:
-    """The arguments for libFuzzer; the first corpus folder receives what is new."""
+    """The arguments for libFuzzer; the folder receives what is new. The seeds have to be there."""
     return [
         "nvmx-fuzz",
         f"-seed={order.seed}",
@@ -36,8 +36,25 @@ def libfuzzer_arguments(order: Order) -> list[str]:
         "-handle_int=0",  # when to stop is decided by the other process
         "-handle_term=0",
         f"-reload={order.reload}",
-        *order.corpus,
+        *seed_arguments(order.seeds),
+        order.corpus,
     ]
+
+
+def seed_arguments(folder: str) -> list[str]:
+    """The files of *folder* as arguments for libFuzzer: by name, and in the order of their names.
+
+    From a folder it would take them as the file system lists them, on another disk in another order, which
+    makes it another search. It reads a list with commas: our names have none, but the path may.
+    """
+    names = sorted(os.listdir(folder))
+    if not names:
+        return []  # to libFuzzer an empty list is a mistake
+    place = os.open(folder, os.O_RDONLY)
+    inputs = os.memfd_create("nvmx-fuzz-seeds")
+    with open(inputs, "wb", closefd=False) as stream:
+        stream.write(os.fsencode(",".join(f"/proc/self/fd/{place}/{name}" for name in names)))
+    return [f"-seed_inputs=@/proc/self/fd/{inputs}"]
 
 
 def die_with(parent: int) -> None:
@@ -60,7 +77,7 @@ def main(argument: str) -> int:
 
 
 def fuzz(order: Order) -> int:
-    """Load the model, say so, and fuzz when asked to."""
+    """Load the model; when asked to, say so and fuzz."""
     die_with(order.parent)
     choose(order.core)
     with instrument(CODE_UNDER_TEST, order.feedback) as probes:
@@ -76,6 +93,8 @@ def fuzz(order: Order) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     mutator = mutate.Mutator()
+    if not sys.stdin.readline():
+        return 0  # whoever would have asked has gone
     setup(
         nested_events.with_defaults(libfuzzer_arguments(order)),
         runner.test_one_input,
@@ -85,8 +104,7 @@ def fuzz(order: Order) -> int:
         custom_crossover=mutator.crossover,
     )
     send(order.messages, Message("ready", text=probes.mode, count=probes.count))
-    if sys.stdin.readline():
-        atheris.Fuzz()
+    atheris.Fuzz()
     return 0
 
 

@@ -94,17 +94,6 @@ def test_second_campaign_goes_on_where_the_first_stopped(out: Path) -> None:
     assert any(finding["earlier"] for finding in second["findings"])
 
 
-def test_equal_arguments_give_equal_campaigns(tmp_path: Path) -> None:
-    arguments = ("--l0", "bug1", "--no-seeds", "--runs", "600", "--seed", "4")
-    summaries = [run_json(tmp_path / name, *arguments)[1] for name in ("one", "two")]
-    for what in ("executions", "steps", "coverage", "features", "corpus", "reach"):
-        assert summaries[0][what] == summaries[1][what], what
-    for folder in ("corpus", "findings"):
-        one, two = (sorted(path.name for path in (tmp_path / name / folder).iterdir())
-                    for name in ("one", "two"))  # fmt: skip
-        assert one == two
-
-
 @pytest.mark.slow
 def test_smoke_campaign_finds_nothing_in_the_fixed_l0(out: Path) -> None:
     status, summary = run_json(out, "--time", str(SMOKE_SECONDS), "--seed", "5")
