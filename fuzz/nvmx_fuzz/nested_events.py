@@ -5,9 +5,8 @@ The campaign does the same as the former.
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from nvmx_core.bugs.versions import (
     FIXED,
@@ -25,6 +24,7 @@ from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz import L0_VARIABLE
 from nvmx_fuzz.artifacts import crash_name
 from nvmx_fuzz.codec import decode
+from nvmx_fuzz.deduplication import raise_called_after
 from nvmx_fuzz.state_feedback import StateFeedback
 from nvmx_fuzz.targets import BYTES_LEN_MAX
 from nvmx_fuzz.wording import command_on
@@ -35,7 +35,6 @@ _DEFAULT_OPTIONS: Final = (
 )
 _NAMES: Final = (*L0_BY_NAME, *(f"kvm-{version}" for version in VERSIONS))
 _HEADING: Final = "our own bug, not a finding"
-_NO_LETTERS: Final = re.compile(r"\W+", re.ASCII)
 
 
 Judge = Callable[[Scenario, Config, type[Kvm]], Verdict]
@@ -83,20 +82,7 @@ def raise_on_violation(target: NestedEvents, data: bytes, artifact_prefix: str =
     if verdict.violations:
         replay = replay_command(target.l0_name, data, artifact_prefix)
         finding = Finding(finding_text(verdict.violations, replay))
-        _raise_called_after(verdict.violations[0].key(), finding)
-
-
-def _raise_called_after(key: str, finding: Finding) -> NoReturn:
-    """Raise *finding* in a function whose name is *key*.
-
-    ClusterFuzz takes findings for the same whose last three functions of the traceback are called the same.
-    """
-
-    def raiser() -> NoReturn:
-        raise finding
-
-    raiser.__code__ = raiser.__code__.replace(co_name=_NO_LETTERS.sub("_", key))
-    raiser()
+        raise_called_after(verdict.violations[0].key(), finding)
 
 
 def finding_text(violations: Sequence[Violation], replay: str) -> str:
