@@ -39,17 +39,23 @@ class TransitionCount:
         """How many transitions were seen so far."""
         return self._seen.bit_count()
 
+    @property
+    def files(self) -> int:
+        """How many files there were, at the last look, that were looked at."""
+        return len(self._known)
+
     def look(self, seconds: float = LOOK_SECONDS) -> bool:
         """Run files that are new, for *seconds* at most; whether all were run."""
         until = time.monotonic() + seconds
-        for folder in self._folders:
-            for path in _files(folder):
-                if path in self._known:
-                    continue
-                if time.monotonic() > until:
-                    return False
-                self._known.add(path)
-                self._run(path)
+        paths = [path for folder in self._folders for path in _files(folder)]
+        self._known.intersection_update(paths)  # libFuzzer replaces files for as long as it runs
+        for path in paths:
+            if path in self._known:
+                continue
+            if time.monotonic() > until:
+                return False
+            self._known.add(path)
+            self._run(path)
         return True
 
     def _run(self, path: str) -> None:

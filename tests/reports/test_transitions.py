@@ -61,3 +61,16 @@ def test_whatever_lies_in_the_folder_is_counted_or_left(tmp_path: Path) -> None:
 def test_an_unknown_l0_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownL0Error):
         TransitionCount("bug999", tmp_path)
+
+
+def test_names_of_files_that_were_replaced_are_forgotten(tmp_path: Path) -> None:
+    """libFuzzer replaces an input by a smaller one for as long as it runs."""
+    count = TransitionCount("fixed", tmp_path)
+    for seed in range(5):
+        path = tmp_path / f"{seed}"
+        path.write_bytes(encode(random_scenario(seed)))
+        assert count.look(ENDLESS)
+        assert count.files == 1
+        path.unlink()
+    assert count.look(ENDLESS)
+    assert count.files == 0
