@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,26 @@ def ended(run: object, life: str) -> tuple[str, str]:
 
 def test_a_batch_that_is_done_ends_the_emulator(run: object) -> None:
     text, reason = ended(run, f"printf '@m 0:1\\n{LAST}\\n' > $serial; exec sleep 60")
+    assert text.endswith(f"{LAST}\n")
+    assert reason == ""
+
+
+DRAWS = f"""
+import os, pty, sys, tty
+ours, theirs = pty.openpty()
+tty.setraw(theirs)
+print('Bochs connected to screen "%s"' % os.ttyname(theirs), flush=True)
+for _ in range(100):
+    os.write(ours, b"x" * 1000)
+open(sys.argv[1], "w").write("@m 0:1\\n{LAST}\\n")
+"""
+
+
+def test_a_screen_that_is_full_is_read(run: object, tmp_path: Path) -> None:
+    """It opens a terminal of its own for what it draws, and waits when nobody takes that."""
+    program = tmp_path / "draws.py"
+    program.write_text(DRAWS)
+    text, reason = ended(run, f"exec {sys.executable} {program} $serial")
     assert text.endswith(f"{LAST}\n")
     assert reason == ""
 

@@ -3,7 +3,8 @@
 It has to be 3.0: 2.7 keeps NMIs blocked, and drops shadows and single steps, and Linux does not start on 3.1.
 
 Debian's Bochs is built with its debugger and draws on a terminal, so it runs in a pseudo-terminal with a
-command file that says "continue". It counts instructions, not time: that it hangs is judged by the
+command file that says "continue", and opens another one for the screen; both have to be read, or it waits
+for ever once they are full. It counts instructions, not time: that it hangs is judged by the
 processor time that it uses without printing anything, so that a loaded machine changes nothing.
 """
 
@@ -36,6 +37,8 @@ CPU_MODEL: Final = "corei7_haswell_4770"
 """The newest model that boots Linux at full speed."""
 _POLL_SECONDS: Final = 0.1
 _STILL_SECONDS: Final = 120.0
+_SCREEN: Final = re.compile(rb'connected to screen "([^"]+)"')
+_SCREEN_LINE_MAX: Final = 256
 STANDS_STILL: Final = "stands still"
 """The emulator waits, for its terminal say: whatever ran is not to blame."""
 GIVES_UP: Final = "the emulator gives up"
@@ -172,7 +175,9 @@ class _Machine:
         self._serial: Final = folder / "serial"
         self._log: Final = folder / "log"
         self._settings: Final = settings
-        self._terminal, theirs = pty.openpty()
+        self._said = b""
+        terminal, theirs = pty.openpty()
+        self._terminals: Final = [terminal]
         tty.setraw(theirs)  # nothing that it draws may stop its output
         self._process: Final = subprocess.Popen(
             [*bochs.command, "-q", "-f", str(folder / "bochsrc"), "-rc", str(folder / "commands")],
@@ -188,7 +193,8 @@ class _Machine:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGKILL)
             self._process.wait()
-            os.close(self._terminal)
+            for terminal in self._terminals:
+                os.close(terminal)
 
     def _watch(self, last_line: str) -> Ended:
         size, silent_since, used = 0, 0.0, 0.0
@@ -215,12 +221,25 @@ class _Machine:
 
     def _drain(self) -> None:
         """Take what it draws, so that it does not wait for a reader; sleeps a moment if there is nothing."""
-        readable, _, _ = select.select([self._terminal], [], [], _POLL_SECONDS)
-        if readable:
+        readable, _, _ = select.select(self._terminals, [], [], _POLL_SECONDS)
+        for terminal in readable:
             try:
-                os.read(self._terminal, 1 << 16)
+                said = os.read(terminal, 1 << 16)
             except OSError:  # its side is closed
                 select.select([], [], [], _POLL_SECONDS)
+                continue
+            if len(self._terminals) == 1:
+                self._find_screen(said)
+
+    def _find_screen(self, said: bytes) -> None:
+        """Open the terminal that it has chosen for its screen, once it has told which."""
+        said = self._said + said
+        self._said = said[-_SCREEN_LINE_MAX:]
+        found = _SCREEN.search(said)
+        if found:
+            screen = os.open(found[1], os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            self._terminals.append(screen)
+            tty.setraw(screen)  # what waits for the end of a line there would fill it too
 
     def _text(self) -> str:
         try:
@@ -241,8 +260,11 @@ class _Machine:
         return f"{GIVES_UP}: {panics[-1].split('>>PANIC<<')[1].strip()}" if panics else POWERS_OFF
 
     def _processor_seconds(self) -> float:
+        """Of the thread that emulates; others wake up now and then while it waits."""
+        emulates = self._process.pid
         try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            text = Path(f"/proc/{emulates}/task/{emulates}/stat").read_text()
+            fields = text.rsplit(")", 1)[1].split()
         except (OSError, IndexError):
             return 0.0
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
