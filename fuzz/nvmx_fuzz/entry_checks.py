@@ -8,7 +8,6 @@ open, so the rule that the model names has to be one that the table finds broken
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
-import shlex
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.exits import FAILED_ENTRY
@@ -21,7 +20,7 @@ from nvmx_core.scenario.config import Config, config_for
 from nvmx_core.scenario.steps import ENTER, FORCE_RESUME, OPERATIONS, Scenario, Step
 from nvmx_core.scenario.steps import L1 as L1_ACTOR
 from nvmx_core.scenario.text import format_scenario
-from nvmx_fuzz.artifacts import crash_name
+from nvmx_fuzz.artifacts import replay_note
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.entry_reading import EXIT, VMFAIL, Entry, Row, forbidden_by, is_permission
 
@@ -60,6 +59,12 @@ def prepared_entry(scenario: Scenario) -> tuple[tuple[Step, ...], Step]:
     return tuple(steps), (ENTER, 0, 0, 0)
 
 
+def prepared_text(scenario: Scenario) -> str:
+    """What matters of a scenario, as text: how the entry is prepared, and the entry."""
+    steps, entry_step = prepared_entry(scenario)
+    return format_scenario(Scenario(scenario.config, (*steps, entry_step)))
+
+
 def check_entry(scenario: Scenario) -> Outcome:
     """Make the entry that a scenario prepares and return its outcome.
 
@@ -92,10 +97,8 @@ def check_input(data: bytes, artifact_prefix: str = "") -> None:
     try:
         check_entry(scenario)
     except Exception as error:
-        steps, entry_step = prepared_entry(scenario)
-        text = format_scenario(Scenario(scenario.config, (*steps, entry_step)))
-        replay = f"fuzz/fuzz_entry_checks.py {shlex.quote(crash_name(data, artifact_prefix))}"
-        error.add_note(f"{text}replay: {replay}")
+        note = replay_note("fuzz_entry_checks", data, artifact_prefix)
+        error.add_note(f"{prepared_text(scenario)}{note}")
         raise
 
 

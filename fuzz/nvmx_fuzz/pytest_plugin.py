@@ -3,8 +3,9 @@
 A test replays its file on both machines and fails with the rule that is broken, the `expect` line that does
 not hold, or what is wrong with the file. DIR is a corpus of either form, a folder of saved findings, or a
 whole output folder of a campaign: files ``.scn``, ``.bin`` and without a suffix are taken, a ``.bin`` only
-when no ``.scn`` of its name stands beside it. The tests come on top of what pytest is told to run; to run
-nothing else name DIR, or a file in it, once more as its argument.
+when no ``.scn`` of its name stands beside it. Where its name tells the target of a testcase, that is asked.
+The tests come on top of what pytest is told to run; to run nothing else name DIR, or a file in it, once
+more as its argument.
 
 pytest loads this module in every run of an environment that has nvmx-fuzz, so it imports next to nothing.
 """
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from nvmx_fuzz import L0_VARIABLE
-from nvmx_fuzz.wording import command_on
+from nvmx_fuzz.wording import as_testcase, command_on
 
 if TYPE_CHECKING:
+    from nvmx_fuzz.asking import Answer
     from nvmx_fuzz.replaying import Replay
 
 _L0_DEFAULT: Final = "fixed"
@@ -102,16 +104,24 @@ class ScenarioItem(pytest.Item):
 
     def runtest(self) -> None:
         """Replay the file; raises BrokenScenarioError."""
-        from nvmx_fuzz.files import BadFile  # noqa: PLC0415 - imports the model, as the next
+        from nvmx_fuzz.asking import ask, own_target  # noqa: PLC0415 - imports the model, as the next
+        from nvmx_fuzz.files import BadFile  # noqa: PLC0415
         from nvmx_fuzz.replaying import replay  # noqa: PLC0415
         from nvmx_fuzz.scenario_files import load  # noqa: PLC0415
 
+        name = str(self.path)
+        target = own_target(name)
         try:
-            replayed = replay(load(str(self.path)), self.name)
+            if target:
+                answer = ask(target, name)
+                failure = answer_text(answer) if answer.status else ""
+            else:
+                replayed = replay(load(name), self.name)
+                failure = failure_text(replayed) if replayed.status else ""
         except BadFile as error:
             raise BrokenScenarioError(str(error)) from None
-        if replayed.status:
-            raise BrokenScenarioError(failure_text(replayed))
+        if failure:
+            raise BrokenScenarioError(failure)
 
     def repr_failure(
         self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None
@@ -144,3 +154,15 @@ def failure_text(replayed: "Replay") -> str:
         lines += ["OUR OWN BUG: the model contradicts itself", replayed.model_error.rstrip()]
     what = "explain" if replayed.violations else "replay --journal"
     return "\n".join([*lines, f"next: {command_on(what, replayed.l0, replayed.name)}"])
+
+
+def answer_text(answer: "Answer") -> str:
+    """What a target asks, what is wrong, and the next command."""
+    target = answer.target
+    return "\n".join(
+        [
+            f"{target.name}: {target.asks}  No:",
+            answer.report,
+            f"next: {as_testcase(target.name, answer.name)}",
+        ]
+    )

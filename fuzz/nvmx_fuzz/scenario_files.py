@@ -26,10 +26,15 @@ class Loaded(NamedTuple):
 
 def load(name: str) -> Loaded:
     """Read a scenario of either form; ``-`` is standard input. Raises BadFile."""
+    return load_content(name, read_testcase(name))
+
+
+def read_testcase(name: str) -> bytes:
+    """What a fuzzer wrote, or a person; ``-`` is standard input. Raises BadFile."""
     content = read_small_file(name)
     if not is_whole(Path(name).name, content):
         raise BadFile(name, "is not whole: it is called after another content")
-    return load_content(name, content)
+    return content
 
 
 def load_content(name: str, content: bytes) -> Loaded:

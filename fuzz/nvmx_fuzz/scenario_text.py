@@ -3,12 +3,11 @@
 This module imports the model, so import it inside `feedback.instrument`.
 """
 
-import shlex
 from typing import Final
 
 from nvmx_core.scenario.text import STEPS_MAX, ScenarioFile, format_file, parse_scenario
 from nvmx_core.scenario.words import ScenarioError
-from nvmx_fuzz.artifacts import crash_name
+from nvmx_fuzz.artifacts import replay_note
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.scenario_files import parse
@@ -26,8 +25,7 @@ def check_text(data: bytes, artifact_prefix: str = "") -> None:
     try:
         read_and_write(data)
     except Exception as error:
-        replay = f"fuzz/fuzz_scenario_text.py {shlex.quote(crash_name(data, artifact_prefix))}"
-        error.add_note(f"replay: {replay}")
+        error.add_note(replay_note("fuzz_scenario_text", data, artifact_prefix))
         raise
 
 

@@ -3,7 +3,9 @@
 ``python -m nvmx_fuzz.targets`` prints the names. Nothing here imports the model.
 """
 
+import re
 import sys
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 Form = Literal["bytes", "text", "trace"]
@@ -76,6 +78,22 @@ TARGETS: Final[tuple[Target, ...]] = (
 )
 
 TARGET_BY_NAME: Final[dict[str, Target]] = {target.name: target for target in TARGETS}
+
+_TARGET_IN_NAME: Final = re.compile(
+    rf"(?<![A-Za-z0-9])({'|'.join(TARGET_BY_NAME)})(?![A-Za-z0-9_])"
+)
+
+
+def target_in_name(path: str) -> Target | None:
+    """The target that a file is a testcase of, as far as the name tells.
+
+    ClusterFuzz offers ``clusterfuzz-testcase-minimized-TARGET-5432`` for download; ClusterFuzzLite calls an
+    artifact ``TARGET-address-crash-0123``. The name of a scenario as text (``.scn``) says nothing.
+    """
+    name = Path(path).name
+    match = None if name.endswith(".scn") else _TARGET_IN_NAME.search(name)
+    return TARGET_BY_NAME[match[1]] if match else None
+
 
 if __name__ == "__main__":
     sys.stdout.write("".join(f"{target.name}\n" for target in TARGETS))

@@ -18,6 +18,11 @@ def command_on(subcommand: str, l0_name: str, path: str) -> str:
     return f"nvmx-fuzz {subcommand} --l0 {shlex.quote(l0_name)} {shlex.quote(as_argument(path))}"
 
 
+def as_testcase(target: str, path: str) -> str:
+    """What a person types to have the question of *target* asked of a file, ready for a shell."""
+    return f"nvmx-fuzz replay --target {target} {shlex.quote(as_argument(path))}"
+
+
 def printable(text: str) -> str:
     """A text on one line: what cannot be printed becomes an escape."""
     return "".join(

@@ -141,7 +141,7 @@ def test_a_disagreement_says_who_says_what_and_how_to_see_it_again(
     )
     (note,) = caught.value.__notes__
     assert note.startswith("version 1\n")
-    assert "replay: fuzz/fuzz_entry_checks.py there/crash-" in note
+    assert "replay: nvmx-fuzz replay --target fuzz_entry_checks there/crash-" in note
 
 
 def test_outcomes_in_words() -> None:

@@ -114,3 +114,23 @@ def test_bad_options_get_one_line(
     (told,) = [told for told in text.splitlines() if told]
     assert told.startswith("ERROR: --nvmx-")
     assert line in told
+
+
+def test_a_testcase_is_asked_what_its_target_asks(tmp_path: Path) -> None:
+    folder = tmp_path / "testcases"
+    folder.mkdir()
+    (folder / "clusterfuzz-testcase-fuzz_trace_reader-1").write_text("no event\n" * 400)
+    (folder / "clusterfuzz-testcase-fuzz_scenario_text-1").write_text("version 1\nL1 enter\n")
+    status, text = run(tmp_path, "--nvmx-corpus", folder)
+    assert status == 0, text
+    assert "2 passed" in text
+    (tmp_path / "conftest.py").write_text(
+        "from nvmx_fuzz import scenario_text\n"
+        "scenario_text.format_file = lambda file: 'version 1\\n'\n"
+    )
+    status, text = run(tmp_path, "--nvmx-corpus", folder)
+    assert status == 1, text
+    assert "1 failed, 1 passed" in text
+    assert "fuzz_scenario_text: Is every text read" in text
+    assert "its canonical text means something else" in text
+    assert "next: nvmx-fuzz replay --target fuzz_scenario_text " in text

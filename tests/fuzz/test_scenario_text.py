@@ -48,7 +48,9 @@ def test_another_error_of_the_parser_is_passed_on_with_the_way_back(
     monkeypatch.setattr(scenario_text, "parse_scenario", stumble)
     with pytest.raises(IndexError, match="a hole") as caught:
         check_text(SEED, "there/")
-    assert caught.value.__notes__[0].startswith("replay: fuzz/fuzz_scenario_text.py there/crash-")
+    assert caught.value.__notes__[0].startswith(
+        "replay: nvmx-fuzz replay --target fuzz_scenario_text there/crash-"
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,9 @@ def test_an_error_of_the_reader_is_passed_on_with_the_way_back(
     monkeypatch.setattr(Lines, "feed", stumble)
     with pytest.raises(IndexError, match="a hole") as caught:
         check_trace(BUG, "there/")
-    assert caught.value.__notes__[0].startswith("replay: fuzz/fuzz_trace_reader.py there/crash-")
+    assert caught.value.__notes__[0].startswith(
+        "replay: nvmx-fuzz replay --target fuzz_trace_reader there/crash-"
+    )
 
 
 def test_a_verdict_that_depends_on_chunks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

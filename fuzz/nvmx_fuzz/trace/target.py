@@ -13,11 +13,10 @@ This module imports the model, so import it inside `feedback.instrument`.
 
 import json
 import re
-import shlex
 from typing import Final, NamedTuple
 
 from nvmx_core.scenario.text import parse_scenario
-from nvmx_fuzz.artifacts import crash_name
+from nvmx_fuzz.artifacts import replay_note
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.trace.check import Check
 from nvmx_fuzz.trace.findings import Finding
@@ -61,8 +60,7 @@ def check_trace(data: bytes, artifact_prefix: str = "") -> None:
     try:
         examine(data)
     except Exception as error:
-        name = shlex.quote(crash_name(data, artifact_prefix))
-        error.add_note(f"replay: fuzz/fuzz_trace_reader.py {name}")
+        error.add_note(replay_note("fuzz_trace_reader", data, artifact_prefix))
         raise
 
 
