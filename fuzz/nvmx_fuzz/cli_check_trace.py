@@ -6,14 +6,14 @@ from typing import Any, Final
 import click
 
 from nvmx_fuzz import BAD_INPUT
-from nvmx_fuzz.cli_options import json_option
+from nvmx_fuzz.cli_options import complete_path, json_option
 from nvmx_fuzz.files import BadFile
 
 FOUND: Final = 1
 
 
 @click.command("check-trace")
-@click.argument("names", nargs=-1, required=True, metavar="FILE...")
+@click.argument("names", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_path)
 @json_option
 def command(names: tuple[str, ...], as_json: bool) -> int:
     """Check traces of the kvm events: ftrace text or `trace-cmd report -N`; - is standard input.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import click
 
-from nvmx_fuzz.cli_options import Seconds, json_option
+from nvmx_fuzz.cli_options import Seconds, complete_path, json_option
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.compare_minimise import Minimised, minimise_into
 from nvmx_fuzz.compare_report import lines, to_json
@@ -25,7 +25,7 @@ _IN_PROCESS = "bochs"
 
 
 @click.command("compare")
-@click.argument("files", nargs=-1, metavar="FILE|DIR...")
+@click.argument("files", nargs=-1, metavar="FILE|DIR...", shell_complete=complete_path)
 @click.option("--machine", "chosen", type=click.Choice(MACHINES), show_default="bochs",
               help="The machine that `bare` is compared with; with --serial: the one that ran the image, "
               "so that its known differences are named.")  # fmt: skip

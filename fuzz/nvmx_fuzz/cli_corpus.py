@@ -9,7 +9,7 @@ import click
 
 from nvmx_core.scenario.text import format_file, format_scenario
 from nvmx_fuzz import BAD_INPUT, cli_corpus_care, cli_corpus_trace
-from nvmx_fuzz.cli_options import FIXED, json_option
+from nvmx_fuzz.cli_options import FIXED, complete_path, json_option
 from nvmx_fuzz.cli_replay import show
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.corpus_files import files_of, scenarios_in
@@ -36,8 +36,8 @@ for _care in (
 
 
 @command.command("encode")
-@click.argument("source", metavar="IN.scn")
-@click.argument("target", metavar="OUT")
+@click.argument("source", metavar="IN.scn", shell_complete=complete_path)
+@click.argument("target", metavar="OUT", shell_complete=complete_path)
 @json_option
 def encode_command(source: str, target: str, as_json: bool) -> int:
     """Write the canonical bytes of a scenario; - is standard input or output."""
@@ -49,8 +49,8 @@ def encode_command(source: str, target: str, as_json: bool) -> int:
 
 
 @command.command("decode")
-@click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT.scn")
+@click.argument("source", metavar="IN", shell_complete=complete_path)
+@click.argument("target", metavar="OUT.scn", shell_complete=complete_path)
 @json_option
 def decode_command(source: str, target: str, as_json: bool) -> int:
     """Write the canonical text of a scenario; - is standard input or output."""
@@ -62,7 +62,7 @@ def decode_command(source: str, target: str, as_json: bool) -> int:
 
 
 @command.command("list")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR", shell_complete=complete_path)
 @json_option
 def list_command(folder: str, as_json: bool) -> int:
     """List the scenarios in a folder: form, steps, and the first line of their comment."""
@@ -85,7 +85,9 @@ def list_command(folder: str, as_json: bool) -> int:
 
 
 @command.command("check")
-@click.argument("names", nargs=-1, required=True, metavar="FILE_OR_DIR...")
+@click.argument(
+    "names", nargs=-1, required=True, metavar="FILE_OR_DIR...", shell_complete=complete_path
+)
 @json_option
 def check_command(names: tuple[str, ...], as_json: bool) -> int:
     """Check scenarios: canonical form, expectations on both machines, no violation on `fixed`."""

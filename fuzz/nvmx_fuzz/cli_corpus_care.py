@@ -16,7 +16,7 @@ import click
 from nvmx_core.l0.reach import REACH_NAMES
 from nvmx_core.scenario.text import format_file, format_scenario
 from nvmx_fuzz import BAD_INPUT
-from nvmx_fuzz.cli_options import json_option
+from nvmx_fuzz.cli_options import complete_path, json_option
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.corpus_features import (
     HAS_EDGES,
@@ -44,7 +44,7 @@ _to = click.option("--to", "target", required=True, type=click.Path(path_type=Pa
 
 
 @click.command("add")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_path)
 @click.option("--to", "target", type=click.Path(path_type=Path), metavar="DIR",
               help="Which corpus (default: our own seeds).")  # fmt: skip
 @click.option(
@@ -117,7 +117,9 @@ def _safe_stem(name: str, data: bytes) -> str:
 
 
 @click.command("merge")
-@click.argument("sources", nargs=-1, required=True, metavar="FILE_OR_DIR...")
+@click.argument(
+    "sources", nargs=-1, required=True, metavar="FILE_OR_DIR...", shell_complete=complete_path
+)
 @_to
 @click.option("--all", "keeps_all", is_flag=True, help="Keep every different scenario.")
 @json_option
@@ -151,7 +153,7 @@ def merge_command(sources: tuple[str, ...], target: Path, keeps_all: bool, as_js
 
 
 @click.command("minimize")
-@click.argument("source", metavar="DIR")
+@click.argument("source", metavar="DIR", shell_complete=complete_path)
 @_to
 @json_option
 def minimize_command(source: str, target: Path, as_json: bool) -> int:
@@ -171,7 +173,7 @@ def minimize_command(source: str, target: Path, as_json: bool) -> int:
 
 
 @click.command("stats")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR", shell_complete=complete_path)
 @json_option
 def stats_command(folder: str, as_json: bool) -> int:
     """Say what a corpus shows: features, lengths, situations and which are missing."""
@@ -212,8 +214,8 @@ def stats_command(folder: str, as_json: bool) -> int:
 
 
 @click.command("pack")
-@click.argument("folder", metavar="DIR")
-@click.argument("archive", metavar="OUT.zip")
+@click.argument("folder", metavar="DIR", shell_complete=complete_path)
+@click.argument("archive", metavar="OUT.zip", shell_complete=complete_path)
 @json_option
 def pack_command(folder: str, archive: str, as_json: bool) -> int:
     """Pack a corpus for a fuzzing job: a zip of bytes, the same for the same scenarios."""

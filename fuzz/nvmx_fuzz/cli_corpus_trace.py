@@ -4,12 +4,12 @@ import json
 
 import click
 
-from nvmx_fuzz.cli_options import json_option, output_option, write_text
+from nvmx_fuzz.cli_options import complete_path, json_option, output_option, write_text
 from nvmx_fuzz.files import STANDARD_OUTPUT
 
 
 @click.command("from-trace")
-@click.argument("file")
+@click.argument("file", shell_complete=complete_path)
 @click.option("--at", type=click.IntRange(1), metavar="LINE",
               help="Take the stay in L2 around this line (default: around the first violation).")  # fmt: skip
 @click.option("--vcpu", type=click.IntRange(0), metavar="N", help="Look at this vCPU only.")

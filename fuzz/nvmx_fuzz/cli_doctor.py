@@ -16,7 +16,7 @@ from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.version import revision
 
 _BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
-_REPORT_HINT: Final = "try: pip install -e .[report]"
+_REPORT_HINT: Final = "try: pip install -e '.[report]'"
 
 
 @click.command("doctor")
@@ -63,7 +63,10 @@ def _feedback() -> str:
         return "none"
     from nvmx_fuzz.feedback import choose_mode  # noqa: PLC0415 - atheris may be missing
 
-    return choose_mode(core_choice.agree(None, None)[1])
+    try:
+        return choose_mode(core_choice.agree(None, None)[1])
+    except ValueError as error:  # what the environment asks for
+        return str(error)
 
 
 def _compiler() -> str:
@@ -98,7 +101,7 @@ def _bochs() -> str:
     from nvmx_fuzz.bochs.helper import BochsUnavailableError, library_version  # noqa: PLC0415
 
     if find_spec("keystone") is None:
-        return "keystone-engine is missing; try: pip install -e .[bochs]"
+        return "keystone-engine is missing; try: pip install -e '.[bochs]'"
     try:
         return library_version()
     except BochsUnavailableError as error:

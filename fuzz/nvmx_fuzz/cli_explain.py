@@ -10,6 +10,7 @@ from typing import Final
 import click
 
 from nvmx_fuzz.cli_options import (
+    complete_path,
     json_option,
     l0_option,
     output_option,
@@ -26,7 +27,7 @@ _WIDTH = 110
 
 
 @click.command("explain")
-@click.argument("file")
+@click.argument("file", shell_complete=complete_path)
 @l0_option("The L0 that is judged.")
 @violation_option
 @click.option(

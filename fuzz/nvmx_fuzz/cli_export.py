@@ -3,7 +3,13 @@
 import click
 
 from nvmx_fuzz.cli_explain import report_of
-from nvmx_fuzz.cli_options import l0_option, output_option, violation_option, write_text
+from nvmx_fuzz.cli_options import (
+    complete_path,
+    l0_option,
+    output_option,
+    violation_option,
+    write_text,
+)
 from nvmx_fuzz.export import FORMS, export
 from nvmx_fuzz.files import write_output
 from nvmx_fuzz.scenario_files import load
@@ -13,7 +19,7 @@ IMAGES = ("iso", "multiboot")
 
 
 @click.command("export")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_path)
 @click.option(
     "--format",
     "form",

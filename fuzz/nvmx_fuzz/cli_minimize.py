@@ -12,7 +12,7 @@ from nvmx_core.bugs.versions import l0_class
 from nvmx_core.oracle.judge import INVARIANTS, violations_of
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import format_scenario
-from nvmx_fuzz.cli_options import l0_option
+from nvmx_fuzz.cli_options import complete_path, l0_option
 from nvmx_fuzz.files import STANDARD_INPUT, BadFile, read_small_file, write_whole
 from nvmx_fuzz.minimise import minimise, size_of
 from nvmx_fuzz.scenario_files import load, load_content
@@ -20,7 +20,7 @@ from nvmx_fuzz.wording import counted
 
 
 @click.command("minimize")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=complete_path)
 @l0_option("The L0 that FILE violates a rule of.")
 @click.option("--rule", metavar="ID", help="Keep this rule broken (default: the first that is).")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",

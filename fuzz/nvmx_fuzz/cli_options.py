@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from nvmx_fuzz import L0_VARIABLE
 from nvmx_fuzz.files import STANDARD_OUTPUT, write_output
@@ -33,6 +34,13 @@ def _complete_l0(_ctx: click.Context, _option: click.Parameter, incomplete: str)
 
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in L0_BY_NAME if name.startswith(last)]
+
+
+def complete_path(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Files and folders, which the shell knows best."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def l0_option(text: str, *, is_checked: bool = True) -> Callable[[Any], Any]:
@@ -66,6 +74,7 @@ output_option = click.option(
     "output",
     default=STANDARD_OUTPUT,
     metavar="FILE",
+    shell_complete=complete_path,
     help="Write there instead of standard output.",
 )
 

@@ -12,7 +12,7 @@ import click
 from nvmx_fuzz import BAD_INPUT, L0_VARIABLE
 from nvmx_fuzz.asking import Answer, ask, own_target
 from nvmx_fuzz.at_step import MACHINES, NESTED, step_lines
-from nvmx_fuzz.cli_options import FIXED, json_option, l0_option
+from nvmx_fuzz.cli_options import FIXED, complete_path, json_option, l0_option
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.journal_view import journal_lines, journals_json
 from nvmx_fuzz.replaying import Replay, replay
@@ -33,7 +33,7 @@ class _Wanted(NamedTuple):
 
 
 @click.command("replay")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_path)
 @l0_option("The L0 that the machine nested runs.")
 @click.option("--journal", is_flag=True, help="Show what L1 and L2 saw on both machines.")
 @click.option("--at-step", "step", type=click.IntRange(1), metavar="N",

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from nvmx_fuzz.campaign_report import PAGE, ReportMaker
+from nvmx_fuzz.cli_options import complete_path
 from nvmx_fuzz.files import STANDARD_OUTPUT, write_output, write_whole
 
 
@@ -15,6 +16,7 @@ from nvmx_fuzz.files import STANDARD_OUTPUT, write_output, write_whole
     "--out",
     "output",
     metavar="FILE",
+    shell_complete=complete_path,
     help=f"Where the page goes; - is standard output (default: DIR/{PAGE}).",
 )
 def command(folder: Path, output: str | None) -> int:

@@ -40,6 +40,7 @@ def ask(instruction: str, line: dict[str, str]) -> subprocess.CompletedProcess[s
         ),
         ("nvmx-fuzz explain --l0 bug1,res1", {"bug1,res1", "bug1,res11"}),
         ("nvmx-fuzz corpus me", {"merge"}),
+        ("nvmx-fuzz replay --target fuzz_t", {"fuzz_trace_reader", "fuzz_transparency"}),
     ],
 )
 def test_a_shell_completes(words: str, offered: set[str]) -> None:
@@ -57,3 +58,36 @@ def test_a_shell_gets_its_script(shell: str) -> None:
 
 def test_what_is_no_request_for_completion_is_bad_input() -> None:
     assert ask("nonsense", {}).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "replay cra",
+        "explain fin",
+        "export --format pytest fin",
+        "minimize fin",
+        "compare fin",
+        "check-trace tra",
+        "report out",
+        "run --corpus mer",
+        "explain --format svg -o pic",
+        "report -o pag",
+        "corpus add fin",
+        "corpus merge a b",
+        "corpus merge a --to m",
+        "corpus minimize a",
+        "corpus stats a",
+        "corpus pack a",
+        "corpus pack a b.z",
+        "corpus encode fin",
+        "corpus decode cra",
+        "corpus list a",
+        "corpus check fin",
+        "corpus from-trace tra",
+    ],
+)
+def test_a_shell_is_told_where_a_file_belongs(words: str) -> None:
+    line = f"nvmx-fuzz {words}"
+    finished = ask("bash_complete", {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))})
+    assert finished.stdout == f"file,{line.rsplit(maxsplit=1)[-1]}\n"

@@ -14,9 +14,9 @@ def test_what_is_missing_comes_with_the_command_that_mends_it(
     monkeypatch.setenv("PATH", "")
     found = cli_doctor.diagnosis()
     assert found["C compiler"].startswith("no-such-compiler is missing; try: apt install")
-    assert found["pictures"] == "jinja2 and matplotlib missing; try: pip install -e .[report]"
-    assert found["bochs"].endswith("try: pip install -e .[bochs]")
-    assert found["baseline"].endswith("try: pip install -e .[report]")
+    assert found["pictures"] == "jinja2 and matplotlib missing; try: pip install -e '.[report]'"
+    assert found["bochs"].endswith("try: pip install -e '.[bochs]'")
+    assert found["baseline"].endswith("try: pip install -e '.[report]'")
     assert found["browser"].endswith("try: apt install chromium")
     assert "try: scripts/fuzz" in found["atheris"]
 
@@ -24,3 +24,12 @@ def test_what_is_missing_comes_with_the_command_that_mends_it(
 def test_the_compiler_is_the_one_that_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "sh -c")
     assert cli_doctor.diagnosis()["C compiler"].endswith("/sh")
+
+
+def test_a_feedback_that_there_is_not_is_told_and_nothing_else_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NVMX_FEEDBACK", "much")
+    found = cli_doctor.diagnosis()
+    assert found["feedback"].startswith("NVMX_FEEDBACK is 'much', but must be one of auto")
+    assert found["core"].endswith("is used")
