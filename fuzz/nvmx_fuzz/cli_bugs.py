@@ -145,7 +145,7 @@ def hunt_and_show(
     for method in methods:
         if hunting.missing_for(method):
             raise click.UsageError(
-                f"{method} is missing: pip install -e .[report]", click.get_current_context()
+                f"{method} is missing: pip install -e '.[report]'", click.get_current_context()
             )
     if record is not None and not record.parent.is_dir():
         raise BadFile(record, "its folder does not exist")

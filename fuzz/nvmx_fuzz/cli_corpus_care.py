@@ -6,6 +6,7 @@ None of them removes or changes a file that was there; what they write is there 
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,9 +34,11 @@ from nvmx_fuzz.corpus_files import files_in, files_of, findings_of, pack, scenar
 from nvmx_fuzz.files import BadFile, about, content_name, make_folder, write_output, write_whole
 from nvmx_fuzz.scenario_files import TEXT_SUFFIX, Loaded, load
 from nvmx_fuzz.seeds import seed_folder
-from nvmx_fuzz.wording import counted
+from nvmx_fuzz.wording import as_argument, counted, printable
 
 REFUSED: Final = 1
+UNREAD_NAMED_MAX: Final = 5
+"""So many bad files of a folder are named where the other files are what somebody wants to know about."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -160,7 +163,7 @@ def minimize_command(source: str, target: Path, as_json: bool) -> int:
     """Write few scenarios of DIR that together show all that DIR shows into another folder, as bytes."""
     if _files_there(target):
         raise BadFile(target, "is not empty; minimize writes into a folder of its own")
-    found, status = _measured(FeatureMeter(), scenarios_in(Path(source)))
+    found, status = _measured(FeatureMeter(), scenarios_in(Path(source)), source)
     if not found and not status:
         raise BadFile(source, "holds no scenarios")
     if not found:
@@ -177,17 +180,21 @@ def minimize_command(source: str, target: Path, as_json: bool) -> int:
 @json_option
 def stats_command(folder: str, as_json: bool) -> int:
     """Say what a corpus shows: features, lengths, situations and which are missing."""
-    found, status = _measured(FeatureMeter(), scenarios_in(Path(folder)))
+    paths = scenarios_in(Path(folder))
+    if not paths:
+        raise BadFile(folder, "holds no scenarios")
+    found, status = _measured(FeatureMeter(), paths, folder)
+    if not found:
+        return status
     total = union(found)
     situations = Counter(name for one in found for name in reached(one.features))
     lengths = sorted(len(one.data) for one in found)
     missing = [name for name in REACH_NAMES if name not in situations]
     result: dict[str, Any] = {
         "scenarios": len(found),
+        "unread": len(paths) - len(found),
         "different": len({one.data for one in found}),
-        "bytes": {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]}
-        if lengths
-        else {},
+        "bytes": {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]},
         "features": counts(total),
         "needed": len(cover(found)),
         "situations": dict(sorted(situations.items())),
@@ -200,10 +207,9 @@ def stats_command(folder: str, as_json: bool) -> int:
         f"{counted(len(found), 'scenario')}, {result['different']} different;"
         f" {result['needed']} of them show all that all show"
     )
-    if lengths:
-        click.echo(
-            f"bytes: {lengths[0]} to {lengths[-1]}, {lengths[len(lengths) // 2]} in the middle"
-        )
+    if result["unread"]:
+        click.echo(f"not read: {counted(result['unread'], 'file')}")
+    click.echo(f"bytes: {lengths[0]} to {lengths[-1]}, {lengths[len(lengths) // 2]} in the middle")
     click.echo(f"features: {_features(counts(total))}")
     click.echo(f"situations: {len(situations)} of {len(REACH_NAMES)}")
     for name, count in sorted(situations.items(), key=lambda item: (item[1], item[0]))[:10]:
@@ -239,17 +245,27 @@ def _files_there(folder: Path) -> list[Path]:
         return files_in(folder) if os.path.lexists(folder) else []
 
 
-def _measured(meter: FeatureMeter, paths: Iterable[Path]) -> tuple[list[Measured], int]:
-    """The scenarios of *paths*, and the exit status: 2 when one could not be read."""
-    status = 0
+def _measured(
+    meter: FeatureMeter, paths: Iterable[Path], folder: str = ""
+) -> tuple[list[Measured], int]:
+    """The scenarios of *paths*, and the exit status: 2 when one could not be read.
+
+    Each of those is named; with *folder*, where they all are, the first few and how to have all named.
+    """
+    unread = 0
     found = []
     for path in paths:
         try:
             found.append(meter.measure(str(path), load(str(path)).scenario))
         except BadFile as error:
-            click.echo(f"nvmx-fuzz: {error}", err=True)
-            status = BAD_INPUT
-    return found, status
+            unread += 1
+            if not folder or unread <= UNREAD_NAMED_MAX:
+                click.echo(f"nvmx-fuzz: {error}", err=True)
+    if folder and unread > UNREAD_NAMED_MAX:
+        more = f"{counted(unread - UNREAD_NAMED_MAX, 'more file')} cannot be read"
+        command = f"nvmx-fuzz corpus check {shlex.quote(as_argument(folder))}"
+        click.echo(f"nvmx-fuzz: {printable(folder)}: {more}; try: {printable(command)}", err=True)
+    return found, BAD_INPUT if unread else 0
 
 
 def _write_all(kept: Sequence[Measured], target: Path) -> None:
@@ -259,8 +275,12 @@ def _write_all(kept: Sequence[Measured], target: Path) -> None:
 
 def _features(found: dict[str, int]) -> str:
     kinds = [kind for kind in KINDS if HAS_EDGES or found[kind]]
-    text = ", ".join(f"{found[kind]} {kind}" for kind in kinds)
+    text = ", ".join(_feature(found[kind], kind) for kind in kinds)
     return text if HAS_EDGES else f"{text} (edges: with NVMX_CORE=python)"
+
+
+def _feature(number: int, kind: str) -> str:
+    return f"{number} {kind.removesuffix('s') if number == 1 else kind}"
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:

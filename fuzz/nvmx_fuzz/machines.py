@@ -31,7 +31,7 @@ def _booting(name: str) -> Callable[[], Comparer]:
         except ModuleNotFoundError as error:
             from nvmx_fuzz.outcomes import MissingError  # noqa: PLC0415
 
-            raise MissingError(f"{error}; try: pip install -e .[bochs]") from None
+            raise MissingError(f"{error}; try: pip install -e '.[bochs]'") from None
         return BootingMachine(BOOTING[name])
 
     return start

@@ -147,7 +147,7 @@ def main(*records: str) -> int:
         sys.stderr.write(f"power: {error}\n")
         return 2
     except ModuleNotFoundError:
-        sys.stderr.write("power: matplotlib is missing; try: pip install -e .[report]\n")
+        sys.stderr.write("power: matplotlib is missing; try: pip install -e '.[report]'\n")
         return 2
     parts = ["## By method", "", *summary(runs), "", "![survival curve](power.svg)", ""]
     parts += ["## The harder bugs", "", *harder_half(runs), "", "## By bug", ""]

@@ -18,7 +18,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "version", nothing)
-    with pytest.raises(helper.BochsUnavailableError, match=r"try: pip install -e \.\[bochs\]"):
+    with pytest.raises(helper.BochsUnavailableError, match=r"try: pip install -e '\.\[bochs\]'"):
         helper.library_version()
 
 

@@ -185,6 +185,35 @@ def test_stats_name_what_is_missing(tmp_path: Path, capsys: Output) -> None:
     assert "missing: " in capsys.readouterr().out
 
 
+def test_stats_name_few_of_many_bad_files(tmp_path: Path, capsys: Output) -> None:
+    for number in range(8):
+        (tmp_path / f"bad{number}.scn").write_bytes(b"\xff")
+    assert main(["corpus", "stats", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    shutil.copy(ONE, tmp_path)
+    assert main(["corpus", "stats", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines()[:2] == [
+        "1 scenario, 1 different; 1 of them show all that all show",
+        "not read: 8 files",
+    ]
+    *named, last = said.err.splitlines()
+    assert [line.partition(": ")[2] for line in named] == [
+        f"{tmp_path}/bad{number}.scn:1: is not text in UTF-8: byte 0" for number in range(5)
+    ]
+    assert last == (
+        f"nvmx-fuzz: {tmp_path}: 3 more files cannot be read; try: nvmx-fuzz corpus check {tmp_path}"
+    )
+    assert main(["corpus", "merge", str(tmp_path), "--to", str(tmp_path / "merged")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 8
+
+
+def test_stats_of_nothing_are_none(tmp_path: Path, capsys: Output) -> None:
+    assert main(["corpus", "stats", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"nvmx-fuzz: {tmp_path}: holds no scenarios\n"
+
+
 def test_pack_is_the_same_for_the_same_scenarios(tmp_path: Path) -> None:
     archives = [tmp_path / "a.zip", tmp_path / "b.zip"]
     for archive in archives:

@@ -141,7 +141,7 @@ def test_command_says_what_a_method_needs(
     monkeypatch.setattr(hunting, "find_spec", lambda _name: None)
     assert main(["bugs", "bug1", "--hunt", "--method", "hypofuzz"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("nvmx-fuzz: hypofuzz is missing: pip install -e .[report]; try:")
+    assert error.startswith("nvmx-fuzz: hypofuzz is missing: pip install -e '.[report]'; try:")
     assert error.count("\n") == 1
 
 

@@ -54,7 +54,7 @@ def library_version() -> str:
         version = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         raise BochsMissingError(
-            f"{DISTRIBUTION} is not installed; try: pip install -e .[bochs]"
+            f"{DISTRIBUTION} is not installed; try: pip install -e '.[bochs]'"
         ) from None
     if version not in LAYOUTS:
         raise BochsUnavailableError(

@@ -53,7 +53,7 @@ def serve(connection: Connection, position: Any) -> None:
         connection.send(error)
         return
     except ModuleNotFoundError as error:
-        connection.send(BochsMissingError(f"{error}; try: pip install -e .[bochs]"))
+        connection.send(BochsMissingError(f"{error}; try: pip install -e '.[bochs]'"))
         return
     except ImportError as error:
         connection.send(BochsUnavailableError(str(error)))
