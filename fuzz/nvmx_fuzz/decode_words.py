@@ -7,7 +7,12 @@ field. Hexadecimal is lower case with 0x; a field that the manual leaves undefin
 from collections.abc import Callable
 from typing import Final
 
-from nvmx_core.arch.controls import CONTROLS
+from nvmx_core.arch.controls import (
+    CONTROLS,
+    CPU_SECONDARY_CONTROLS,
+    SECONDARY_EPT,
+    SECONDARY_UNRESTRICTED_GUEST,
+)
 from nvmx_core.arch.events import DB, PF, VALID, VECTOR_MASK, VECTOR_NAMES
 from nvmx_core.arch.exits import (
     EPT_FETCH,
@@ -252,9 +257,17 @@ def record_word(record: Record, name: str) -> str:
 # -- VMCS fields -----------------------------------------------------------------------------------
 
 
+_NOT_SWITCHED: Final[dict[str, tuple[tuple[int, str], ...]]] = {
+    "CPU_BASED": ((CPU_SECONDARY_CONTROLS, "secondary-controls"),),
+    "SECONDARY": ((SECONDARY_EPT, "ept"), (SECONDARY_UNRESTRICTED_GUEST, "unrestricted-guest")),
+}
+"""Bits that no step of a scenario switches: they follow from the configuration."""
+
+
 def _control_names(field: str) -> tuple[tuple[int, str], ...]:
     index = FIELD_BY_NAME[field].place
-    return tuple((control.bit, control.name) for control in CONTROLS if control.field == index)
+    names = tuple((control.bit, control.name) for control in CONTROLS if control.field == index)
+    return names + _NOT_SWITCHED.get(field, ())
 
 
 def _exceptions_word(bitmap: int) -> str:

@@ -55,9 +55,10 @@ def _layout(report: Report, width: int) -> Iterator[list[Span]]:
         yield from _fields(report.fields, width)
     yield []
     yield from _rules(report, width)
-    yield []
-    revision = f"   (revision {report.revision})" if report.revision else ""
-    yield [("replay: ", _HEAD), (report.replay, ""), (revision, _DIM)]
+    if report.replay:
+        yield []
+        revision = f"   (revision {report.revision})" if report.revision else ""
+        yield [("replay: ", _HEAD), (report.replay, ""), (revision, _DIM)]
 
 
 # -- parts 1 and 2 ---------------------------------------------------------------------------------

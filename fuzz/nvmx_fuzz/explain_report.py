@@ -110,7 +110,8 @@ class Report:
     ``setup`` says in words what the machine and L1 offer, ``l0_about`` what is wrong with the L0 by
     construction. ``others`` are the oracles and rules that this scenario breaks besides.
     ``bare`` is what bare metal shows.
-    ``scenario`` is the scenario in text form, ``replay`` the command that runs it again.
+    ``scenario`` is the scenario in text form, ``replay`` the command that runs it again,
+    "" where that stands elsewhere.
     """
 
     l0: str

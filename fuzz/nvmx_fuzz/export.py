@@ -7,6 +7,7 @@ names come from outside, so they are made printable and escaped for where they s
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from textwrap import wrap
 from typing import Final
 
@@ -156,7 +157,8 @@ def as_markdown(loaded: Loaded, report: Report) -> str:
     title = "Nothing wrong: both machines show the same"
     if finding:
         title = f"{finding.oracle} {finding.rule}: {finding.sentence}"
-    explanation = printable_lines(render_text(report))
+    # The command in it names a file that the reader has not.
+    explanation = printable_lines(render_text(replace(report, replay="")))
     command = (
         f"nvmx-fuzz replay --l0 {report.l0} - <<'END-OF-SCENARIO'\n"
         f"{scenario_text(loaded)}END-OF-SCENARIO"

@@ -31,6 +31,7 @@ def test_a_step_shows_its_records_and_the_state_behind_it(capsys: Output) -> Non
     assert "  L0*: repairs page idt-low (EPT violation, hidden from L1)" in lines
     assert "then L1 runs; L2's instruction pointer is code+0x0" in lines
     assert "  vmcs12.IDT_VECTORING_INFO = 0x80000000 (external-interrupt 0x0)" in lines
+    assert "  vmcs12.SECONDARY = 0x82 (ept unrestricted-guest)" in lines
 
 
 def test_a_step_on_bare_metal_has_no_l0(capsys: Output) -> None:
