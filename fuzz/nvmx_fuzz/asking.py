@@ -16,7 +16,7 @@ from nvmx_fuzz.scenario_files import TEXT_SUFFIX, parse, read_testcase
 from nvmx_fuzz.scenario_text import TextError, read_and_write
 from nvmx_fuzz.targets import TARGET_BY_NAME, Target, target_in_name
 from nvmx_fuzz.trace.target import TraceError, examine
-from nvmx_fuzz.wording import counted
+from nvmx_fuzz.wording import counted, printable
 
 OK: Final = 0
 
@@ -49,12 +49,14 @@ class Answer:
 
     @property
     def report(self) -> str:
-        """What is wrong, in lines: an answer is a sentence, whatever else was raised has its traceback."""
+        """What is wrong, in printable lines: an answer in its words, another exception as a traceback."""
         if self.error is None:
             return ""
         if isinstance(self.error, _QUESTIONS[self.target.name].no):
-            return "\n".join([str(self.error), *getattr(self.error, "__notes__", ())]).rstrip()
-        return "".join(traceback.format_exception(self.error)).rstrip()
+            text = "\n".join([str(self.error), *getattr(self.error, "__notes__", ())])
+        else:
+            text = "".join(traceback.format_exception(self.error))
+        return "\n".join(map(printable, text.rstrip().split("\n")))
 
     def to_json(self) -> dict[str, Any]:
         """What there is to know."""

@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_INPUT
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else PROGRAM
-        message = error.format_message().rstrip(".").replace("\n", " ")
+        message = " ".join(error.format_message().split()).rstrip(".")
         if message[1:2].islower():
             message = f"{message[0].lower()}{message[1:]}"
         return _fail(f"{message}; try: {path} --help")

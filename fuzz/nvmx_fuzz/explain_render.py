@@ -95,7 +95,7 @@ def _timeline(lines: Sequence[Line], width: int) -> Iterator[list[Span]]:
     if any(line.needed and line.needed != line.action for line in lines):
         legend += "; any: another value does the same"
     if len(head) + 5 + len(legend) > width:
-        yield [(f"({legend})", _DIM)]
+        yield from ([(part, _DIM)] for part in _wrapped(f"({legend})", width))
         yield [(head, _HEAD)]
     else:
         yield [(head, _HEAD), (f"   ({legend})", _DIM)]

@@ -106,13 +106,13 @@ def test_what_must_not_be_raised_has_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     def stumble(_content: object) -> None:
-        raise IndexError("a hole")
+        raise IndexError("a \x1b[31mhole")
 
     monkeypatch.setattr(scenario_text, "parse_scenario", stumble)
     assert main(["replay", TEXT]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert "Traceback (most recent call last):" in lines
-    assert "IndexError: a hole" in lines
+    assert "IndexError: a \\x1b[31mhole" in lines
 
 
 @pytest.mark.usefixtures("folder")

@@ -53,6 +53,12 @@ def test_page_is_the_one_in_the_file() -> None:
     assert explanation_html(report_of("bug1")) == (HERE / "bug1.html").read_text()
 
 
+def test_the_legend_fits_a_narrow_terminal() -> None:
+    lines = render_text(report_of("bug1"), 60).splitlines()
+    place = lines.index("(*: hidden from L1 and L2; expected: as on bare metal; any:")
+    assert lines[place + 1] == "another value does the same)"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_coloured_form_says_the_same(name: str) -> None:
     lines = [line.rstrip() for line in render_rich(report_of(name)).plain.splitlines()]

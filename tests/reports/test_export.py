@@ -126,7 +126,7 @@ def test_command_writes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--format", "pytest", "no.scn"], "no.scn: no such file or directory"),
         (["--format", "pytest", "."], "is a directory, not a file"),
         (["--format", "rst", str(HERE / "bug1.scn")], "invalid value for '--format'"),
-        ([str(HERE / "bug1.scn")], "missing option '--format'"),
+        ([str(HERE / "bug1.scn")], "missing option '--format'. Choose from: pytest, hypothesis"),
         (["--format", "pytest", "--violation", "9", str(HERE / "bug1.scn")], "fewer than 9"),
     ],
 )
