@@ -16,7 +16,7 @@ from nvmx_fuzz.cli_options import FIXED, complete_path, json_option, l0_option
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.journal_view import journal_lines, journals_json
 from nvmx_fuzz.replaying import Replay, replay
-from nvmx_fuzz.scenario_files import load
+from nvmx_fuzz.scenario_files import load_content, read_testcase
 from nvmx_fuzz.targets import TARGET_BY_NAME, Target
 from nvmx_fuzz.wording import as_argument, as_testcase, counted, printable
 
@@ -72,6 +72,7 @@ def command(
             came, result = _ask(target, name, wanted) if target else _replay(name, wanted)
         except BadFile as error:
             click.echo(f"nvmx-fuzz: {error}", err=True)
+            results.append({"file": name, "verdict": "bad file", "message": str(error)})
             status = max(status, BAD_INPUT)
             continue
         status = max(status, came)
@@ -83,7 +84,8 @@ def command(
 
 def _replay(name: str, wanted: _Wanted) -> tuple[int, dict[str, Any]]:
     """Replay a scenario; the exit status and what there is to know as JSON. Raises BadFile."""
-    replayed = replay(load(name), wanted.l0_name)
+    loaded = load_content(name, read_testcase(name))  # what --target calls a scenario is one
+    replayed = replay(loaded, wanted.l0_name)
     if not wanted.as_json:
         show(replayed)
         if wanted.journal:

@@ -9,6 +9,7 @@ from nvmx_core.scenario.text import ScenarioFile, parse_scenario
 from nvmx_core.scenario.words import ScenarioError
 from nvmx_fuzz.codec import SIZE_MAX, CodecError, decode, require_version
 from nvmx_fuzz.files import BadFile, is_whole, read_small_file
+from nvmx_fuzz.targets import target_in_name
 
 TEXT_SUFFIX: Final = ".scn"
 
@@ -25,7 +26,13 @@ class Loaded(NamedTuple):
 
 
 def load(name: str) -> Loaded:
-    """Read a scenario of either form; ``-`` is standard input. Raises BadFile."""
+    """Read a scenario of either form; ``-`` is standard input. Raises BadFile.
+
+    Any bytes are a scenario, so a testcase that is none can only be told by its name.
+    """
+    target = target_in_name(name)
+    if target and target.form != "bytes":
+        raise BadFile(name, f"is a testcase of {target.name}, no scenario; try: nvmx-fuzz replay")
     return load_content(name, read_testcase(name))
 
 

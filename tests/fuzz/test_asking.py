@@ -154,3 +154,25 @@ def test_an_entry_may_be_given_as_text(capsys: Output) -> None:
     Path("bad.scn").write_bytes(b"version 1\nL9 enter\n")
     assert main(["replay", "--target", "fuzz_entry_checks", "bad.scn"]) == 2
     assert capsys.readouterr().err.startswith("nvmx-fuzz: bad.scn:2: no actor 'L9'")
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_wants_a_scenario_refuses_other_testcases(capsys: Output) -> None:
+    for command in ("explain", "minimize", "corpus list ."):
+        assert main([*command.split(), *([] if "." in command else [TRACE])]) == 2
+        assert (
+            f"{TRACE}: is a testcase of fuzz_trace_reader, no scenario; try: nvmx-fuzz replay"
+            in capsys.readouterr().err
+        )
+    assert main(["explain", ENTRY]) == 0
+    assert main(["replay", "--target", "fuzz_nested_events", TEXT]) == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_file_that_cannot_be_read_is_in_the_json(capsys: Output) -> None:
+    assert main(["replay", "--json", TEXT, "nowhere"]) == 2
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["file"], row["verdict"]) for row in rows] == [
+        (TEXT, "ok"),
+        ("nowhere", "bad file"),
+    ]
