@@ -35,7 +35,7 @@ for _care in (
     command.add_command(_care)
 
 
-@command.command("encode")
+@command.command("encode", short_help="Write the bytes of a scenario.")
 @click.argument("source", metavar="IN.scn", shell_complete=complete_path)
 @click.argument("target", metavar="OUT", shell_complete=complete_path)
 @json_option
@@ -48,7 +48,7 @@ def encode_command(source: str, target: str, as_json: bool) -> int:
     return 0
 
 
-@command.command("decode")
+@command.command("decode", short_help="Write the text of a scenario.")
 @click.argument("source", metavar="IN", shell_complete=complete_path)
 @click.argument("target", metavar="OUT.scn", shell_complete=complete_path)
 @json_option
@@ -61,7 +61,7 @@ def decode_command(source: str, target: str, as_json: bool) -> int:
     return 0
 
 
-@command.command("list")
+@command.command("list", short_help="List the scenarios in a folder.")
 @click.argument("folder", metavar="DIR", shell_complete=complete_path)
 @json_option
 def list_command(folder: str, as_json: bool) -> int:
@@ -84,7 +84,7 @@ def list_command(folder: str, as_json: bool) -> int:
     return status
 
 
-@command.command("check")
+@command.command("check", short_help="Check form, expectations, and what L0 fixed does.")
 @click.argument(
     "names", nargs=-1, required=True, metavar="FILE_OR_DIR...", shell_complete=complete_path
 )

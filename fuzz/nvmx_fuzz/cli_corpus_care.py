@@ -46,7 +46,7 @@ _to = click.option("--to", "target", required=True, type=click.Path(path_type=Pa
                    help="Where the result goes; what is there stays.")  # fmt: skip
 
 
-@click.command("add")
+@click.command("add", short_help="Add scenarios that show something new, as text.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_path)
 @click.option("--to", "target", type=click.Path(path_type=Path), metavar="DIR",
               help="Which corpus (default: our own seeds).")  # fmt: skip
@@ -119,7 +119,7 @@ def _safe_stem(name: str, data: bytes) -> str:
     return stem if _NAME.fullmatch(stem) else content_name(data)
 
 
-@click.command("merge")
+@click.command("merge", short_help="Bring corpora together in one folder.")
 @click.argument(
     "sources", nargs=-1, required=True, metavar="FILE_OR_DIR...", shell_complete=complete_path
 )
@@ -155,7 +155,7 @@ def merge_command(sources: tuple[str, ...], target: Path, keeps_all: bool, as_js
     return max(status, bad)
 
 
-@click.command("minimize")
+@click.command("minimize", short_help="Find few scenarios that show all that many show.")
 @click.argument("source", metavar="DIR", shell_complete=complete_path)
 @_to
 @json_option
@@ -175,7 +175,7 @@ def minimize_command(source: str, target: Path, as_json: bool) -> int:
     return status
 
 
-@click.command("stats")
+@click.command("stats", short_help="Say what a corpus shows, and what it lacks.")
 @click.argument("folder", metavar="DIR", shell_complete=complete_path)
 @json_option
 def stats_command(folder: str, as_json: bool) -> int:
@@ -219,7 +219,7 @@ def stats_command(folder: str, as_json: bool) -> int:
     return status
 
 
-@click.command("pack")
+@click.command("pack", short_help="Pack a corpus for a fuzzing job.")
 @click.argument("folder", metavar="DIR", shell_complete=complete_path)
 @click.argument("archive", metavar="OUT.zip", shell_complete=complete_path)
 @json_option

@@ -8,7 +8,7 @@ from nvmx_fuzz.cli_options import complete_path, json_option, output_option, wri
 from nvmx_fuzz.files import STANDARD_OUTPUT
 
 
-@click.command("from-trace")
+@click.command("from-trace", short_help="Make a scenario of a stretch of a trace.")
 @click.argument("file", shell_complete=complete_path)
 @click.option("--at", type=click.IntRange(1), metavar="LINE",
               help="Take the stay in L2 around this line (default: around the first violation).")  # fmt: skip

@@ -91,3 +91,15 @@ def test_a_shell_is_told_where_a_file_belongs(words: str) -> None:
     line = f"nvmx-fuzz {words}"
     finished = ask("bash_complete", {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))})
     assert finished.stdout == f"file,{line.rsplit(maxsplit=1)[-1]}\n"
+
+
+@pytest.mark.parametrize("words", [(), ("corpus",)])
+def test_the_list_of_commands_is_not_cut_off(words: tuple[str, ...]) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-P", "-m", "nvmx_fuzz.cli", *words, "--help"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert "Commands:" in finished.stdout
+    assert "..." not in finished.stdout.partition("Commands:")[2]
