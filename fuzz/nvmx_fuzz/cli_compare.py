@@ -25,7 +25,7 @@ _IN_PROCESS = "bochs"
 
 
 @click.command("compare")
-@click.argument("files", nargs=-1, metavar="FILE|DIR...", shell_complete=complete_path)
+@click.argument("files", nargs=-1, metavar="[FILE|DIR]...", shell_complete=complete_path)
 @click.option("--machine", "chosen", type=click.Choice(MACHINES), show_default="bochs",
               help="The machine that `bare` is compared with; with --serial: the one that ran the image, "
               "so that its known differences are named.")  # fmt: skip
@@ -33,7 +33,7 @@ _IN_PROCESS = "bochs"
               help="Compare new scenarios too, for S seconds; the files are their seeds.")  # fmt: skip
 @click.option("--count", "number", type=click.IntRange(1, sys.maxsize), metavar="N",
               help="The same, for N scenarios.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Where the new scenarios begin.")  # fmt: skip
 @click.option("--minimize", "folder", type=click.Path(path_type=Path), metavar="DIR",
               help="Make the scenario of each unlisted difference smaller, on the machine itself, and "

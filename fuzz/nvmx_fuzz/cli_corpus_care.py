@@ -129,9 +129,9 @@ def _safe_stem(name: str, data: bytes) -> str:
 def merge_command(sources: tuple[str, ...], target: Path, keeps_all: bool, as_json: bool) -> int:
     """Bring corpora together in one folder, as bytes: what adds something, the smallest first.
 
-    Every situation, transition and edge of the sources is in the result. The output folder of a campaign
-    stands for its seeds, its corpus and its findings, which are kept whatever they add. Exit status 2: some
-    file could not be read; the others are merged.
+    Every situation and transition of the sources is in the result; with NVMX_CORE=python every edge too.
+    The output folder of a campaign stands for its seeds, its corpus and its findings, which are kept whatever
+    they add. Exit status 2: some file could not be read; the others are merged.
     """
     meter = FeatureMeter()
     findings, bad_findings = _measured(meter, map(Path, findings_of(sources)))
