@@ -155,3 +155,8 @@ def test_several_bugs_together_run_in_python(no_build: Path) -> None:
     assert core_choice.agree(None, "auto", "bug1") == ("compiled", "states")
     with pytest.raises(ValueError, match="several bugs together: that needs --core python"):
         core_choice.agree("compiled", "auto", "kvm-5.4")
+
+
+def test_what_gives_code_another_name_is_not_compiled() -> None:
+    """A compiled function has no ``__code__``: the target would end with that instead of its finding."""
+    assert not [path for path in core_choice.sources() if ".__code__ = " in path.read_text()]
