@@ -20,17 +20,22 @@ def command(names: tuple[str, ...], as_json: bool) -> int:
 
     Text may be compressed by gzip. docs/TRACES.md says how to record, and what is checked.
     """
-    from nvmx_fuzz.trace.report import text_of, to_json  # noqa: PLC0415 - imports the model
-    from nvmx_fuzz.trace.source import check_file  # noqa: PLC0415
+    from nvmx_fuzz.trace.check import Check  # noqa: PLC0415 - imports the model
+    from nvmx_fuzz.trace.report import text_of, to_json  # noqa: PLC0415
+    from nvmx_fuzz.trace.source import check_into  # noqa: PLC0415
 
     status = 0
     results: list[dict[str, Any]] = []
     for name in names:
+        check = Check()
         try:
-            check = check_file(name)
+            check_into(check, name)
         except BadFile as error:
+            if check.findings_count and not as_json:  # in front of where it is damaged
+                click.echo(text_of(name, check), nl=False)
             click.echo(f"nvmx-fuzz: {error}", err=True)
-            results.append({"file": name, "verdict": "bad file", "message": str(error)})
+            found = to_json(name, check) if check.findings_count else {"file": name}
+            results.append(found | {"verdict": "bad file", "message": str(error)})
             status = BAD_INPUT
             continue
         if check.findings_count:

@@ -102,6 +102,27 @@ AMD_PLUGIN = Trace().other("kvm_exit: reason EXIT_NPF rip 0x1000 info 200000006 
 UNREADABLE = Trace().other("kvm_exit: something else entirely")
 
 
+DAMAGED = {
+    "a zero byte": BUG + b"\0\n",
+    "a line without end": BUG + b"a" * 70_000,
+    "cut gzip data": gzip.compress(BUG * 9, mtime=0)[:-300],
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_what_was_found_in_front_of_a_damage_is_told(tmp_path: Path, content: bytes) -> None:
+    """A machine that died while it was traced is the one that one wants to hear of."""
+    path = write(tmp_path, content)
+    finished = nvmx("check-trace", path)
+    assert finished.returncode == 2
+    assert finished.stdout.startswith("VIOLATION X3  ")
+    assert finished.stderr.startswith(f"nvmx-fuzz: {path}")
+    (result,) = json.loads(nvmx("check-trace", "--json", path).stdout)
+    assert result["verdict"] == "bad file"
+    assert result["message"]
+    assert result["violations"][0]["rule"] == "X3"
+
+
 NO_TRACES = [
     (b"", "is empty"),
     (b"\n", "holds no entry or exit of KVM; record with: trace-cmd record -e kvm"),

@@ -17,6 +17,7 @@ from nvmx_fuzz.trace.reader import (
     EVENT_MARK,
     MARKERS,
     Lines,
+    NotATraceError,
     is_beginning,
     is_loss,
     task_of,
@@ -93,8 +94,13 @@ class Check:
         return self._number
 
     def feed(self, chunk: bytes) -> None:
-        """Check what this chunk completes; raises NotATraceError."""
-        self._take(self._lines.feed(chunk))
+        """Check what this chunk completes; raises NotATraceError, behind what could be checked."""
+        try:
+            lines = self._lines.feed(chunk)
+        except NotATraceError as error:
+            self._take(error.before)
+            raise
+        self._take(lines)
 
     def finish(self) -> None:
         """The trace is over; a last line without an end counts too."""

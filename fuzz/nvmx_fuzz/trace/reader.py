@@ -30,12 +30,16 @@ _PID: Final = re.compile(rb"([ -~]{0,64}?)-(\d{1,9}) *(?:\( *[\d-]+ *\) *)?$")
 
 
 class NotATraceError(Exception):
-    """The content is no text of a trace; *line* is where that shows, from 1."""
+    """The content is no text of a trace; *line* is where that shows, from 1.
 
-    def __init__(self, line: int) -> None:
+    ``before``: the lines in front of that one which nobody has got yet.
+    """
+
+    def __init__(self, line: int, before: list[bytes]) -> None:
         """Say where."""
         super().__init__(f"line {line} is no text of a trace")
         self.line: Final = line
+        self.before: Final = before
 
 
 class Lines:
@@ -53,7 +57,7 @@ class Lines:
         if b"\0" in chunk or max(map(len, lines)) > LINE_LENGTH_MAX:
             for number, line in enumerate(lines, start=self.count + 1):
                 if b"\0" in line or len(line) > LINE_LENGTH_MAX:
-                    raise NotATraceError(number)
+                    raise NotATraceError(number, lines[: number - self.count - 1])
         lines.pop()
         self.count += len(lines)
         return lines

@@ -26,6 +26,12 @@ def check_file(name: str, watch: Watch | None = None) -> Check:
         BadFile: it cannot be read, is no text, or holds no event of KVM that says something about VMX.
     """
     check = Check(watch)
+    check_into(check, name)
+    return check
+
+
+def check_into(check: Check, name: str) -> None:
+    """The same; where it raises BadFile, *check* has what was found in front of the damage."""
     shown = "standard input" if name == STANDARD_INPUT else name
     try:
         for chunk in chunks_of(name):
@@ -34,7 +40,6 @@ def check_file(name: str, watch: Watch | None = None) -> Check:
     except NotATraceError as error:
         raise BadFile(shown, "is no text of a trace", error.line) from None
     require_events(shown, check)
-    return check
 
 
 def chunks_of(name: str) -> Iterator[bytes]:
