@@ -88,7 +88,9 @@ def test_a_monitor_goes_on_by_itself() -> None:
 
 
 def test_a_machine_that_brings_nothing_is_given_up() -> None:
-    with pytest.raises(BootError, match="brings nothing 3 times: does not start"):
+    with pytest.raises(
+        BootError, match="brings nothing 3 times: does not start; its serial port says: GRUB"
+    ):
         Batch(lambda _image: Ended("GRUB", "does not start")).run(SCRIPTS)
 
 
@@ -113,8 +115,24 @@ def test_capabilities_come_from_the_first_line() -> None:
 
 
 def test_a_machine_that_does_not_greet_has_no_capabilities() -> None:
-    with pytest.raises(BootError, match="does not run: does not start"):
-        Batch(lambda _image: Ended("", "does not start")).capabilities()
+    with pytest.raises(
+        BootError, match="does not run: does not start; its serial port says nothing"
+    ):
+        Batch(lambda _image: Ended("\n", "does not start")).capabilities()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("one\ntwo\n", "says: two"),
+        ("Kernel panic - not syncing: VFS\nCPU: 0\n---[ end\n", "says: Kernel panic - not syncing: VFS"),
+        ("\x1b[2J\n" + "x" * 999, f"says: {'x' * 200}"),
+    ],
+)  # fmt: skip
+def test_what_a_kernel_that_does_not_boot_said_is_told(text: str, told: str) -> None:
+    with pytest.raises(BootError) as caught:
+        Batch(lambda _image: Ended(text, "does not start")).capabilities()
+    assert str(caught.value).endswith(told)
 
 
 def test_an_image_can_begin_anywhere() -> None:

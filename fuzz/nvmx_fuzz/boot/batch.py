@@ -11,12 +11,14 @@ from nvmx_fuzz.boot.image import boot_image
 from nvmx_fuzz.boot.wire import REFUSALS, Line, remarks, system_management, whole_lines
 from nvmx_fuzz.outcomes import UnavailableError
 from nvmx_fuzz.realise.script import Operation
+from nvmx_fuzz.wording import printable
 
 Start = Callable[[bytes], Ended]
 """Boots an image, and returns what it printed."""
 
 LAST_LINE: Final = "$ *210c8933"
 """What the image prints when the batch is done."""
+_WORDS_MAX: Final = 200
 LOST_MAX: Final = 3
 """So many runs that bring nothing at all are enough."""
 
@@ -51,7 +53,9 @@ class Batch:
         for line in whole_lines(ended.text):
             if line.kind == "@":
                 return Capabilities(line.records[0].values)
-        raise BootError(f"the image does not run: {ended.reason or 'it prints nothing'}")
+        raise BootError(
+            f"the image does not run: {ended.reason or 'it prints nothing'}; {last_words(ended.text)}"
+        )
 
     def run(self, scripts: Sequence[Sequence[Operation]]) -> list[Answer]:
         """The answer to each script, in order.
@@ -73,7 +77,10 @@ class Batch:
                 answers[number] = Answer(line, reason, smm.get(number, ()))
             lost = 0 if reached > first or _has_started(ended.text) else lost + 1
             if lost == LOST_MAX:
-                raise BootError(f"the image brings nothing {LOST_MAX} times: {ended.reason}")
+                said_last = last_words(ended.text)
+                raise BootError(
+                    f"the image brings nothing {LOST_MAX} times: {ended.reason}; {said_last}"
+                )
             in_doubt = ended.reason.startswith((GIVES_UP, POWERS_OFF)) and reached not in doubted
             if ended.reason == STANDS_STILL or in_doubt:
                 doubted.add(reached)
@@ -98,6 +105,13 @@ class Batch:
 def _has_started(text: str) -> bool:
     """Whether the image ran at all: what hangs then is the scenario that was next."""
     return any(line.kind == "@" for line in whole_lines(text))
+
+
+def last_words(text: str) -> str:
+    """What a machine that does not run the image said last on its serial port, or why its kernel panics."""
+    lines = [line for each in text.splitlines() if (line := printable(each.strip()))]
+    told = next((line for line in lines if "panic" in line.lower()), lines[-1] if lines else "")
+    return f"its serial port says: {told[:_WORDS_MAX]}" if told else "its serial port says nothing"
 
 
 def with_first(content: bytes, first: int) -> bytes:
