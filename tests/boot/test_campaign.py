@@ -8,13 +8,13 @@ import pytest
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
 from nvmx_fuzz import BAD_INPUT
-from nvmx_fuzz.boot import campaign
+from nvmx_fuzz.boot import campaign, linux
 from nvmx_fuzz.boot.batch import Batch
 from nvmx_fuzz.boot.campaign import Chooser, report, run_again, run_batch, write_unlisted
 from nvmx_fuzz.boot.emulator import Ended
 from nvmx_fuzz.boot.journal_base import JournalBase, Row, require_database
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
-from nvmx_fuzz.boot.predictions import CONFIRMED, NOT_SHOWN, lines, predictions
+from nvmx_fuzz.boot.predictions import CONFIRMED, LEFT_OPEN, NOT_SHOWN, lines, predictions
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.scenario_files import load
@@ -133,6 +133,34 @@ def test_what_only_reads_a_database_makes_none(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--report", "--predictions"])
+def test_what_only_reads_fetches_no_kernel(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
+    monkeypatch.setattr(linux, "FOLDER", tmp_path)
+    monkeypatch.setattr(linux, "_fetch", lambda _root: pytest.fail("it fetches a kernel"))
+    monkeypatch.delenv(linux.KERNEL_VARIABLE, raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
+    monkeypatch.setattr("sys.argv", ["campaign", option])
+    assert campaign.run() == BAD_INPUT
+    assert "no kernel has been fetched yet" in capsys.readouterr().err
+
+
+def test_a_report_reads_a_database_of_whatever_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.sqlite"
+    JournalBase(path, "kvm-bochs-1.2").close()
+    monkeypatch.setattr(linux, "_fetch", lambda _root: pytest.fail("it fetches a kernel"))
+    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
+    monkeypatch.setattr("sys.argv", ["campaign", "--report", "--database", str(path)])
+    assert campaign.run() == 0
+    assert capsys.readouterr().out == "0 scenarios, batches: 0\n"
+
+
 def test_an_empty_file_is_no_database_to_read(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
     path.touch()
@@ -153,3 +181,12 @@ def test_predictions_are_counted_by_what_was_shown(tmp_path: Path) -> None:
     assert found["res4"] == {CONFIRMED: 1}
     assert found["res2"] == {NOT_SHOWN: 1}
     assert any("res4" in line and "1 confirmed" in line for line in lines(found))
+
+
+def test_a_prediction_by_a_step_of_l0_that_is_not_shown_is_left_open(tmp_path: Path) -> None:
+    """The step may have been left out; which one was is not asked of the verdict."""
+    base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+    content = encode(load(str(ROOT / "corpus/bugs/res11.scn")).scenario)
+    base.add_batch([Row(content, "same", "", "", "", "", 0)], [], 0, 1.0, 1, 1)
+    found = predictions(base, KVM_ON_BOCHS.flags(), "kvm-6.1", has_rf=False)
+    assert found["res11"] == {LEFT_OPEN: 1}

@@ -8,7 +8,6 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from nvmx_core.arch.rules import RULES
@@ -18,11 +17,11 @@ from nvmx_fuzz.boot import residuals
 from nvmx_fuzz.boot.divergences import LISTED
 from nvmx_fuzz.codec import encode
 from nvmx_fuzz.comparing import divergence_of
+from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.generate import random_bytes
 from nvmx_fuzz.outcomes import DIFFERENT, NOT_REALISABLE, SAME
 from nvmx_fuzz.scenario_files import load
 
-ROOT: Final = Path(__file__).resolve().parents[3]
 PAGE: Final = ROOT / "docs" / "FIDELITY.md"
 CORPUS: Final = ROOT / "corpus"
 DRAWN: Final = 8000

@@ -26,7 +26,7 @@ from nvmx_fuzz.comparing import live
 from nvmx_fuzz.corpus_features import Feature, FeatureMeter
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile, make_folder, write_whole
-from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, SAME, UnavailableError, key_of
+from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, SAME, MissingError, UnavailableError, key_of
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.wording import counted
@@ -179,10 +179,11 @@ def main(
         signal.signal(number, signal.default_int_handler)
     machine = BootingMachine(BOOTING[name])
     try:
-        path = database or campaign_database(machine.label)
-        if only_predictions or only_report:
+        reads = only_predictions or only_report
+        path = database or _database_of(machine, reads=reads)
+        if reads:
             require_database(path)
-        base = JournalBase(path, machine.label)
+        base = JournalBase(path, "" if only_report else machine.label)
         if only_predictions:
             return _predictions(base, machine)
         if not only_report:
@@ -198,6 +199,15 @@ def main(
         click.echo(f"  {one}")
     base.close()
     return 1 if found else 0
+
+
+def _database_of(machine: BootingMachine, *, reads: bool) -> Path:
+    """Where its campaign is kept; for one who only *reads* no kernel is fetched. Raises: UnavailableError."""
+    if reads and not machine.is_at_hand:
+        raise MissingError(
+            "no kernel has been fetched yet, so no campaign has run on it; give its --database"
+        )
+    return campaign_database(machine.label)
 
 
 def _predictions(base: JournalBase, machine: BootingMachine) -> int:

@@ -57,8 +57,8 @@ class Kind(NamedTuple):
 class JournalBase:
     """An open database."""
 
-    def __init__(self, path: Path, machine: str) -> None:
-        """Open it, or make it for a machine.
+    def __init__(self, path: Path, machine: str = "") -> None:
+        """Open it, or make it for a machine; "" takes that of whatever machine, and makes none.
 
         Raises: BadFile.
         """
@@ -73,7 +73,7 @@ class JournalBase:
     def _prepare(self, machine: str) -> None:
         connection = self._connection
         tables = {name for (name,) in connection.execute("select name from sqlite_master")}
-        if not tables:
+        if not tables and machine:
             with connection:
                 connection.executescript(_TABLES)
                 connection.execute("insert into state values (?, ?, 0)", (VERSION, machine))
@@ -83,7 +83,7 @@ class JournalBase:
         version, theirs, _next = connection.execute("select * from state").fetchone()
         if version != VERSION:
             raise BadFile(self._path, f"has version {version}, and this is {VERSION}")
-        if theirs != machine:
+        if machine and theirs != machine:
             raise BadFile(self._path, f"is of the machine {theirs}; give another --database")
 
     @property

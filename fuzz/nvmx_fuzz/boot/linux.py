@@ -136,6 +136,10 @@ def _stripped(name: str, module: bytes) -> bytes:
 
 
 def _fetch(root: Path) -> None:
+    """Fetch the kernel of this very release, by the lists that the system has, with their updates.
+
+    `scripts/from-debian` brings those of another release, by lists of its own.
+    """
     for tool in ("apt-get", "apt-cache", "dpkg-deb", "objcopy"):
         if not shutil.which(tool):
             raise MissingToolError(

@@ -12,7 +12,7 @@ from nvmx_fuzz.boot.divergences import ANY_KERNEL
 from nvmx_fuzz.boot.emulator import Ended, Settings, run_disc
 from nvmx_fuzz.boot.host import is_in_bochs, run_monitor
 from nvmx_fuzz.boot.iso import iso_of_image
-from nvmx_fuzz.boot.linux import disc_with_kvm, kernel_release, kvm_in_bochs
+from nvmx_fuzz.boot.linux import disc_with_kvm, kernel_release, known_release, kvm_in_bochs
 from nvmx_fuzz.boot.moved import fit_booting, stand_alone_moved
 from nvmx_fuzz.boot.naming import Naming
 from nvmx_fuzz.boot.reading import checksum, journal_of, visible
@@ -83,6 +83,11 @@ class BootingMachine:
         # A host inside Bochs is what the machine of that name starts.
         name = "kvm-bochs" if self._has_l0 and self.on_bochs else self._kind.name
         return Naming(name, self.on_bochs, capabilities, self.version, self.kernel)
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether the kernel with its L0 is here, so that asking for its release fetches nothing."""
+        return self._kind.release is not kernel_release or bool(known_release())
 
     @property
     def label(self) -> str:

@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from nvmx_fuzz.boot import residuals
 from nvmx_fuzz.boot.divergences import LISTED
+from nvmx_fuzz.core_choice import ROOT
 
-ROOT: Final = Path(__file__).resolve().parents[3]
 PAGE: Final = ROOT / "docs" / "KVM.md"
 HEADING: Final = "## res1 to res11\n"
 FOLLOWING: Final = "## Measured\n"
