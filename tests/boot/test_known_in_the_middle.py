@@ -189,7 +189,8 @@ def test_a_debug_exception_that_an_init_loses() -> None:
 
 
 def test_an_mtf_exit_before_an_init() -> None:
-    assert name_of(exit_of(INIT_EXIT), exit_of(MTF_EXIT), entry(), IRQ) == "MTF exit before INIT"
+    of = entry(cpu=CPU_MONITOR_TRAP_FLAG)
+    assert name_of(exit_of(INIT_EXIT), exit_of(MTF_EXIT), of, IRQ) == "MTF exit before INIT"
     assert name_of(exit_of(INIT_EXIT), exit_of(18), entry(), IRQ) == ""
 
 

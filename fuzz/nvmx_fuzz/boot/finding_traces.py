@@ -10,8 +10,10 @@ from typing import Final
 
 import click
 
+from nvmx_core.bugs.versions import numbers_of_release
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz import module_command
+from nvmx_fuzz.boot.divergences import ANY_KERNEL
 from nvmx_fuzz.boot.known_findings import known_findings
 from nvmx_fuzz.boot.linux import kernel_release
 from nvmx_fuzz.boot.trace import trace_of
@@ -79,8 +81,9 @@ def main(numbers: tuple[str, ...]) -> int:
 
 
 def _page(numbers: tuple[str, ...]) -> Iterator[str]:
-    yield _HEAD.format(release=kernel_release())
-    for known in known_findings():
+    release = kernel_release()
+    yield _HEAD.format(release=release)
+    for known in known_findings(numbers_of_release(release) or ANY_KERNEL):
         if numbers and known.number not in numbers:
             continue
         click.echo(known.number, err=True)

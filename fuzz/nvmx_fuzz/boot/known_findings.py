@@ -12,7 +12,7 @@ import click
 from nvmx_core.scenario.steps import Scenario
 from nvmx_core.scenario.text import parse_scenario
 from nvmx_fuzz import module_command
-from nvmx_fuzz.boot.divergences import LISTED
+from nvmx_fuzz.boot.divergences import ANY_KERNEL, LISTED, is_on
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.residuals import CONFIRMED, RESIDUALS
 from nvmx_fuzz.codec import encode
@@ -31,9 +31,9 @@ class Known(NamedTuple):
     scenario: Scenario
 
 
-def known_findings() -> list[Known]:
-    """All of them, F1 first, behind them those of the catalogue."""
-    rows = [row for row in LISTED if row.finding]
+def known_findings(kernel: tuple[int, int] = ANY_KERNEL) -> list[Known]:
+    """Those of a kernel of that version, F1 first, behind them those of the catalogue."""
+    rows = [row for row in LISTED if row.finding and is_on(row, row.machines[-1], kernel)]
     rows.sort(key=lambda row: int(row.finding.removeprefix("F")))
     confirmed = [residual for residual in RESIDUALS if residual.verdict == CONFIRMED]
     return [

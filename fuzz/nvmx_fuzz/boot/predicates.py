@@ -20,6 +20,7 @@ from nvmx_core.arch.events import (
     NMI,
     NMI_UNBLOCKING_BY_IRET,
     OF,
+    OTHER_EVENT,
     PRIVILEGED_SOFTWARE_EXCEPTION,
     SOFTWARE_EXCEPTION,
     SOFTWARE_INTERRUPT,
@@ -34,6 +35,7 @@ from nvmx_core.arch.exits import (
     EXTERNAL_INTERRUPT_EXIT,
     INTERRUPT_WINDOW,
     INVALID_STATE,
+    MONITOR_TRAP_FLAG,
     MWAIT_EXIT,
     NMI_WINDOW,
     PREEMPTION_TIMER,
@@ -57,19 +59,21 @@ from nvmx_core.arch.state import (
     PENDING_DBG_ENABLED_BP,
     RFLAGS_IF,
 )
-from nvmx_core.journal import DELIVER, END, EXIT, VMFAIL
+from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, VMFAIL
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz import entry_reading
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.boot.reading_differences import (
     event_of,
     first_of_the_entry,
+    goes_on,
     handler_of,
     records_since_entry,
 )
 from nvmx_fuzz.compare import Difference
 
 VMFAIL_CONTROLS: Final = 7
+INSTRUCTION_LENGTH_MAX: Final = 15
 INT1: Final = INSTRUCTION_INDEX["int1"]
 _LOADS_SS: Final = 1 << INSTRUCTION_INDEX["mov-ss"] | 1 << INSTRUCTION_INDEX["pop-ss"]
 IRET: Final = INSTRUCTION_INDEX["iret"]
@@ -103,6 +107,21 @@ def single_step_of_an_exit(found: Difference) -> bool:
     both = field(found.bare, name) ^ field(found.other, name)
     fields = set(found.fields()) - {"entry instruction length"}  # res4, on KVM
     return fields == {name} and both == PENDING_DBG_BS
+
+
+def shadow_lost_by_an_injected_mtf(found: Difference) -> bool:
+    """L1 injects an MTF exit under a shadow, and only the shadow is not in that exit."""
+    name = "interruptibility"
+    lost = field(found.bare, name) & ~field(found.other, name)
+    return (
+        bool(found.injected & VALID)
+        and event_of(found.injected)[0] == OTHER_EVENT
+        and is_exit(found.bare, MONITOR_TRAP_FLAG)
+        and first_of_the_entry(found)
+        and found.fields() == (name,)
+        and bool(lost & INTERRUPT_SHADOW)
+        and field(found.bare, name) == field(found.other, name) | lost & INTERRUPT_SHADOW
+    )
 
 
 def monitor_never_armed(found: Difference) -> bool:
@@ -191,10 +210,12 @@ def guest_before_controls(found: Difference) -> bool:
 
 
 def timer_of_an_earlier_entry(found: Difference) -> bool:
-    """The VMX-preemption timer started with 0, and the other machine saves that some of it is left."""
+    """The VMX-preemption timer started with 0, not at the first entry, and some of it is left elsewhere."""
     name = "preemption timer"
+    entries = sum(record[0] == L1_ENTRY for record in found.history)
     return (
-        is_exit(found.bare, PREEMPTION_TIMER)
+        entries > 1
+        and is_exit(found.bare, PREEMPTION_TIMER)
         and found.fields() == (name,)
         and not field(found.bare, name)
         and not found.entry.vmcs[GUEST_PREEMPTION_TIMER]
@@ -204,11 +225,13 @@ def timer_of_an_earlier_entry(found: Difference) -> bool:
 def stale_length(found: Difference) -> bool:
     """Vector 3 or 4, injected as a hardware exception, returns behind an instruction that is not there."""
     kind, vector = event_of(found.injected)
+    behind = field(found.other, "return rip") - field(found.bare, "return rip")
     return (
         kind == HARDWARE_EXCEPTION
         and vector in (BP, OF)
         and found.bare[:2] == (DELIVER, vector)
         and found.fields() == ("return rip",)
+        and 0 < behind <= INSTRUCTION_LENGTH_MAX
         and first_of_the_entry(found)
     )
 
@@ -258,10 +281,11 @@ def wrong_vector_in_delivery(found: Difference) -> bool:
 
 
 def misconfiguration_qualified(found: Difference) -> bool:
-    """Exit 49 with a qualification, and where it is res4 too, with a length for entry."""
+    """Exit 49 with a qualification; where it is res4 too, with a length for entry, or F6 or res6b too."""
+    blocking = field(found.bare, "interruptibility") ^ field(found.other, "interruptibility")
     fields = set(found.fields()) - {"entry instruction length", "interruptibility"}
     is_one = is_exit(found.bare, EPT_MISCONFIG) and fields == {"qualification"}
-    return is_one and not field(found.bare, "qualification")
+    return is_one and not field(found.bare, "qualification") and blocking in (0, BLOCKING_BY_NMI)
 
 
 def nmi_blocking_of_a_delivery(found: Difference) -> bool:
@@ -311,8 +335,12 @@ def interrupt_before_higher_rank(found: Difference) -> bool:
 
 
 def int1_dropped(found: Difference) -> bool:
-    """INT1 was injected, and neither comes nor is in flight."""
+    """INT1 was injected, and neither comes nor is in flight: L2 goes on as if nothing had been.
+
+    A fault of what it executes instead has another frame, or another vector.
+    """
     kind = event_of(found.injected)[0]
+    frame = {"return rip", "vector"} & set(found.fields())
     in_flight = field(found.other, "IDT-vectoring info") & VALID
     return (
         bool(found.injected & VALID)
@@ -321,7 +349,8 @@ def int1_dropped(found: Difference) -> bool:
         and first_of_the_entry(found)
         and not found.entry.forbidden_by()
         and not in_flight
-        and (found.other[:2] != (DELIVER, DB) or "return rip" in found.fields())
+        and goes_on(found.other)
+        and (not found.bare[:1] == found.other[:1] == (DELIVER,) or bool(frame))
     )
 
 

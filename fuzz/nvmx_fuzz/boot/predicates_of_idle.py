@@ -12,7 +12,7 @@ from nvmx_core.arch.controls import (
     CPU_TPR_SHADOW,
     SECONDARY_VIRTUAL_INTR_DELIVERY,
 )
-from nvmx_core.arch.events import DB, HARDWARE_EXCEPTION
+from nvmx_core.arch.events import DB, HARDWARE_EXCEPTION, NMI
 from nvmx_core.arch.exits import (
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
@@ -45,11 +45,13 @@ from nvmx_core.arch.state import (
 from nvmx_core.journal import DELIVER, END, EXIT, RECORD_FIELDS, SMM_ENTRY, VMFAIL, Record
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.boot.predicates import PROCESSOR_CHECKS, VMFAIL_CONTROLS
-from nvmx_fuzz.boot.reading_differences import event_of, goes_on
+from nvmx_fuzz.boot.reading_differences import event_of, first_of_the_entry, goes_on
 from nvmx_fuzz.compare import Difference, Entry
 
 _CHECKS: Final = ("G2", "G3", "G4", "G5", "G10")
 """Checks of the guest state that KVM does not make itself."""
+_CHECKED_BY_KVM: Final = ("G1", "E0")
+"""Checks of the guest state that it does make: what the activity state may be, and the link pointer."""
 _OUTSIDE: Final = (EXTERNAL_INTERRUPT_EXIT, EXCEPTION_NMI, PREEMPTION_TIMER)
 _HLT: Final = INSTRUCTION_INDEX["hlt"]
 _SETS_TF: Final = 1 << INSTRUCTION_INDEX["popf"] | 1 << INSTRUCTION_INDEX["iret"]
@@ -57,7 +59,7 @@ _END_ACTIVITY: Final = 1 + RECORD_FIELDS[END].index("activity")
 
 
 def active_after_hlt(found: Difference) -> bool:
-    """An exit out of HLT, in which no SMI has come, and the other machine saves active."""
+    """An exit out of HLT, in which no SMI has come, and the other machine saves active: Bochs, always."""
     return (
         not is_exit(found.bare, INVALID_STATE)
         and not met_smi_in_hlt(found.entry)
@@ -66,12 +68,33 @@ def active_after_hlt(found: Difference) -> bool:
     )
 
 
+def window_makes_active(found: Difference) -> bool:
+    """The same, and L1 has asked for a window with its entry into HLT."""
+    asked = found.entry.vmcs[CPU_BASED] & (CPU_INTR_WINDOW_EXITING | CPU_NMI_WINDOW_EXITING)
+    return active_after_hlt(found) and bool(asked) and found.entry.vmcs[GUEST_ACTIVITY] == HLT
+
+
+def nmi_makes_active(found: Difference) -> bool:
+    """The same, and it is an NMI that exits."""
+    kind, _vector = event_of(field(found.bare, "interruption info"))
+    return active_after_hlt(found) and is_exit(found.bare, EXCEPTION_NMI) and kind == NMI
+
+
+def pending_makes_active(found: Difference) -> bool:
+    """The same, and nothing came between the entry into HLT and the exit."""
+    asleep = found.entry.vmcs[GUEST_ACTIVITY] == HLT
+    return active_after_hlt(found) and asleep and first_of_the_entry(found)
+
+
 def failed_entry_saves_activity(found: Difference) -> bool:
-    """An entry into HLT fails, and the other machine has made the activity state active."""
+    """An entry into HLT fails, by what KVM leaves to the processor, and the activity state is active then."""
+    rows = found.entry.forbidden_by()
     return (
         is_exit(found.bare, INVALID_STATE)
         and found.fields() == ("activity",)
         and field(found.bare, "activity") == HLT
+        and bool(rows)
+        and not any(row.rule in _CHECKED_BY_KVM for row in rows)
     )
 
 

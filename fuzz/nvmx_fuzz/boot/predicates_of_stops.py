@@ -135,12 +135,14 @@ def ended_timer_lost_by_a_save(found: Difference) -> bool:
 
 
 def pdptes_lost_by_a_restore(found: Difference) -> bool:
-    """L2 runs without EPT of L1's, a userspace restores it, and it faults where it stands."""
+    """L2 runs without EPT of L1's, a userspace restores it, and the fetch faults where it stands."""
     met = found.entry.met
     if met.saved_at < 0 or found.entry.vmcs[SECONDARY] & SECONDARY_EPT:
         return False
-    _kind, vector = event_of(field(found.other, "interruption info"))
-    faults = is_exit(found.other, EXCEPTION_NMI) and vector in (DF, PF)
+    kind, vector = event_of(field(found.other, "interruption info"))
+    of_fetch = field(found.other, "qualification") == field(found.other, "rip")
+    faults = is_exit(found.other, EXCEPTION_NMI) and kind == HARDWARE_EXCEPTION
+    faults &= vector == DF or (vector == PF and of_fetch)
     dies = is_exit(found.other, TRIPLE_FAULT)
     places = (met.saved_at, met.saved_at + (met.executed >> INT1 & 1))  # behind INT1, with F8
     return (faults or dies) and field(found.other, "rip") in places
@@ -185,6 +187,7 @@ def mtf_exit_before_init(found: Difference) -> bool:
     return (
         is_exit(found.bare, INIT_SIGNAL)
         and is_exit(found.other, MONITOR_TRAP_FLAG)
+        and bool(found.entry.vmcs[CPU_BASED] & CPU_MONITOR_TRAP_FLAG)
         and found.fields() == ("reason",)
     )
 

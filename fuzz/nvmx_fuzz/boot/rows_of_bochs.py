@@ -5,6 +5,7 @@ from typing import Final
 from nvmx_fuzz.boot.predicates import (
     breakpoint_without_condition,
     closed_interrupt_does_not_exit,
+    shadow_lost_by_an_injected_mtf,
     single_step_of_an_exit,
     spurious_interrupt,
     timer_of_an_earlier_entry,
@@ -31,12 +32,18 @@ OF_BOCHS: Final[tuple[Listed, ...]] = (
         closed_interrupt_does_not_exit,
     ),
     Listed(
-        "active after HLT", EVERYWHERE, ("Y4",), f"{BOCHS_WRONG}; {KVM_WRONG}",
+        "active after HLT", ("bochs-boot",), ("Y4",), BOCHS_WRONG,
         "The activity state is saved as it was before the exit (SDM: Saving Non-Register State). Bochs "
-        "saves active; KVM enters L2 as active when a window is asked for, and saves what it entered "
-        "with (nested_vmx_run, sync_vmcs02_to_vmcs12). In 6.12 it does so as well when something is pending "
-        "at the entry (__kvm_emulate_halt).",
-        "corpus/nested_events/nmi-window-wakes-halted-l2.scn", active_after_hlt, "F5",
+        "saves active. (KVM, below which Bochs never enters HLT, does so in three cases.)",
+        "corpus/nested_events/nmi-window-wakes-halted-l2.scn", active_after_hlt,
+    ),
+    Listed(
+        "shadow lost by an injected MTF exit", BOCHS, ("Y6", "B3"), BOCHS_WRONG,
+        "An MTF exit that L1 injects comes before the first instruction, and saves the shadow of STI or "
+        "MOV SS that L1 has set (SDM: Injection of Pending MTF VM Exits; Saving Non-Register State). Bochs "
+        "saves none, behind VMLAUNCH at least.",
+        "config l1-ept=off / L1 vmwrite GUEST_INTERRUPTIBILITY 0x1 / L1 inject other-event / L1 enter",
+        shadow_lost_by_an_injected_mtf,
     ),
     Listed(
         "timer of an earlier entry", EVERYWHERE, ("O7",), f"{BOCHS_WRONG}; {KVM_WRONG}",

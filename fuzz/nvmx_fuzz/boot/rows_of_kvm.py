@@ -21,9 +21,12 @@ from nvmx_fuzz.boot.predicates_of_idle import (
     failed_entry_saves_activity,
     inactive_state_accepted,
     init_lost_in_wait_for_sipi,
+    nmi_makes_active,
     pending_debug_kept,
+    pending_makes_active,
     smi_ends_hlt,
     what_is_due_in_hlt,
+    window_makes_active,
     window_runs_hlt,
 )
 from nvmx_fuzz.boot.predicates_of_stops import (
@@ -213,6 +216,27 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         "L1 vmwrite TPR_THRESHOLD 0x1 / L1 vmwrite GUEST_ACTIVITY 0x1 / "
         "L1 vmwrite GUEST_PREEMPTION_TIMER 0x0 / L1 enter",
         what_is_due_in_hlt, "F2",
+    ),
+    Listed(
+        "window makes active", KVM, ("Y4",), KVM_WRONG,
+        "The activity state is saved as it was before the exit (SDM: Saving Non-Register State). KVM enters "
+        "L2 as active when a window is asked for, and saves what it entered with (nested_vmx_run, "
+        "sync_vmcs02_to_vmcs12).",
+        "corpus/nested_events/nmi-window-wakes-halted-l2.scn", window_makes_active, "F5",
+    ),
+    Listed(
+        "NMI makes active", KVM, ("Y4",), KVM_WRONG,
+        "The same for an NMI that exits out of HLT, without any window. It is a request first, which the "
+        "nested check does not see that is made before the processor is runnable; that is made again behind "
+        "it, and exits as active (vcpu_block, process_nmi).",
+        "L1 vmwrite GUEST_ACTIVITY 0x1 / L1 enter / outside nmi", nmi_makes_active, "F30",
+    ),
+    Listed(
+        "what is pending makes active", KVM, ("Y4",), KVM_WRONG,
+        "The same for all that is pending at the entry into HLT: the processor is made runnable at once, and "
+        "the nested check comes behind it (__kvm_emulate_halt).",
+        "L1 vmwrite GUEST_ACTIVITY 0x1 / outside interrupt 0x51 at-entry / L1 enter",
+        pending_makes_active, "F31", since=(6, 12),
     ),
     Listed(
         "pending debug exceptions kept", KVM, ("Y6",), KVM_WRONG,
