@@ -77,6 +77,13 @@ def test_everything_is_kept_and_reported(tmp_path: Path) -> None:
     load(str(path))
 
 
+def test_what_cannot_be_realised_any_more_is_no_news(tmp_path: Path) -> None:
+    base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
+    base.add_batch([Row(b"x", "not realisable", "", "", "smi-at-entry", "", 0)], [], 0, 1.0, 1, 1)
+    assert list(report(base))[1] == f"  refused  {1:7}  smi-at-entry"
+    assert not base.unlisted()
+
+
 def test_what_nothing_was_known_of_runs_again(tmp_path: Path) -> None:
     base = JournalBase(tmp_path / "x.sqlite", "kvm-bochs")
     machine = machine_that_hangs()

@@ -28,7 +28,8 @@ from nvmx_core.arch.state import (
     BLOCKING_BY_STI,
     HLT,
 )
-from nvmx_core.journal import DELIVER, EXIT, L1_ENTRY, RECORD_FIELDS, Record
+from nvmx_core.journal import DELIVER, EXIT, L1_ENTRY, RECORD_FIELDS, SMM_ENTRY, Record
+from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.divergences import listed
 from nvmx_fuzz.boot.moved import stand_alone_moved
 from nvmx_fuzz.compare import Difference, Entry, Met
@@ -131,6 +132,7 @@ def test_an_int1_that_is_dropped_leaves_l2_where_it_was() -> None:
     assert name_of(bare, faults, of, INT1) == name
     came = record(DELIVER, vector=1, return_rip=CODE + 1, rflags=0x102)
     assert name_of(bare, came, of, INT1) == ""
+    assert name_of(bare, record(SMM_ENTRY), of, INT1) == name
     assert name_of(bare, exit_of(TRIPLE_FAULT), of, INT1) == ""
 
 
@@ -163,6 +165,15 @@ def test_bochs_drops_the_shadow_of_an_injected_mtf_exit_and_nothing_else(shadow:
     assert shown(shadow, 0, machine="kvm") == ""
 
 
+# -- what Bochs does by itself, and L0 does not let it -----------------------------------------------
+
+
+def test_what_can_show_below_an_l0_is_known_there() -> None:
+    names = {row.name for row in of_every_bochs.DIVERGENCES if row.below_l0}
+    assert "single step not pending" in names
+    assert "failed entry rewrites exit information" not in names
+
+
 # -- others ----------------------------------------------------------------------------------------
 
 
@@ -180,6 +191,10 @@ def test_a_restore_that_loses_pdptes_faults_with_the_fetch() -> None:
     assert name_of(bare, fetch, saved) == name
     gate = exit_of(EXCEPTION_NMI, interruption_info=PF_INFO, qualification=IDT)
     assert name_of(bare, gate, saved) == ""
+    in_delivery = exit_of(
+        EXCEPTION_NMI, interruption_info=PF_INFO, qualification=IDT, IDT_vectoring_info=IRQ
+    )
+    assert name_of(bare, in_delivery, saved) == name
     assert name_of(bare, exit_of(TRIPLE_FAULT), saved) == name
 
 

@@ -12,9 +12,11 @@ from nvmx_core.bugs.versions import bugs_in
 from nvmx_core.journal import Record
 from nvmx_core.l0.kvm import Kvm
 from nvmx_core.scenario.steps import Scenario
+from nvmx_fuzz.bochs import divergences as of_every_bochs
 from nvmx_fuzz.boot.divergences import listed
 from nvmx_fuzz.boot.moved import fit_booting, stand_alone_moved
 from nvmx_fuzz.boot.predicted import journal_on_bare, journal_under, on_fresh_machine
+from nvmx_fuzz.boot.rows import BOCHS
 from nvmx_fuzz.codec import decode, encode
 from nvmx_fuzz.compare import Entry, first_difference
 from nvmx_fuzz.realise.vmcs import NotRealisableError
@@ -49,9 +51,14 @@ def named(l0: type[Kvm], machine: str) -> dict[str, str]:
     for stem, scenario, bare, entries in cases():
         shown = journal_under(scenario, l0, has_rf=False)
         found = first_difference(bare, shown, entries) if shown is not None else None
-        row = listed(machine, found, KERNEL) if found else None
+        if not found:
+            continue
+        row = listed(machine, found, KERNEL)
         if row:
             names[stem] = row.name
+        of_bochs = of_every_bochs.known(found, below_l0=True) if machine in BOCHS else None
+        if of_bochs and not row:
+            names[stem] = of_bochs.name
     return names
 
 

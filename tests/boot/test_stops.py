@@ -245,3 +245,14 @@ def test_the_catalogue_predicts_what_a_save_loses() -> None:
     assert list(predicting_bugs(found, bare, different, has_rf=False, version="kvm-6.1")) == [
         "res11"
     ]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    ["outside nmi at-entry\nL1 inject nmi\nL1 enter\n", "L1 inject nmi\nL1 enter\noutside nmi\n"],
+)
+def test_an_event_of_l2_may_be_late_wherever_in_its_stay_it_came(steps: str) -> None:
+    found = scenario(f"config nmi-exiting=off virtual-nmis=off\n{steps}")
+    assert stand_alone(found, WITH_MONITOR).realised.entries[-1].met.late_event
+    taken = scenario(f"config virtual-nmis=off\n{steps}")  # L1 has them exit
+    assert not stand_alone(taken, WITH_MONITOR).realised.entries[-1].met.late_event

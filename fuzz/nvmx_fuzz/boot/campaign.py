@@ -16,7 +16,7 @@ import click
 
 from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz import module_command
-from nvmx_fuzz.boot.journal_base import JournalBase, Row, require_database
+from nvmx_fuzz.boot.journal_base import JournalBase, Kind, Row, require_database
 from nvmx_fuzz.boot.kept import campaign_database
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine
 from nvmx_fuzz.boot.predictions import lines, predictions
@@ -26,7 +26,15 @@ from nvmx_fuzz.comparing import live
 from nvmx_fuzz.corpus_features import Feature, FeatureMeter
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile, make_folder, write_whole
-from nvmx_fuzz.outcomes import DIFFERENT, INCIDENT, SAME, MissingError, UnavailableError, key_of
+from nvmx_fuzz.outcomes import (
+    DIFFERENT,
+    INCIDENT,
+    NOT_REALISABLE,
+    SAME,
+    MissingError,
+    UnavailableError,
+    key_of,
+)
 from nvmx_fuzz.scenario_files import load
 from nvmx_fuzz.seeds import seed_folder
 from nvmx_fuzz.wording import counted
@@ -128,7 +136,14 @@ def report(base: JournalBase) -> Iterator[str]:
         if kind.verdict == SAME:
             yield f"  same     {kind.number:7,}"
         else:
-            yield f"  {'known' if kind.is_known else 'UNLISTED':8} {kind.number:7,}  {kind.name}"
+            yield f"  {_word(kind):8} {kind.number:7,}  {kind.name}"
+
+
+def _word(kind: Kind) -> str:
+    """What a kind that differs counts as; refused: it had run once, and cannot be realised any more."""
+    if kind.verdict == NOT_REALISABLE:
+        return "refused"
+    return "known" if kind.is_known else "UNLISTED"
 
 
 def write_unlisted(base: JournalBase, folder: Path) -> list[Path]:

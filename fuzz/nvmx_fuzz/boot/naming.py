@@ -55,7 +55,9 @@ class Naming(NamedTuple):
         row = listed(self.machine, found, self.kernel)
         if row:
             return row.name
-        of_bochs = of_every_bochs.known(found) if self.on_bochs else None
+        if not self.on_bochs:
+            return ""
+        of_bochs = of_every_bochs.known(found, below_l0=bool(self.version))
         return of_bochs.name if of_bochs else ""
 
     def _known_incident(self, scenario: Scenario, reason: str) -> str:

@@ -59,7 +59,7 @@ from nvmx_core.arch.state import (
     PENDING_DBG_ENABLED_BP,
     RFLAGS_IF,
 )
-from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, VMFAIL
+from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, SMM_ENTRY, VMFAIL
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz import entry_reading
 from nvmx_fuzz.bochs.predicates import field, is_exit
@@ -349,7 +349,7 @@ def int1_dropped(found: Difference) -> bool:
         and first_of_the_entry(found)
         and not found.entry.forbidden_by()
         and not in_flight
-        and goes_on(found.other)
+        and (goes_on(found.other) or found.other[:1] == (SMM_ENTRY,))
         and (not found.bare[:1] == found.other[:1] == (DELIVER,) or bool(frame))
     )
 

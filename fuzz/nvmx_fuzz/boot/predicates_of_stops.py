@@ -135,14 +135,18 @@ def ended_timer_lost_by_a_save(found: Difference) -> bool:
 
 
 def pdptes_lost_by_a_restore(found: Difference) -> bool:
-    """L2 runs without EPT of L1's, a userspace restores it, and the fetch faults where it stands."""
+    """L2 runs without EPT of L1's, a userspace restores it, and the fetch faults where it stands.
+
+    In the delivery of an event it is the gate that cannot be read.
+    """
     met = found.entry.met
     if met.saved_at < 0 or found.entry.vmcs[SECONDARY] & SECONDARY_EPT:
         return False
     kind, vector = event_of(field(found.other, "interruption info"))
-    of_fetch = field(found.other, "qualification") == field(found.other, "rip")
+    can_be = field(found.other, "qualification") == field(found.other, "rip")
+    can_be |= field(found.other, "IDT-vectoring info") & VALID != 0
     faults = is_exit(found.other, EXCEPTION_NMI) and kind == HARDWARE_EXCEPTION
-    faults &= vector == DF or (vector == PF and of_fetch)
+    faults &= vector == DF or (vector == PF and can_be)
     dies = is_exit(found.other, TRIPLE_FAULT)
     places = (met.saved_at, met.saved_at + (met.executed >> INT1 & 1))  # behind INT1, with F8
     return (faults or dies) and field(found.other, "rip") in places

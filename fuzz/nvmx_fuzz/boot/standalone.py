@@ -115,7 +115,8 @@ class StandaloneRecorder(Recorder):
         cpu = self.cpu
         if op == NMI and cpu.pending & PENDING_NMI:
             self._note(second_nmi=True)
-        if op in _EXITING and cpu.non_root and not self.l1.vmcs[PIN_BASED] & _EXITING[op]:
+        in_l2 = cpu.non_root or self.moment == AT_ENTRY
+        if op in _EXITING and in_l2 and not self.l1.vmcs[PIN_BASED] & _EXITING[op]:
             self.for_l2 |= _PENDING[op]
         if op == SMI and cpu.non_root and not cpu.in_smm:
             in_delivery = self.moment == IN_EVENT_DELIVERY
