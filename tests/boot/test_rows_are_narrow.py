@@ -4,7 +4,11 @@ import pytest
 
 pytest.importorskip("keystone", reason="the extra bochs is not installed")
 
-from nvmx_core.arch.controls import CPU_MONITOR_TRAP_FLAG, CPU_NMI_WINDOW_EXITING
+from nvmx_core.arch.controls import (
+    CPU_MONITOR_TRAP_FLAG,
+    CPU_NMI_WINDOW_EXITING,
+    SECONDARY_VIRTUAL_INTR_DELIVERY,
+)
 from nvmx_core.arch.exits import (
     EPT_MISCONFIG,
     EXCEPTION_NMI,
@@ -21,7 +25,10 @@ from nvmx_core.arch.fields import (
     CPU_BASED,
     FIELD_COUNT,
     GUEST_ACTIVITY,
+    GUEST_INTR_STATUS,
+    SECONDARY,
 )
+from nvmx_core.arch.instructions import INSTRUCTION_INDEX
 from nvmx_core.arch.state import (
     BLOCKING_BY_MOV_SS,
     BLOCKING_BY_NMI,
@@ -97,6 +104,10 @@ def test_what_is_pending_makes_active_since_6_12() -> None:
     assert out_of_hlt(INIT_SIGNAL, of, (6, 1)) == ""
     assert out_of_hlt(INIT_SIGNAL, of, (6, 12)) == "what is pending makes active"
     assert out_of_hlt(INIT_SIGNAL, entry(), (6, 12)) == ""  # HLT is L2's own
+    halted = entry()._replace(met=Met(executed=1 << INSTRUCTION_INDEX["hlt"]))
+    assert out_of_hlt(MONITOR_TRAP_FLAG, halted, (6, 12)) == "what is pending makes active"
+    assert out_of_hlt(MONITOR_TRAP_FLAG, halted, (6, 1)) == ""
+    assert out_of_hlt(MONITOR_TRAP_FLAG, entry(), (6, 12)) == ""
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -172,6 +183,19 @@ def test_what_can_show_below_an_l0_is_known_there() -> None:
     names = {row.name for row in of_every_bochs.DIVERGENCES if row.below_l0}
     assert "single step not pending" in names
     assert "failed entry rewrites exit information" not in names
+
+
+def test_a_wrong_vector_with_an_error_code_shifts_the_frame() -> None:
+    """Bochs; below it L0 injects another event for a virtual interrupt, here one that pushes a word more."""
+    vmcs = list(entry().vmcs)
+    vmcs[SECONDARY], vmcs[GUEST_INTR_STATUS] = SECONDARY_VIRTUAL_INTR_DELIVERY, 0x61
+    of = Entry(vmcs=tuple(vmcs))
+    bare = record(DELIVER, vector=6, return_rip=CODE, rflags=2)
+    name = "virtual interrupt with another vector"
+    for rflags, expected in ((0x10, name), (0x202, "")):
+        other = record(DELIVER, vector=6, return_rip=CODE, rflags=rflags)
+        assert name_of(bare, other, of, machine="kvm-bochs") == expected
+        assert name_of(bare, other, of, machine="kvm") == ""
 
 
 # -- others ----------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ from nvmx_core.arch.state import (
     INTERRUPT_SHADOW,
     PENDING_DBG_BS,
     PENDING_DBG_ENABLED_BP,
+    RFLAGS_FIXED,
     RFLAGS_IF,
 )
 from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, SMM_ENTRY, VMFAIL
@@ -277,6 +278,8 @@ def wrong_vector_in_delivery(found: Difference) -> bool:
     if bare[:1] == other[:1] == (END,):
         moved = "rip" in found.fields() and set(found.fields()) <= {"rip", "rflags"}
         return moved and handler_of(bare) != handler_of(other)
+    if bare[:1] == other[:1] and found.fields() == ("rflags",):  # behind an error code, it is CS
+        return not field(other, "rflags") & RFLAGS_FIXED
     return of_virtual and found.fields() == ("vector",)
 
 

@@ -18,6 +18,7 @@ from nvmx_core.arch.exits import (
     EXTERNAL_INTERRUPT_EXIT,
     INIT_SIGNAL,
     INVALID_STATE,
+    MONITOR_TRAP_FLAG,
     PREEMPTION_TIMER,
     SIPI_SIGNAL,
     TPR_BELOW_THRESHOLD,
@@ -81,9 +82,10 @@ def nmi_makes_active(found: Difference) -> bool:
 
 
 def pending_makes_active(found: Difference) -> bool:
-    """The same, and nothing came between the entry into HLT and the exit."""
-    asleep = found.entry.vmcs[GUEST_ACTIVITY] == HLT
-    return active_after_hlt(found) and asleep and first_of_the_entry(found)
+    """The same, and nothing came between the entry into HLT and the exit, or it is the MTF exit of HLT."""
+    asleep = found.entry.vmcs[GUEST_ACTIVITY] == HLT and first_of_the_entry(found)
+    owed = is_exit(found.bare, MONITOR_TRAP_FLAG) and found.entry.met.executed >> _HLT & 1
+    return active_after_hlt(found) and (asleep or bool(owed))
 
 
 def failed_entry_saves_activity(found: Difference) -> bool:
