@@ -43,8 +43,8 @@ from nvmx_fuzz.compare import Difference, Entry, Met
 from tests.boot.support import WITH_MONITOR, scenario
 
 CODE, IDT = 0x16000, 0x10000
-INT1, MTF, OF, IRQ, NMI_INFO, PF_INFO = (
-    0x80000501, 0x80000700, 0x80000304, 0x80000040, 0x80000202, 0x80000B0E,
+INT1, MTF, OF, IRQ, NMI_INFO, DB_INFO, PF_INFO = (
+    0x80000501, 0x80000700, 0x80000304, 0x80000040, 0x80000202, 0x80000301, 0x80000B0E,
 )  # fmt: skip
 KERNELS = [(6, 1), (6, 12), (7, 2)]
 
@@ -107,6 +107,8 @@ def test_what_is_pending_makes_active_since_6_12() -> None:
     halted = entry()._replace(met=Met(executed=1 << INSTRUCTION_INDEX["hlt"]))
     assert out_of_hlt(MONITOR_TRAP_FLAG, halted, (6, 12)) == "what is pending makes active"
     assert out_of_hlt(MONITOR_TRAP_FLAG, halted, (6, 1)) == ""
+    step = out_of_hlt(EXCEPTION_NMI, halted, (6, 12), interruption_info=DB_INFO)
+    assert step == "what is pending makes active"
     assert out_of_hlt(MONITOR_TRAP_FLAG, entry(), (6, 12)) == ""
 
 
@@ -115,6 +117,14 @@ def test_an_nmi_makes_active_and_another_exit_does_not(kernel: tuple[int, int]) 
     name = "NMI makes active"
     assert out_of_hlt(EXCEPTION_NMI, entry(), kernel, interruption_info=NMI_INFO) == name
     assert out_of_hlt(PREEMPTION_TIMER, entry(), kernel) == ""
+
+
+def test_an_smi_that_ends_hlt_lets_l2_run_to_what_brings_l1_back() -> None:
+    of = entry()._replace(met=Met(smi_at=CODE, smi_activity=HLT))
+    bare = exit_of(EXCEPTION_NMI, interruption_info=NMI_INFO, activity=HLT)
+    assert name_of(bare, exit_of(VMCALL_EXIT), of) == "SMI ends HLT"
+    assert name_of(bare, exit_of(PREEMPTION_TIMER), of) == ""
+    assert name_of(bare, exit_of(VMCALL_EXIT), entry()) == ""
 
 
 # -- failed entries --------------------------------------------------------------------------------

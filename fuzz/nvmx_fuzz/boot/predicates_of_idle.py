@@ -82,9 +82,11 @@ def nmi_makes_active(found: Difference) -> bool:
 
 
 def pending_makes_active(found: Difference) -> bool:
-    """The same, and nothing came between the entry into HLT and the exit, or it is the MTF exit of HLT."""
+    """The same, and nothing came between entry and exit; or what HLT itself owes: the MTF exit, its #DB."""
     asleep = found.entry.vmcs[GUEST_ACTIVITY] == HLT and first_of_the_entry(found)
-    owed = is_exit(found.bare, MONITOR_TRAP_FLAG) and found.entry.met.executed >> _HLT & 1
+    is_debug = event_of(field(found.bare, "interruption info")) == (HARDWARE_EXCEPTION, DB)
+    is_own = is_exit(found.bare, MONITOR_TRAP_FLAG) or is_debug
+    owed = is_own and found.entry.met.executed >> _HLT & 1
     return active_after_hlt(found) and (asleep or bool(owed))
 
 
@@ -188,6 +190,8 @@ def smi_ends_hlt(found: Difference) -> bool:
         return is_exit(found.other, VMCALL_EXIT)
     fields = set(found.fields())
     of_running = {"reason", "instruction length", "rip", "rflags", "interruptibility", "activity"}
+    if is_exit(found.other, VMCALL_EXIT):  # at what brings L1 back, before the event came
+        of_running.add("interruption info")
     was_asleep = field(found.bare, "activity") == HLT
     now_active = field(found.other, "activity") == ACTIVE
     return {"activity"} <= fields <= of_running and was_asleep and now_active

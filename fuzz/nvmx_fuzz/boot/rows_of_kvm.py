@@ -233,8 +233,9 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     ),
     Listed(
         "what is pending makes active", KVM, ("Y4",), KVM_WRONG,
-        "The same for all that is pending at the entry into HLT, and for the MTF exit of an HLT of L2's own: "
-        "the processor is made runnable at once, and the nested check comes behind it (__kvm_emulate_halt).",
+        "The same for all that is pending at the entry into HLT, and for the MTF exit or the single step of "
+        "an HLT of L2's own: the processor is made runnable at once, and the nested check comes behind it "
+        "(__kvm_emulate_halt).",
         "L1 vmwrite GUEST_ACTIVITY 0x1 / outside interrupt 0x51 at-entry / L1 enter",
         pending_makes_active, "F31", since=(6, 12),
     ),
