@@ -323,6 +323,24 @@ def test_a_line_that_was_cut_elsewhere_is_an_incident(
     assert "INCIDENT has no whole line in serial.txt" in capsys.readouterr().out
 
 
+def test_behind_one_that_hangs_nothing_was_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = []
+    for number in range(3):
+        scenario = tmp_path / f"{number}.scn"
+        scenario.write_text("version 1\nL1 enter\nL2 cpuid\n")
+        names.append(str(scenario))
+    line = printed_line("#0 x 0:a 6:2 9:16000 a:14800 b:202 c:4093 10:64 z")
+    assert main(["compare", "--serial", serial_text(tmp_path, HEAD + line), *names]) == 1
+    shown = capsys.readouterr().out
+    assert "INCIDENT hangs (1 time)" in shown
+    assert "cannot     1  not-reached" in shown
+    ended = HEAD + line + printed_line("$")
+    assert main(["compare", "--serial", serial_text(tmp_path, ended), *names]) == 1
+    assert "INCIDENT has no whole line in serial.txt (2 times)" in capsys.readouterr().out
+
+
 def test_what_the_processor_elsewhere_lacks_is_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from nvmx_fuzz.boot.capabilities import Capabilities
 from nvmx_fuzz.boot.export import EVERYTHING
 from nvmx_fuzz.boot.machine import BOOTING, BootingMachine, outcome_of
 from nvmx_fuzz.boot.moved import fit_booting, stand_alone_moved
+from nvmx_fuzz.boot.naming import HANGS
 from nvmx_fuzz.boot.standalone import Standalone
 from nvmx_fuzz.boot.wire import REFUSALS, whole_lines
 from nvmx_fuzz.codec import decode
@@ -20,6 +21,8 @@ from nvmx_fuzz.realise.vmcs import NotRealisableError
 SIZE_MAX: Final = 256 << 20
 MADE_FOR_ANOTHER: Final = "made-for-another-processor"
 """What a scenario is refused for whose image would differ for the processor that ran it."""
+NOT_REACHED: Final = "not-reached"
+"""The same for one behind a scenario with which the machine hung, or the text ends."""
 
 
 class SerialText:
@@ -50,6 +53,8 @@ class SerialText:
         self._naming: Final = ran.naming(self._capabilities) if ran else None
         self._lines: Final = {line.number: line for line in lines if line.kind == "#"}
         self._name: Final = Path(name).name
+        self._came_to_its_end: Final = any(line.kind == "$" for line in lines)
+        self._ends_with_a_line: Final = any(whole_lines(text.rstrip().splitlines()[-1] + "\n"))
 
     def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
         """The outcome of each scenario, numbered as `nvmx-fuzz export` numbers them."""
@@ -73,7 +78,12 @@ class SerialText:
         if expected.realised.script != exported.realised.script:
             return Outcome(NOT_REALISABLE, MADE_FOR_ANOTHER)
         line = self._lines.get(number)
+        hung_at = None if self._came_to_its_end else max(self._lines, default=-1) + 1
+        if hung_at is not None and number > hung_at:
+            return Outcome(NOT_REALISABLE, NOT_REACHED)
         reason = "" if line else f"has no whole line in {self._name}"
+        if number == hung_at and self._ends_with_a_line:
+            reason = HANGS
         return outcome_of(expected, Answer(line, reason), has_rf=self._capabilities.saves_rf)
 
     def known(self, content: bytes, outcome: Outcome) -> str:
