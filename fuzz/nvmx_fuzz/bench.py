@@ -27,7 +27,16 @@ from nvmx_core.oracle.judge import judge
 from nvmx_core.scenario.config import config_for
 from nvmx_core.scenario.steps import Scenario
 from nvmx_fuzz import module_command
-from nvmx_fuzz.bench_find import DEEP_GOALS, DEEP_SETTINGS, GOALS, SETTINGS, Search, searches
+from nvmx_fuzz.bench_find import (
+    DEEP_GOALS,
+    DEEP_SETTINGS,
+    GOALS,
+    REACH,
+    SETTINGS,
+    Search,
+    engine_settings,
+    searches,
+)
 from nvmx_fuzz.bench_jobs import JobsRow, compare_jobs
 from nvmx_fuzz.bench_rates import rates, scenarios
 from nvmx_fuzz.bench_scale import Row, rows
@@ -266,16 +275,18 @@ def figures(repetitions: list[Measurement]) -> list[Figure]:
               help="Only measure how soon each kind of feedback finds, N runs each.")  # fmt: skip
 @click.option("--deep", "deep_each", default=0, type=click.IntRange(0), metavar="N",
               help="Only measure how soon each abstraction finds deep bugs, N runs each.")  # fmt: skip
+@click.option("--engine", "engine_each", default=0, type=click.IntRange(0), metavar="N",
+              help="Only measure how soon other options of libFuzzer find, N runs each.")  # fmt: skip
 @click.option("--hunt", "hunts_each", default=0, type=click.IntRange(0), metavar="N",
               help="Only hunt every bug of the catalogue by every method, N runs each.")  # fmt: skip
 @click.option("--seconds", default=60, show_default=True, type=click.IntRange(1), metavar="S",
-              help="CPU seconds after which a run of --find, --deep or --hunt gives up.")  # fmt: skip
+              help="CPU seconds after which a run of --find, --deep, --engine, --hunt gives up.")  # fmt: skip
 @click.option("--scale", is_flag=True,
               help="Only measure growth: scenario length, corpus size, processes.")  # fmt: skip
 @click.option("--jobs", "jobs_turns", default=0, type=click.IntRange(0), metavar="N",
               help="Only compare campaigns of one and of two jobs, N turns of each.")  # fmt: skip
 @click.option("--bugs", default=",".join(PLANTED), show_default=True, metavar="NAMES", callback=known_l0s,
-              help="What the searches of --jobs look for.")  # fmt: skip
+              help="What the searches of --jobs and --engine look for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     repeat: int,
@@ -283,6 +294,7 @@ def main(
     memory_runs: int,
     searches_each: int,
     deep_each: int,
+    engine_each: int,
     hunts_each: int,
     seconds: int,
     scale: bool,
@@ -296,6 +308,10 @@ def main(
         return
     if deep_each:
         _show_searches(list(searches(DEEP_GOALS, DEEP_SETTINGS, deep_each, seconds)), as_json)
+        return
+    if engine_each:
+        found = searches((*bugs, REACH), engine_settings(), engine_each, seconds)
+        _show_searches(list(found), as_json)
         return
     if hunts_each:
         for method in filter(missing_for, METHODS):
@@ -358,12 +374,14 @@ def _show_searches(found: list[Search], as_json: bool) -> None:
         click.echo(json.dumps([search._asdict() for search in found], indent=2))
         return
     width = max(len(search.feedback) for search in found)
-    click.echo(f"{'L0':14} {'feedback':{width}}  found  median CPU s   worst  median executions")
+    click.echo(
+        f"{'L0':14} {'feedback':{width}}  found  median CPU s   worst  median executions    mean"
+    )
     for search in found:
         click.echo(
             f"{search.goal:14} {search.feedback:{width}} {search.found:3}/{search.runs:<3}"
             f"{search.median_seconds:13.2f}{search.worst_seconds:8.2f}"
-            f"{search.median_executions:19,.0f}"
+            f"{search.median_executions:19,.0f}{search.mean_executions:8,.0f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Measures how soon something is found, by feedback: `scripts/bench --find N` and `--deep N`.
+"""Measures how soon something is found, by feedback: `scripts/bench --find N`, `--deep N`, `--engine N`.
 
 More executions a second are worth nothing if each tells less. So for each kind of feedback: how much
 CPU time passes from an empty corpus to the first violation of a bug, or, on `fixed`, to a number of
@@ -12,19 +12,16 @@ from typing import Any, Final, NamedTuple
 
 from nvmx_core.bugs.planted import PLANTED
 from nvmx_core.bugs.versions import FIXED
-from nvmx_fuzz.bench_settings import is_usable, reach, search
+from nvmx_fuzz.bench_settings import campaign_setting, is_usable, reach, search
 
 # Build and feedback, and what libFuzzer is told besides.
 Setting = tuple[str, ...]
 SETTINGS: Final[tuple[Setting, ...]] = (
     ("python:states",),
-    ("python:states", "-entropic=0", "-reduce_inputs=0"),
     ("python:fast",),
-    ("python:fast", "-entropic=0", "-reduce_inputs=0"),
     ("python:branches",),
     ("python:stock",),
     ("compiled:states",),
-    ("compiled:states", "-entropic=0", "-reduce_inputs=0"),
     ("compiled:fast",),
 )
 REACH: Final = f"{FIXED}: reach"
@@ -43,6 +40,14 @@ DEEP_SETTINGS: Final[tuple[Setting, ...]] = tuple(
 )
 DEEP_GOALS: Final = tuple(PLANTED)
 
+ENGINE_OPTIONS: Final = ((), ("-entropic=1",), ("-reduce_inputs=0",))
+"""What libFuzzer may be told otherwise than a target does, see `nested_events.with_defaults`."""
+
+
+def engine_settings() -> tuple[Setting, ...]:
+    """Each of ENGINE_OPTIONS with the core and the feedback of a campaign."""
+    return tuple((campaign_setting(), *options) for options in ENGINE_OPTIONS)
+
 
 class Search(NamedTuple):
     """What N runs towards one goal came to; times are CPU seconds, also of runs that gave up."""
@@ -54,6 +59,7 @@ class Search(NamedTuple):
     median_seconds: float
     worst_seconds: float
     median_executions: float
+    mean_executions: float
 
 
 def searches(
@@ -75,6 +81,7 @@ def searches(
             statistics.median(times),
             max(times),
             statistics.median(result["executions"] for result in found),
+            statistics.fmean(result["executions"] for result in found),
         )
 
 
