@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from nvmx_core.arch.capabilities import Capabilities
-from nvmx_core.arch.exits import FAILED_ENTRY, exit_fields, exit_name
+from nvmx_core.arch.exits import FAILED_ENTRY, NO_EXIT, Origin, exit_fields, exit_name
 from nvmx_core.arch.fields import EXIT_QUALIFICATION, EXIT_REASON, FIELD_COUNT
 from nvmx_core.arch.rules import RULES
 from nvmx_core.journal import EXIT, L1_ENTRY, RECORD_FIELDS, RECORD_NAMES, Record
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     """An entry of L1, with all that decides about it.
 
     ``rule`` is the rule that the model says it broke, or ""; ``vmcs``, ``vtpr`` and ``caps`` are the VMCS,
-    the virtual TPR and the processor then, ``info_reason`` the reason that the exit information stems from.
+    the virtual TPR and the processor then, ``origin`` the exit that the exit information stems from.
     ``monitor_was_lost``: a TLB flush came between MONITOR and MWAIT in this stay in L2; ``met``: what else
     came in it.
     """
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     vmcs: tuple[int, ...] = (0,) * FIELD_COUNT
     vtpr: int = 0
     caps: Capabilities = Capabilities(*(False,) * len(Capabilities._fields))
-    info_reason: int = 0
+    origin: Origin = NO_EXIT
     monitor_was_lost: bool = False
     met: Met = Met()
 
@@ -74,7 +74,7 @@ class Entry(NamedTuple):
         """The exit information when it fails: only reason and qualification are written (E0)."""
         vmcs = list(self.vmcs)
         vmcs[EXIT_REASON], vmcs[EXIT_QUALIFICATION] = reason, qualification
-        return exit_fields(vmcs, self.info_reason)
+        return exit_fields(vmcs, self.origin)
 
 
 class Difference(NamedTuple):

@@ -33,7 +33,6 @@ from nvmx_core.arch.fields import (
     IDT_VECTORING_INFO,
     PF_ERROR_MASK,
     PF_ERROR_MATCH,
-    PIN_BASED,
     POISON,
     Vmcs,
 )
@@ -179,9 +178,9 @@ def exception_exits(vmcs: Vmcs, vector: int, error_code: int) -> bool:
     return wanted == (error_code & vmcs[PF_ERROR_MASK] == vmcs[PF_ERROR_MATCH])
 
 
-def nmi_unblocking_defined(vmcs: Vmcs, interruption: int, vectoring: int) -> bool:
-    """Whether bit 12, "NMI unblocking due to IRET", means anything on this exit (X12)."""
-    nmi_mode = vmcs[PIN_BASED] & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
+def nmi_unblocking_defined(pin_based: int, interruption: int, vectoring: int) -> bool:
+    """Whether bit 12, "NMI unblocking due to IRET", means anything on an exit under these controls (X12)."""
+    nmi_mode = pin_based & (PIN_NMI_EXITING | PIN_VIRTUAL_NMIS)
     return (
         not vectoring & VALID
         and nmi_mode != PIN_NMI_EXITING
@@ -194,13 +193,20 @@ ExitFields = tuple[int, int, int, int, int, int, int, int, int]
 code, instruction length, linear and physical address."""
 
 
-def exit_fields(vmcs: Vmcs, reason: int) -> ExitFields:
+Origin = tuple[int, int]
+"""An exit: its basic reason, and the pin-based controls under which it came."""
+
+NO_EXIT: Final[Origin] = (-1, 0)
+
+
+def exit_fields(vmcs: Vmcs, origin: Origin) -> ExitFields:
     """The exit-information fields as software may rely on them, the undefined ones as POISON.
 
-    *reason* is the basic reason that the fields other than reason and qualification stem from: after a
-    failed entry that is the exit before.
+    *origin* is the exit that the fields other than reason and qualification stem from: after a failed entry
+    the last one of the same VMCS before.
     Source: SDM, "VM-Exit Information Fields"; the table of ``docs/SOURCES.md`` on undefined fields.
     """
+    reason, pin_based = origin
     interruption = vmcs[EXIT_INTR_INFO]
     vectoring = vmcs[IDT_VECTORING_INFO]
     qualification = vmcs[EXIT_QUALIFICATION]
@@ -212,7 +218,7 @@ def exit_fields(vmcs: Vmcs, reason: int) -> ExitFields:
     error_code = vmcs[EXIT_INTR_ERROR_CODE] if interruption & ERROR_CODE_VALID else POISON
     vectoring_error = vmcs[IDT_VECTORING_ERROR_CODE] if vectoring & ERROR_CODE_VALID else POISON
     if (interruption | qualification) & NMI_UNBLOCKING_BY_IRET and not nmi_unblocking_defined(
-        vmcs, interruption, vectoring
+        pin_based, interruption, vectoring
     ):
         interruption &= ~NMI_UNBLOCKING_BY_IRET
         if reason == EPT_VIOLATION or reason == PML_FULL:

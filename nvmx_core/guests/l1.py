@@ -21,7 +21,9 @@ from nvmx_core.arch.exits import (
     FAILED_ENTRY,
     INSTRUCTION_EXITS,
     KVM_VECTORING_EXPECTED,
+    NO_EXIT,
     PML_FULL,
+    Origin,
     exit_fields,
 )
 from nvmx_core.arch.fields import (
@@ -39,6 +41,7 @@ from nvmx_core.arch.fields import (
     GUEST_RSP,
     GUEST_SS_DPL,
     LAUNCH_STATE,
+    PIN_BASED,
     SECONDARY,
     Vmcs,
 )
@@ -80,10 +83,10 @@ class L1:
     __slots__ = (
         "has_current",
         "in_mov_ss_shadow",
-        "info_reason",
         "initial",
         "journal",
         "memory",
+        "origins",
         "owed_reason",
         "regions",
         "vmcs",
@@ -97,7 +100,7 @@ class L1:
         self.regions: list[Vmcs] = [self.vmcs]
         self.has_current: bool = True
         self.in_mov_ss_shadow: bool = False
-        self.info_reason: int = NOTHING_OWED
+        self.origins: list[Origin] = [NO_EXIT]
         self.owed_reason: int = NOTHING_OWED
 
     def ask_for_highest_virtual_interrupt(self) -> None:
@@ -116,7 +119,15 @@ class L1:
         """VMCS region 0 or 1; the second one comes into being when it is first named."""
         if number and len(self.regions) == 1:
             self.regions.append(self.initial[:])
+            self.origins.append(NO_EXIT)
         return self.regions[number]
+
+    def _current(self) -> int:
+        return 0 if self.vmcs is self.regions[0] else 1
+
+    def origin(self) -> Origin:
+        """The exit that the exit information of the current VMCS stems from."""
+        return self.origins[self._current()]
 
     def vmptrld(self, number: int) -> None:
         """Make a region current."""
@@ -145,14 +156,15 @@ class L1:
     def observe_exit(self, cr2: int, dr6: int) -> None:
         """Read the exit of the current VMCS into the journal, then make KVM's own check of it."""
         vmcs = self.vmcs
+        current = self._current()
         reason = vmcs[EXIT_REASON] & BASIC_REASON_MASK
         failed = vmcs[EXIT_REASON] & FAILED_ENTRY != 0
         if not failed:
-            self.info_reason = reason
+            self.origins[current] = reason, vmcs[PIN_BASED]
         (
             full_reason, qualification, interruption, error_code, vectoring, vectoring_error,
             length, linear, physical,
-        ) = exit_fields(vmcs, self.info_reason)  # fmt: skip
+        ) = exit_fields(vmcs, self.origins[current])  # fmt: skip
         rflags = vmcs[GUEST_RFLAGS]
         if rflags & RFLAGS_RF and not _rf_is_defined(reason, interruption, vectoring):
             rflags &= ~RFLAGS_RF

@@ -229,7 +229,7 @@ def _iret_unblocked_nmi(vmcs: Vmcs, reason: int, interruption: int) -> bool:
         unblocked = vmcs[EXIT_QUALIFICATION] & NMI_UNBLOCKING_BY_IRET != 0
     else:
         unblocked = interruption & NMI_UNBLOCKING_BY_IRET != 0
-    return unblocked and nmi_unblocking_defined(vmcs, interruption, 0)
+    return unblocked and nmi_unblocking_defined(vmcs[PIN_BASED], interruption, 0)
 
 
 def _write_injection(vmcs: Vmcs, info: int, error_code: int) -> None:

@@ -77,12 +77,15 @@ QUALIFICATION, INTERRUPTION, ERROR_CODE, VECTORING, VECTORING_ERROR, LENGTH, LIN
 )
 
 
+VIRTUAL_NMIS = PIN_NMI_EXITING | PIN_VIRTUAL_NMIS
+
+
 def exit_vmcs(
     reason: int, interruption: int = 0, vectoring: int = 0, qualification: int = 0
 ) -> Vmcs:
     """A VMCS after an exit in which every other exit field holds something."""
     vmcs = [0] * FIELD_COUNT
-    vmcs[PIN_BASED] = PIN_NMI_EXITING | PIN_VIRTUAL_NMIS
+    vmcs[PIN_BASED] = VIRTUAL_NMIS
     vmcs[EXIT_REASON] = reason
     vmcs[EXIT_QUALIFICATION] = qualification
     vmcs[EXIT_INTR_INFO] = interruption
@@ -153,14 +156,16 @@ def test_x9_soft_types_are_4_5_6(info: int, soft: bool) -> None:
 
 
 def test_x6_error_codes_need_their_bit() -> None:
-    with_codes = exit_fields(exit_vmcs(EXCEPTION_NMI, GP_INFO, GP_INFO), EXCEPTION_NMI)
+    with_codes = exit_fields(
+        exit_vmcs(EXCEPTION_NMI, GP_INFO, GP_INFO), (EXCEPTION_NMI, VIRTUAL_NMIS)
+    )
     assert (with_codes[ERROR_CODE], with_codes[VECTORING_ERROR]) == (0x11, 0x22)
-    without = exit_fields(exit_vmcs(EXCEPTION_NMI, DB_INFO, DB_INFO), EXCEPTION_NMI)
+    without = exit_fields(exit_vmcs(EXCEPTION_NMI, DB_INFO, DB_INFO), (EXCEPTION_NMI, VIRTUAL_NMIS))
     assert (without[ERROR_CODE], without[VECTORING_ERROR]) == (POISON, POISON)
 
 
 def test_x6_invalid_words_have_no_other_bits() -> None:
-    fields = exit_fields(exit_vmcs(CPUID_EXIT, 0x7FFFFFFF, 0x7FFFFFFF), CPUID_EXIT)
+    fields = exit_fields(exit_vmcs(CPUID_EXIT, 0x7FFFFFFF, 0x7FFFFFFF), (CPUID_EXIT, VIRTUAL_NMIS))
     assert fields[INTERRUPTION] == fields[VECTORING] == 0
 
 
@@ -182,34 +187,48 @@ def test_x6_invalid_words_have_no_other_bits() -> None:
 def test_x9_when_the_instruction_length_is_defined(
     reason: int, interruption: int, vectoring: int, defined: bool
 ) -> None:
-    fields = exit_fields(exit_vmcs(reason, interruption, vectoring), reason)
+    fields = exit_fields(exit_vmcs(reason, interruption, vectoring), (reason, VIRTUAL_NMIS))
     assert fields[LENGTH] == (3 if defined else POISON)
 
 
 def test_addresses_belong_to_ept_exits() -> None:
     violation = exit_vmcs(EPT_VIOLATION, qualification=EPT_LINEAR_VALID)
-    assert exit_fields(violation, EPT_VIOLATION)[LINEAR:] == (0x1000, 0x2000)
+    assert exit_fields(violation, (EPT_VIOLATION, VIRTUAL_NMIS))[LINEAR:] == (0x1000, 0x2000)
     without_linear = exit_vmcs(EPT_VIOLATION)
-    assert exit_fields(without_linear, EPT_VIOLATION)[LINEAR:] == (POISON, 0x2000)
-    assert exit_fields(exit_vmcs(EPT_MISCONFIG), EPT_MISCONFIG)[LINEAR:] == (POISON, 0x2000)
-    assert exit_fields(exit_vmcs(CPUID_EXIT), CPUID_EXIT)[LINEAR:] == (POISON, POISON)
+    assert exit_fields(without_linear, (EPT_VIOLATION, VIRTUAL_NMIS))[LINEAR:] == (POISON, 0x2000)
+    assert exit_fields(exit_vmcs(EPT_MISCONFIG), (EPT_MISCONFIG, VIRTUAL_NMIS))[LINEAR:] == (
+        POISON,
+        0x2000,
+    )
+    assert exit_fields(exit_vmcs(CPUID_EXIT), (CPUID_EXIT, VIRTUAL_NMIS))[LINEAR:] == (
+        POISON,
+        POISON,
+    )
 
 
 def test_x12_when_nmi_unblocking_is_defined() -> None:
-    vmcs = exit_vmcs(EXCEPTION_NMI)
-    assert nmi_unblocking_defined(vmcs, GP_INFO, 0)
-    assert not nmi_unblocking_defined(vmcs, GP_INFO, NMI_INFO)
-    assert not nmi_unblocking_defined(vmcs, DOUBLE_FAULT_INFO, 0)
+    assert nmi_unblocking_defined(VIRTUAL_NMIS, GP_INFO, 0)
+    assert not nmi_unblocking_defined(VIRTUAL_NMIS, GP_INFO, NMI_INFO)
+    assert not nmi_unblocking_defined(VIRTUAL_NMIS, DOUBLE_FAULT_INFO, 0)
+    assert not nmi_unblocking_defined(PIN_NMI_EXITING, GP_INFO, 0)
+    assert nmi_unblocking_defined(0, GP_INFO, 0)
+
+
+def test_x12_the_controls_of_then_decide_and_not_those_of_now() -> None:
+    bit = NMI_UNBLOCKING_BY_IRET
+    vmcs = exit_vmcs(INVALID_STATE | FAILED_ENTRY, GP_INFO | bit)
+    vmcs[PIN_BASED] = VIRTUAL_NMIS
+    assert exit_fields(vmcs, (EXCEPTION_NMI, PIN_NMI_EXITING))[INTERRUPTION] == GP_INFO
     vmcs[PIN_BASED] = PIN_NMI_EXITING
-    assert not nmi_unblocking_defined(vmcs, GP_INFO, 0)
-    vmcs[PIN_BASED] = 0
-    assert nmi_unblocking_defined(vmcs, GP_INFO, 0)
+    assert exit_fields(vmcs, (EXCEPTION_NMI, VIRTUAL_NMIS))[INTERRUPTION] == GP_INFO | bit
 
 
 def test_x12_an_undefined_bit_is_not_shown() -> None:
     bit = NMI_UNBLOCKING_BY_IRET
-    shown = exit_fields(exit_vmcs(EXCEPTION_NMI, GP_INFO | bit), EXCEPTION_NMI)
-    hidden = exit_fields(exit_vmcs(EXCEPTION_NMI, GP_INFO | bit, NMI_INFO), EXCEPTION_NMI)
+    shown = exit_fields(exit_vmcs(EXCEPTION_NMI, GP_INFO | bit), (EXCEPTION_NMI, VIRTUAL_NMIS))
+    hidden = exit_fields(
+        exit_vmcs(EXCEPTION_NMI, GP_INFO | bit, NMI_INFO), (EXCEPTION_NMI, VIRTUAL_NMIS)
+    )
     assert shown[INTERRUPTION] == GP_INFO | bit
     assert hidden[INTERRUPTION] == GP_INFO
 
@@ -219,18 +238,18 @@ def test_x12_the_same_in_the_qualification_of_memory_exits(vectoring: int, shown
     bit = NMI_UNBLOCKING_BY_IRET
     for reason in (EPT_VIOLATION, PML_FULL):
         vmcs = exit_vmcs(reason, vectoring=vectoring, qualification=bit)
-        assert exit_fields(vmcs, reason)[QUALIFICATION] == (bit if shown else 0)
+        assert exit_fields(vmcs, (reason, VIRTUAL_NMIS))[QUALIFICATION] == (bit if shown else 0)
 
 
 def test_x12_bit_12_of_other_qualifications_is_their_own() -> None:
     vmcs = exit_vmcs(APIC_ACCESS, vectoring=NMI_INFO, qualification=3 << 12)
-    assert exit_fields(vmcs, APIC_ACCESS)[QUALIFICATION] == 3 << 12
+    assert exit_fields(vmcs, (APIC_ACCESS, VIRTUAL_NMIS))[QUALIFICATION] == 3 << 12
 
 
 def test_e0_a_failed_entry_shows_the_fields_of_the_exit_before() -> None:
     """Reason and qualification are new; what they overwrote decides what else is defined."""
     vmcs = exit_vmcs(INVALID_STATE | FAILED_ENTRY)
-    fields = exit_fields(vmcs, CPUID_EXIT)
+    fields = exit_fields(vmcs, (CPUID_EXIT, VIRTUAL_NMIS))
     assert fields[0] == INVALID_STATE | FAILED_ENTRY
     assert fields[LENGTH] == 3
 

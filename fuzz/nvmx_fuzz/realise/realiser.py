@@ -167,9 +167,7 @@ class Recorder(ArrivalRecorder):
         self.script.append(self.enter_operation)
         l1, checker = self.l1, self.cpu.checker
         self.entries.append(
-            Entry(
-                self._broken_rule(), tuple(l1.vmcs), self.memory.vtpr, checker.caps, l1.info_reason
-            )
+            Entry(self._broken_rule(), tuple(l1.vmcs), self.memory.vtpr, checker.caps, l1.origin())
         )
         self.entered = True
         real = self._region()
