@@ -99,6 +99,26 @@ def test_a_window_makes_active_where_l1_has_asked_for_one(kernel: tuple[int, int
     assert out_of_hlt(NMI_WINDOW, asked, kernel) == "window makes active"
 
 
+def test_an_injected_mtf_exit_makes_active_and_no_exit_behind_it() -> None:
+    for reason, name in ((MONITOR_TRAP_FLAG, "window makes active"), (PREEMPTION_TIMER, "")):
+        bare, other = exit_of(reason, activity=HLT), exit_of(reason)
+        assert name_of(bare, other, entry(activity=HLT), MTF) == name
+    assert out_of_hlt(MONITOR_TRAP_FLAG, entry(activity=HLT), (6, 1)) == ""
+
+
+def test_hlt_with_a_single_step_is_accepted_unless_a_shadow_asks_for_it_too() -> None:
+    """G9 asks for it in HLT and under a shadow; KVM enters as active, and leaves it to the processor."""
+    bare = exit_of(FAILED_ENTRY | INVALID_STATE, activity=HLT)
+    other = record(DELIVER, vector=13, return_rip=CODE)
+    steps = "L1 vmwrite GUEST_ACTIVITY 0x1\nL1 inject hardware-exception #GP\n"
+    stepping = f"config single-step=on\n{steps}"
+    name = "res8: inactive state accepted"
+    assert name_of(bare, other, entry_of(steps)) == name
+    assert name_of(bare, other, entry_of(stepping)) == name
+    shadow = f"{stepping}L1 vmwrite GUEST_INTERRUPTIBILITY 0x1\n"
+    assert name_of(bare, other, entry_of(shadow)) == ""
+
+
 def test_what_is_pending_makes_active_since_6_12() -> None:
     of = entry(activity=HLT)
     assert out_of_hlt(INIT_SIGNAL, of, (6, 1)) == ""
@@ -167,6 +187,7 @@ def test_a_stale_length_is_one_of_an_instruction(behind: int, name: str) -> None
 def test_an_mtf_exit_before_init_needs_the_monitor_trap_flag() -> None:
     bare, other = exit_of(INIT_SIGNAL), exit_of(MONITOR_TRAP_FLAG)
     assert name_of(bare, other, entry(cpu=CPU_MONITOR_TRAP_FLAG), IRQ) == "MTF exit before INIT"
+    assert name_of(bare, other, entry(), MTF) == "MTF exit before INIT"
     assert name_of(bare, other, entry(), IRQ) == ""
 
 
@@ -223,6 +244,8 @@ def test_a_restore_that_loses_pdptes_faults_with_the_fetch() -> None:
     name, bare = "PDPTEs lost by a restore", exit_of(VMCALL_EXIT)
     fetch = exit_of(EXCEPTION_NMI, interruption_info=PF_INFO, qualification=CODE)
     assert name_of(bare, fetch, saved) == name
+    across = exit_of(EXCEPTION_NMI, interruption_info=PF_INFO, qualification=CODE + 6)
+    assert name_of(bare, across, saved) == name
     gate = exit_of(EXCEPTION_NMI, interruption_info=PF_INFO, qualification=IDT)
     assert name_of(bare, gate, saved) == ""
     in_delivery = exit_of(

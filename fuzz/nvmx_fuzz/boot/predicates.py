@@ -20,7 +20,6 @@ from nvmx_core.arch.events import (
     NMI,
     NMI_UNBLOCKING_BY_IRET,
     OF,
-    OTHER_EVENT,
     PRIVILEGED_SOFTWARE_EXCEPTION,
     SOFTWARE_EXCEPTION,
     SOFTWARE_INTERRUPT,
@@ -69,6 +68,7 @@ from nvmx_fuzz.boot.reading_differences import (
     first_of_the_entry,
     goes_on,
     handler_of,
+    injects_mtf,
     records_since_entry,
 )
 from nvmx_fuzz.compare import Difference
@@ -115,8 +115,7 @@ def shadow_lost_by_an_injected_mtf(found: Difference) -> bool:
     name = "interruptibility"
     lost = field(found.bare, name) & ~field(found.other, name)
     return (
-        bool(found.injected & VALID)
-        and event_of(found.injected)[0] == OTHER_EVENT
+        injects_mtf(found)
         and is_exit(found.bare, MONITOR_TRAP_FLAG)
         and first_of_the_entry(found)
         and found.fields() == (name,)

@@ -9,7 +9,7 @@ from nvmx_core.arch.controls import (
     PIN_VIRTUAL_NMIS,
     SECONDARY_EPT,
 )
-from nvmx_core.arch.events import BP, DB, DF, HARDWARE_EXCEPTION, NMI, OF, OTHER_EVENT, PF, VALID
+from nvmx_core.arch.events import BP, DB, DF, HARDWARE_EXCEPTION, NMI, OF, PF, VALID
 from nvmx_core.arch.exits import (
     EXCEPTION_NMI,
     EXTERNAL_INTERRUPT_EXIT,
@@ -53,7 +53,13 @@ from nvmx_core.journal import (
 from nvmx_core.scenario.steps import LOWEST_VECTOR
 from nvmx_fuzz.bochs.predicates import field, is_exit
 from nvmx_fuzz.boot.predicates import INT1, NMI_VECTOR, SOFT_TYPES
-from nvmx_fuzz.boot.reading_differences import event_of, first_of_the_entry, goes_on, handler_of
+from nvmx_fuzz.boot.reading_differences import (
+    event_of,
+    first_of_the_entry,
+    goes_on,
+    handler_of,
+    injects_mtf,
+)
 from nvmx_fuzz.compare import Difference
 
 _WITHOUT_NMI: Final = ((END,), (L1_ENTRY,), (L1_INTERRUPT,), (SMM_ENTRY,))
@@ -143,7 +149,7 @@ def pdptes_lost_by_a_restore(found: Difference) -> bool:
     if met.saved_at < 0 or found.entry.vmcs[SECONDARY] & SECONDARY_EPT:
         return False
     kind, vector = event_of(field(found.other, "interruption info"))
-    can_be = field(found.other, "qualification") == field(found.other, "rip")
+    can_be = field(found.other, "qualification") >> 12 == field(found.other, "rip") >> 12
     can_be |= field(found.other, "IDT-vectoring info") & VALID != 0
     faults = is_exit(found.other, EXCEPTION_NMI) and kind == HARDWARE_EXCEPTION
     faults &= vector == DF or (vector == PF and can_be)
@@ -187,11 +193,12 @@ def _handler_in_which_l2_stands(behind: tuple[Record, ...]) -> int:
 
 
 def mtf_exit_before_init(found: Difference) -> bool:
-    """An INIT comes with an injection and the monitor trap flag, whose exit is first."""
+    """An INIT comes with an injection and the monitor trap flag, or an injected MTF exit, which is first."""
+    owed = bool(found.entry.vmcs[CPU_BASED] & CPU_MONITOR_TRAP_FLAG)
     return (
         is_exit(found.bare, INIT_SIGNAL)
         and is_exit(found.other, MONITOR_TRAP_FLAG)
-        and bool(found.entry.vmcs[CPU_BASED] & CPU_MONITOR_TRAP_FLAG)
+        and (owed or injects_mtf(found))
         and found.fields() == ("reason",)
     )
 
@@ -275,10 +282,8 @@ def rsm_is_an_instruction_of_l2(found: Difference) -> bool:
 
 def injected_mtf_lost(found: Difference) -> bool:
     """L1 injects an MTF exit, and L2 goes on instead."""
-    kind, _vector = event_of(found.injected)
     return (
-        bool(found.injected & VALID)
-        and kind == OTHER_EVENT
+        injects_mtf(found)
         and first_of_the_entry(found)
         and is_exit(found.bare, MONITOR_TRAP_FLAG)
         and not is_exit(found.other, MONITOR_TRAP_FLAG)

@@ -1,6 +1,6 @@
 """What the predicates on differences ask of records and of what came before."""
 
-from nvmx_core.arch.events import TYPE_MASK, TYPE_SHIFT, VECTOR_MASK
+from nvmx_core.arch.events import OTHER_EVENT, TYPE_MASK, TYPE_SHIFT, VALID, VECTOR_MASK
 from nvmx_core.arch.exits import INVALID_STATE, TRIPLE_FAULT
 from nvmx_core.guests.memory import HANDLER_BASE, HANDLER_SHIFT
 from nvmx_core.journal import DELIVER, END, EXIT, L1_ENTRY, L1_INTERRUPT, Record
@@ -11,6 +11,11 @@ from nvmx_fuzz.compare import Difference
 def event_of(info: int) -> tuple[int, int]:
     """Type and vector of an interruption word."""
     return (info & TYPE_MASK) >> TYPE_SHIFT, info & VECTOR_MASK
+
+
+def injects_mtf(found: Difference) -> bool:
+    """Whether L1 injects a pending MTF exit with the entry."""
+    return bool(found.injected & VALID) and event_of(found.injected)[0] == OTHER_EVENT
 
 
 def records_since_entry(found: Difference) -> tuple[Record, ...]:

@@ -220,8 +220,8 @@ OF_KVM: Final[tuple[Listed, ...]] = (
     Listed(
         "window makes active", KVM, ("Y4",), KVM_WRONG,
         "The activity state is saved as it was before the exit (SDM: Saving Non-Register State). KVM enters "
-        "L2 as active when a window is asked for, and saves what it entered with (nested_vmx_run, "
-        "sync_vmcs02_to_vmcs12).",
+        "L2 as active when a window is asked for, or a pending MTF exit injected, and saves what it entered "
+        "with (nested_vmx_run, sync_vmcs02_to_vmcs12).",
         "corpus/nested_events/nmi-window-wakes-halted-l2.scn", window_makes_active, "F5",
     ),
     Listed(
