@@ -154,7 +154,9 @@ def compare_jobs(turns: int, bugs: Sequence[str]) -> Iterator[JobsRow]:
     found = _taken(turns, start, FIXED, features=FEATURES)
     yield from _rows(f"seconds to {FEATURES} features", [_times(turn) for turn in found])
     each = [_taken(turns * _FIND_TURNS, start, bug) for bug in bugs]
-    yield from _rows("seconds to a finding", [_times(turn) for bug in each for turn in bug])
+    times = [[_times(turn) for turn in bug] for bug in each]
+    rows = list(_rows("seconds to a finding", [turn for bug in times for turn in bug]))
+    yield from (*rows, _of_pairs(rows[0], [[turn[SETTINGS[0]] for turn in bug] for bug in times]))
 
 
 Taken = dict[Setting, Turn]
@@ -196,6 +198,26 @@ def _rows(goal: str, taken: list[Values], *, is_rate: bool = False) -> Iterator[
     for setting, values in means.items():
         ratios = (a / b if is_rate else b / a for a, b in zip(values, ones, strict=True))
         yield JobsRow(goal, str(setting), values, _three(ratios))
+
+
+def _of_pairs(ones: JobsRow, bugs: list[list[tuple[float, float, float]]]) -> JobsRow:
+    """What two searches of one job come to that know nothing of each other, each on a machine of its own.
+
+    It is what chance leaves of a second job, and known better than the searches of two jobs tell: of N
+    searches there are N * (N - 1) / 2 pairs.
+    """
+    sooner = [_three(map(sooner_of_two, zip(*bug, strict=True))) for bug in bugs]
+    values = _means(sooner)
+    ratios = (one / value for one, value in zip(ones.values, values, strict=True))
+    return JobsRow(ones.goal, "1 job, sooner of two", values, _three(ratios))
+
+
+def sooner_of_two(values: Iterable[float]) -> float:
+    """The mean, over all pairs of *values*, of the smaller one; *values* are two or more."""
+    ordered = sorted(values)
+    behind = range(len(ordered) - 1, -1, -1)
+    pairs = len(ordered) * (len(ordered) - 1) / 2
+    return sum(value * number for value, number in zip(ordered, behind, strict=True)) / pairs
 
 
 def _means(rows: list[tuple[float, float, float]]) -> tuple[float, float, float]:

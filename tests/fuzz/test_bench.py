@@ -1,11 +1,12 @@
 """The parts of the benches that are no measurement: sizes, settings, tables."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from nvmx_fuzz import bench_find, bench_settings, hunt, power
+from nvmx_fuzz import bench_find, bench_jobs, bench_settings, hunt, power
 from nvmx_fuzz.bench_scale import LENGTHS, Row, scenarios_of
 
 
@@ -100,3 +101,9 @@ def test_power_refuses_what_is_no_record(
     (tmp_path / "other").write_text("{}\n")
     assert power.main(str(tmp_path / "other")) == 2
     assert "is no record of a hunt" in capsys.readouterr().err
+
+
+def test_the_sooner_of_two_searches_is_the_mean_over_all_pairs() -> None:
+    values = [5.0, 1.0, 9.0, 2.0]
+    pairs = [min(a, b) for a, b in combinations(values, 2)]
+    assert bench_jobs.sooner_of_two(values) == pytest.approx(sum(pairs) / len(pairs))
