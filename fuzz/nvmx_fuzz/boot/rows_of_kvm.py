@@ -266,9 +266,10 @@ OF_KVM: Final[tuple[Listed, ...]] = (
         event_in_wait_for_sipi, "F16",
     ),
     Listed(
-        "INIT lost in wait-for-SIPI", KVM, ("O12", "P5"), KVM_WRONG,
-        "Wait-for-SIPI blocks an INIT, which exits from the next state that does not (SDM: Other Causes of "
-        "VM Exits). KVM drops it (vmx_check_nested_events).",
+        "INIT lost in wait-for-SIPI", KVM, ("O12", "P5"), BOTH_ALLOWED,
+        "Wait-for-SIPI blocks an INIT (SDM: Other Causes of VM Exits). Whether it is kept, and exits from "
+        "the next state that does not block it, the manual does not say; in the model it does. KVM drops it "
+        "(vmx_check_nested_events).",
         "L1 vmwrite GUEST_ACTIVITY 0x3 / outside init at-entry / L1 enter / outside sipi 0x10 / L1 enter",
         init_lost_in_wait_for_sipi, "F17",
     ),
