@@ -1,5 +1,6 @@
 """The machine `kvm`, and a disc below QEMU, on a host inside Bochs: what is on it, and that it runs."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from nvmx_fuzz.boot.host_in_bochs import QEMU, run_host
 from nvmx_fuzz.boot.iso import MissingToolError
 from nvmx_fuzz.boot.linux import folders_of
 from nvmx_fuzz.boot.wire import whole_lines
+from nvmx_fuzz.codec import encode
 from nvmx_fuzz.core_choice import ROOT
+from nvmx_fuzz.scenario_files import load
 
 SCENARIO = str(ROOT / "corpus/nested_events/interrupt-window-before-pending-interrupt.scn")
 
@@ -46,6 +49,11 @@ def test_what_both_have_printed_is_told_apart(monkeypatch: pytest.MonkeyPatch) -
         ("", "does not start", "the host in Bochs does not start"),
         ("%= compare\n", "hangs", "the host in Bochs hangs"),
         ("%= compare\n%. compare 0\n%. all\n", "", "qemu said nothing"),
+        (
+            "%= compare\n%. compare 0\n%= qemu\nno KVM\n%. qemu 1\n%. all\n",
+            "",
+            "QEMU ends with status 1 .* no KVM",
+        ),
     ],
 )
 def test_a_host_that_does_not_come_to_its_end_is_an_error(
@@ -56,12 +64,41 @@ def test_a_host_that_does_not_come_to_its_end_is_an_error(
         run_host([SCENARIO])
 
 
+def test_each_scenario_is_read_once_and_goes_there_as_text(tmp_path: Path) -> None:
+    content = encode(load(SCENARIO).scenario)
+    found = tmp_path / "crash-1"
+    found.write_bytes(content)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (name,) = host_in_bochs._scenarios([str(found)], folder)
+    assert name.endswith(".scn")
+    assert encode(load(name).scenario) == content
+
+
+def test_libraries_are_found_in_folders_with_blanks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, program = tmp_path / "my libs" / "libx.so", tmp_path / "program"
+    library.parent.mkdir()
+    library.write_bytes(b"x")
+    program.write_bytes(b"p")
+    said = f"{tmp_path}/my libs/y.so:\n\tlibx.so => {library} (0x00007f)\n\tlinux-vdso.so.1 (0x00007f)\n"
+    done = subprocess.CompletedProcess([], 0, said, "")
+    monkeypatch.setattr(subprocess, "run", lambda *_args, **_more: done)
+    found = host_in_bochs._with_libraries({}, program)
+    assert found == {str(library).lstrip("/"): b"x", str(program).lstrip("/"): b"p"}
+    done.stdout = "\tlibz.so => not found\n"
+    with pytest.raises(MissingToolError, match=r"libz\.so is not found"):
+        host_in_bochs._with_libraries({}, program)
+
+
 def test_a_host_inside_bochs_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vendor = tmp_path / "bios_vendor"
     monkeypatch.setattr(host, "BIOS_VENDOR", vendor)
     assert not host.is_in_bochs()
-    vendor.write_text("SeaBIOS\n")
-    assert not host.is_in_bochs()
+    for other in ("SeaBIOS\n", "Bochs\n"):  # the second is that of an old QEMU
+        vendor.write_text(other)
+        assert not host.is_in_bochs()
     vendor.write_text("The Bochs Project\n")
     assert host.is_in_bochs()
 

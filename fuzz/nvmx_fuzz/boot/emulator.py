@@ -16,8 +16,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import termios
 import time
 import tty
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -237,9 +239,10 @@ class _Machine:
         self._said = said[-_SCREEN_LINE_MAX:]
         found = _SCREEN.search(said)
         if found:
-            screen = os.open(found[1], os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
-            self._terminals.append(screen)
-            tty.setraw(screen)  # what waits for the end of a line there would fill it too
+            with suppress(OSError, termios.error):  # it has died in the meantime
+                screen = os.open(found[1], os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+                self._terminals.append(screen)
+                tty.setraw(screen)  # what waits for the end of a line there would fill it too
 
     def _text(self) -> str:
         try:

@@ -5,6 +5,7 @@ no processor has VMX, both are tried here: the kernel that `kvm-bochs` boots, an
 program and QEMU, each as it is installed. It is slow: every instruction of Python is emulated.
 """
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -15,8 +16,9 @@ from typing import Final, NamedTuple
 
 import click
 
+from nvmx_core.scenario.text import format_scenario
 from nvmx_fuzz import module_command
-from nvmx_fuzz.boot.batch import BootError
+from nvmx_fuzz.boot.batch import BootError, last_words
 from nvmx_fuzz.boot.emulator import Settings, run_disc
 from nvmx_fuzz.boot.export import image_of
 from nvmx_fuzz.boot.iso import MissingToolError
@@ -25,6 +27,8 @@ from nvmx_fuzz.core_choice import ROOT
 from nvmx_fuzz.corpus_files import files_of
 from nvmx_fuzz.files import BadFile
 from nvmx_fuzz.outcomes import UnavailableError
+from nvmx_fuzz.scenario_files import load
+from nvmx_fuzz.wording import printable
 
 QEMU: Final = Path("/usr/bin/qemu-system-x86_64")
 FIRMWARE: Final = (Path("/usr/share/seabios/bios-256k.bin"), Path("/usr/share/qemu/kvmvapic.bin"))
@@ -38,9 +42,11 @@ _LEFT_OUT: Final = frozenset(
 """Of Python's library: what no program needs that runs there."""
 _PROBE: Final = (
     "import sys; import nvmx_fuzz.cli_compare, nvmx_fuzz.cli_options, nvmx_fuzz.boot.machine\n"
-    "print(*(name.partition('.')[0] for name in sys.modules))"
+    "print(*filter(None, (getattr(module, '__file__', '') for module in sys.modules.values())), sep='\\n')"
 )
-"""Asks which packages beside our own the command loads."""
+"""Asks which files the command loads, those of other packages among them."""
+_LINKED: Final = re.compile(r"(?:=> |^\t)(/.+?) \(0x", re.MULTILINE)
+_NOT_LINKED: Final = re.compile(r"^\t(.+?) => not found", re.MULTILINE)
 
 _HOME: Final = "nvmx-fuzz"
 _PACKAGES: Final = "packages"
@@ -73,7 +79,7 @@ class Said(NamedTuple):
 def run_host(files: Sequence[str]) -> tuple[Said, Said]:
     """Boot the host; what `compare --machine kvm` prints there for *files*, and what the serial port of QEMU.
 
-    Raises: UnavailableError, BadFile.
+    *files* are scenarios in text form. Raises: UnavailableError, BadFile.
     """
     disc, _names, _refused = image_of(files, is_disc=True)
     contents = {
@@ -89,7 +95,12 @@ def run_host(files: Sequence[str]) -> tuple[Said, Said]:
     if ended.reason:
         raise BootError(f"the host in Bochs {ended.reason}")
     text = ended.text.replace("\r", "")
-    return _said(text, "compare"), _said(text, "qemu")
+    compared, shown = _said(text, "compare"), _said(text, "qemu")
+    if shown.status:
+        raise BootError(
+            f"QEMU ends with status {shown.status} on the host in Bochs; {last_words(shown.text)}"
+        )
+    return compared, shown
 
 
 def _said(text: str, name: str) -> Said:
@@ -111,11 +122,14 @@ def _python() -> dict[str, bytes]:
     library = Path(sysconfig.get_path("stdlib"))
     packages = Path(sysconfig.get_path("purelib"))
     files = {str(path): path for path in _files_below(library)}
-    loaded = subprocess.run(
-        [sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True
-    )
-    for name in sorted(set(loaded.stdout.split()) - {"nvmx_fuzz", "nvmx_core"}):
-        for path in _files_below(packages / name):
+    probe = [sys.executable, "-c", _PROBE]
+    loaded = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if loaded.returncode:
+        raise MissingToolError(f"{printable(loaded.stderr.strip().splitlines()[-1])}")
+    paths = [path for path in map(Path, loaded.stdout.splitlines()) if packages in path.parents]
+    for name in sorted({path.relative_to(packages).parts[0] for path in paths}):
+        top = packages / name
+        for path in [top] if top.is_file() else _files_below(top):
             files[f"{_PACKAGES}/{path.relative_to(packages)}"] = path
     return _with_libraries(files, _interpreter())
 
@@ -153,9 +167,10 @@ def _with_libraries(files: dict[str, Path], program: Path) -> dict[str, bytes]:
     done = subprocess.run(
         ["ldd", *map(str, linked)], capture_output=True, text=True, errors="replace", check=False
     )
-    for word in done.stdout.split():
-        if word.startswith("/") and not word.endswith(":"):
-            files[word] = Path(word)
+    lacking = _NOT_LINKED.search(done.stdout)
+    if lacking:
+        raise MissingToolError(f"{printable(lacking[1])} is not found by ldd")
+    files.update((name, Path(name)) for name in _LINKED.findall(done.stdout))
     return {name.lstrip("/"): path.read_bytes() for name, path in files.items()}
 
 
@@ -169,20 +184,26 @@ def main(files: tuple[str, ...]) -> int:
 
     Exit status: the higher one of the two.
     """
-    try:
-        names = _scenarios(files)
-        compared, shown = run_host(names)
-    except (BadFile, UnavailableError) as error:
-        raise click.ClickException(str(error)) from None
-    click.echo("on the host, nvmx-fuzz compare --machine kvm:")
-    click.echo(compared.text.rstrip())
-    click.echo("what QEMU has printed on it, nvmx-fuzz compare --machine kvm-bochs --serial:")
-    sys.stdout.flush()  # the next prints by itself
-    return max(compared.status, _compare_serial(shown.text, names))
+    with tempfile.TemporaryDirectory(prefix="nvmx-fuzz-") as folder:
+        try:
+            names = _scenarios(files, Path(folder))
+            compared, shown = run_host(names)
+        except (BadFile, UnavailableError) as error:
+            raise click.ClickException(str(error)) from None
+        click.echo("on the host, nvmx-fuzz compare --machine kvm:")
+        click.echo(compared.text.rstrip())
+        click.echo("what QEMU has printed on it, nvmx-fuzz compare --machine kvm-bochs --serial:")
+        sys.stdout.flush()  # the next prints by itself
+        return max(compared.status, _compare_serial(shown.text, names))
 
 
-def _scenarios(files: Sequence[str]) -> list[str]:
-    names = files_of(files)
+def _scenarios(files: Sequence[str], folder: Path) -> list[str]:
+    """The scenarios, each read once, as files in text form in *folder*. Raises: BadFile."""
+    names = []
+    for number, name in enumerate(files_of(files)):
+        path = folder / f"{number:03}.scn"
+        path.write_text(format_scenario(load(name).scenario), "utf-8")
+        names.append(str(path))
     if not names:
         raise BadFile(files[0], "holds no scenario")
     return names

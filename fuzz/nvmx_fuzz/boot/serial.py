@@ -15,7 +15,7 @@ from nvmx_fuzz.boot.standalone import Standalone
 from nvmx_fuzz.boot.wire import REFUSALS, whole_lines
 from nvmx_fuzz.codec import decode
 from nvmx_fuzz.files import BadFile, read_file
-from nvmx_fuzz.outcomes import NOT_REALISABLE, Outcome
+from nvmx_fuzz.outcomes import NOT_REALISABLE, MissingError, Outcome
 from nvmx_fuzz.realise.vmcs import NotRealisableError
 
 SIZE_MAX: Final = 256 << 20
@@ -48,6 +48,10 @@ class SerialText:
         if not heads:
             raise BadFile(name, "holds no output of an image")
         ran = BootingMachine(BOOTING[machine]) if machine else None
+        if ran and not ran.is_at_hand:
+            raise MissingError(
+                f"the kernel of {machine} is not known; name its folder with NVMX_KERNEL"
+            )
         read = Capabilities(heads[-1].records[0].values)
         self._capabilities: Final = ran.with_habits(read) if ran else read
         self._naming: Final = ran.naming(self._capabilities) if ran else None
