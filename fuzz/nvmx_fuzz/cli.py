@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 
 from nvmx_fuzz import BAD_INPUT, L0_VARIABLE, OUR_OWN_BUG
 from nvmx_fuzz.core_choice import VARIABLE, NoCompiledCoreError, choose, needs_python
-from nvmx_fuzz.files import BadFile, MissingLibraryError
+from nvmx_fuzz.files import BadFile, MissingLibraryError, file_and_reason
 from nvmx_fuzz.wording import printable
 
 PROGRAM: Final = "nvmx-fuzz"
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_INPUT
     except OSError as error:
         _abandon_output()
-        return _fail(f"{error.filename or 'standard output'}: {(error.strerror or '').lower()}")
+        return _fail(file_and_reason(error))
     except Exception:  # noqa: BLE001 - whatever it is, nobody who calls us must take it for a finding
         traceback.print_exc()
         return _fail("our own bug; please report the lines above", OUR_OWN_BUG)

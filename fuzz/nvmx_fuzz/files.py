@@ -218,3 +218,8 @@ def file_kind(mode: int) -> str:
 def reason_of(error: OSError) -> str:
     """What the system says is wrong, in small letters."""
     return (error.strerror or str(error)).lower()
+
+
+def file_and_reason(error: OSError) -> str:
+    """With which file something is wrong, standard output if it is not told, and what."""
+    return f"{error.filename or 'standard output'}: {reason_of(error)}"

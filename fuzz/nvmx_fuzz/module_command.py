@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from nvmx_fuzz import BAD_INPUT
-from nvmx_fuzz.files import BadFile, reason_of
+from nvmx_fuzz.files import BadFile, file_and_reason
 from nvmx_fuzz.wording import printable
 
 INTERRUPTED: Final = 130
@@ -25,7 +25,6 @@ def run(command: click.Command, name: str) -> int:
     except click.Abort:
         return INTERRUPTED
     except OSError as error:
-        what = printable(str(error.filename or "standard output"))
-        message = f"{name}: {what}: {reason_of(error)}"
+        message = f"{name}: {printable(file_and_reason(error))}"
     sys.stderr.write(f"{message}\n")
     return BAD_INPUT

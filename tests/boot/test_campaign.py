@@ -124,7 +124,17 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     assert path.read_text() == "precious " * 200
 
 
-@pytest.mark.parametrize("option", ["--report", "--predictions"])
+READS = pytest.mark.parametrize("option", ["--report", "--predictions"])
+
+
+def status_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit status of the command with these arguments."""
+    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
+    monkeypatch.setattr("sys.argv", ["campaign", *words])
+    return campaign.run()
+
+
+@READS
 def test_what_only_reads_a_database_makes_none(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,15 +142,13 @@ def test_what_only_reads_a_database_makes_none(
     option: str,
 ) -> None:
     path = tmp_path / "new" / "x.sqlite"
-    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
-    monkeypatch.setattr("sys.argv", ["campaign", option, "--database", str(path)])
-    assert campaign.run() == BAD_INPUT
+    assert status_of(monkeypatch, option, "--database", str(path)) == BAD_INPUT
     says = f"scripts/kvm --campaign: {path}: no such file or directory\n"
     assert capsys.readouterr() == ("", says)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--report", "--predictions"])
+@READS
 def test_what_only_reads_fetches_no_kernel(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -150,9 +158,7 @@ def test_what_only_reads_fetches_no_kernel(
     monkeypatch.setattr(linux, "FOLDER", tmp_path)
     monkeypatch.setattr(linux, "_fetch", lambda _root: pytest.fail("it fetches a kernel"))
     monkeypatch.delenv(linux.KERNEL_VARIABLE, raising=False)
-    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
-    monkeypatch.setattr("sys.argv", ["campaign", option])
-    assert campaign.run() == BAD_INPUT
+    assert status_of(monkeypatch, option) == BAD_INPUT
     assert "no kernel has been fetched yet" in capsys.readouterr().err
 
 
@@ -162,9 +168,7 @@ def test_a_report_reads_a_database_of_whatever_machine(
     path = tmp_path / "x.sqlite"
     JournalBase(path, "kvm-bochs-1.2").close()
     monkeypatch.setattr(linux, "_fetch", lambda _root: pytest.fail("it fetches a kernel"))
-    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
-    monkeypatch.setattr("sys.argv", ["campaign", "--report", "--database", str(path)])
-    assert campaign.run() == 0
+    assert status_of(monkeypatch, "--report", "--database", str(path)) == 0
     assert capsys.readouterr().out == "0 scenarios, batches: 0\n"
 
 

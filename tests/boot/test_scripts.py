@@ -75,7 +75,9 @@ def from_debian(folder: Path, tools: Path, **scripts: str) -> subprocess.Complet
 
 
 NOBODY = "127.0.0.1:1"
-MIRROR = f"[ $1 = indextargets ] && exec echo http://{NOBODY}/debian trixie"
+ARCHIVE = "debian"
+"""What the address of a mirror has to end with."""
+MIRROR = f"[ $1 = indextargets ] && exec echo http://{NOBODY}/{ARCHIVE} trixie"
 
 
 @needs_apt

@@ -57,8 +57,9 @@ class SerialText:
         self._naming: Final = ran.naming(self._capabilities) if ran else None
         self._lines: Final = {line.number: line for line in lines if line.kind == "#"}
         self._name: Final = Path(name).name
-        self._came_to_its_end: Final = any(line.kind == "$" for line in lines)
-        self._ends_with_a_line: Final = any(whole_lines(text.rstrip().splitlines()[-1] + "\n"))
+        came_to_its_end = any(line.kind == "$" for line in lines)
+        self._hung_at: Final = None if came_to_its_end else max(self._lines, default=-1) + 1
+        self._ends_with_a_line: Final = any(whole_lines(text.rstrip().rpartition("\n")[2] + "\n"))
 
     def compare(self, scenarios: Sequence[bytes]) -> Iterator[Outcome]:
         """The outcome of each scenario, numbered as `nvmx-fuzz export` numbers them."""
@@ -82,11 +83,10 @@ class SerialText:
         if expected.realised.script != exported.realised.script:
             return Outcome(NOT_REALISABLE, MADE_FOR_ANOTHER)
         line = self._lines.get(number)
-        hung_at = None if self._came_to_its_end else max(self._lines, default=-1) + 1
-        if hung_at is not None and number > hung_at:
+        if self._hung_at is not None and number > self._hung_at:
             return Outcome(NOT_REALISABLE, NOT_REACHED)
         reason = "" if line else f"has no whole line in {self._name}"
-        if number == hung_at and self._ends_with_a_line:
+        if number == self._hung_at and self._ends_with_a_line:
             reason = HANGS
         return outcome_of(expected, Answer(line, reason), has_rf=self._capabilities.saves_rf)
 
